@@ -1,0 +1,34 @@
+"""Secure split learning for PyTorch: split training, secret-shared averaging, encrypted prediction."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from splitsec.errors import SplitsecError
+
+if TYPE_CHECKING:
+    from splitsec.cut import SplitModel
+    from splitsec.parties import Client, Dealer, Predictions, Server
+    from splitsec.training.data import Part
+    from splitsec.training.messages import Schedule
+
+__version__ = "0.1.0"
+__all__ = ["Client", "Dealer", "Part", "Predictions", "Schedule", "Server", "SplitModel", "SplitsecError"]
+
+# Imported when first used, so that `splitsec --help` need not wait for torch.
+_PLACES = {
+    "Client": "splitsec.parties",
+    "Dealer": "splitsec.parties",
+    "Part": "splitsec.training.data",
+    "Predictions": "splitsec.parties",
+    "Schedule": "splitsec.training.messages",
+    "Server": "splitsec.parties",
+    "SplitModel": "splitsec.cut",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'splitsec' has no attribute '{name}'")
+    return getattr(importlib.import_module(_PLACES[name]), name)

@@ -1,0 +1,79 @@
+"""The errors of splitsec: one small family under `SplitsecError`.
+
+Every message is one line that says what is wrong and what to do. The command line prints that line and exits
+with `exit_code`; a program can catch the base class.
+"""
+
+from __future__ import annotations
+
+
+class SplitsecError(Exception):
+    """Base of all errors that splitsec raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(SplitsecError):
+    """A setting, option or file that cannot be used as given."""
+
+    exit_code = 2
+
+
+class CutError(SplitsecError):
+    """A cut that does not exist or does not separate front from tail."""
+
+    exit_code = 2
+
+
+class UnsupportedLayerError(SplitsecError):
+    """A layer that has no encrypted form."""
+
+    exit_code = 2
+
+
+class RangeError(SplitsecError):
+    """A value that fixed point cannot hold: not finite, or beyond the bound of its layer."""
+
+    exit_code = 3
+
+
+class MessageError(SplitsecError):
+    """A message of the wrong type, shape, dtype or size."""
+
+    exit_code = 4
+
+
+class RefusedError(SplitsecError):
+    """Another party refused a request; the text is the reason it gave."""
+
+    exit_code = 4
+
+
+class AuthenticationError(SplitsecError):
+    """A key that is missing, wrong or unknown to the other side."""
+
+    exit_code = 5
+
+
+class PartyTimeoutError(SplitsecError):
+    """A party that did not answer within the time limit; the text names it."""
+
+    exit_code = 6
+
+
+class AddressError(SplitsecError):
+    """An address that cannot be bound or reached, such as a port in use."""
+
+    exit_code = 7
+
+
+class RandomnessError(SplitsecError):
+    """One-time randomness that would be used twice, out of order, or by the wrong party."""
+
+    exit_code = 8
+
+
+class InsecureProviderError(SplitsecError):
+    """An attempt to use one of CrypTen's own sources of randomness."""
+
+    exit_code = 8

@@ -1,0 +1,1 @@
+"""Starting all parties of a run."""

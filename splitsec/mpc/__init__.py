@@ -1,0 +1,1 @@
+"""The encrypted engine: ring, randomness, dealer, sessions and programs on shares."""

@@ -1,0 +1,255 @@
+"""The one module that touches CrypTen's process-wide state.
+
+CrypTen keeps one communicator, one provider of randomness and one set of generators for the whole process. Here they
+are replaced, once, by stand-ins that forward to the session of the `running` block: CrypTen's functions then talk
+over our sockets and draw on our dealer. What cannot be made safe is refused: CrypTen's own providers (with `TFP` rank 0
+knows all masks), its Mersenne Twister generators, and every function that would put pickle on a wire.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import types
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import torch
+
+from splitsec.errors import InsecureProviderError, MessageError, RandomnessError, UnsupportedLayerError
+from splitsec.mpc.correlations import BinaryTriple, RandomBit, SquarePair, Triple
+from splitsec.mpc.prg import Stream, fresh_seed
+from splitsec.mpc.session import Context
+from splitsec.mpc.truncation import truncate
+
+
+def _import_crypten() -> Any:
+    # CrypTen 0.4.1 registers an ONNX operator through a module that newer torch no longer has. We never go through
+    # ONNX, so a stand-in that registers nothing is enough.
+    name = "torch.onnx.symbolic_registry"
+    if name not in sys.modules:
+        stand_in = types.ModuleType(name)
+        stand_in.register_op = lambda *_args, **_kwargs: None  # type: ignore[attr-defined]
+        sys.modules[name] = stand_in
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import crypten
+        import crypten.mpc.primitives.arithmetic
+        import crypten.mpc.primitives.binary
+    return crypten
+
+
+crypten = _import_crypten()
+_lock = threading.RLock()
+_active: Context | None = None
+PROVIDER = "DEALER"
+
+
+@contextmanager
+def running(context: Context) -> Iterator[None]:
+    """Let CrypTen's functions work in `context` until the block ends; one context a process at a time."""
+    global _active  # noqa: PLW0603
+    with _lock:
+        if _active is not None:
+            raise RandomnessError("another session is running CrypTen in this process; use a process a session")
+        _active = context
+        old_precision = crypten.config.cfg.encoder.precision_bits
+        crypten.config.cfg.encoder.precision_bits = context.precision
+        try:
+            with crypten.no_grad():
+                yield
+        finally:
+            crypten.config.cfg.encoder.precision_bits = old_precision
+            _active = None
+
+
+def _context() -> Context:
+    if _active is None:
+        raise RandomnessError("CrypTen was used outside a splitsec session; wrap the call in a session")
+    return _active
+
+
+def from_share(share: torch.Tensor, precision: int) -> Any:
+    """A CrypTen `MPCTensor` over this party's int64 share with `precision` fractional bits."""
+    return crypten.mpc.MPCTensor.from_shares(share, precision=precision)
+
+
+def share_of(tensor: Any) -> torch.Tensor:
+    """This party's int64 share of a CrypTen `MPCTensor`."""
+    share: torch.Tensor = tensor._tensor.share
+    return share
+
+
+class _Communicator:
+    """CrypTen's `Communicator` over the active session, for two parties."""
+
+    def get_rank(self) -> int:
+        return _context().rank
+
+    def get_world_size(self) -> int:
+        return 2
+
+    def all_reduce(self, tensor: Any, op: Any = None, async_op: bool = False, batched: bool = False) -> Any:
+        mine: list[torch.Tensor] = list(tensor) if batched else [tensor]
+        both = zip(mine, _context().exchange([part.contiguous() for part in mine]), strict=True)
+        xor = op == torch.distributed.ReduceOp.BXOR
+        result = [one ^ other if xor else one + other for one, other in both]
+        return result if batched else result[0]
+
+    def reduce(self, tensor: Any, dst: int, op: Any = None, async_op: bool = False, batched: bool = False) -> Any:
+        mine: list[torch.Tensor] = list(tensor) if batched else [tensor]
+        xor = op == torch.distributed.ReduceOp.BXOR
+        result = []
+        for part in mine:
+            theirs = _context().collect(part.contiguous(), dst)
+            result.append(part if theirs is None else part ^ theirs if xor else part + theirs)
+        if self.get_rank() != dst:
+            return None
+        return result if batched else result[0]
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise UnsupportedLayerError(f"CrypTen's communicator call '{name}' has no secure form here")
+
+
+class _DealerProvider:
+    """CrypTen's `TupleProvider`, served from the active session's plan."""
+
+    NAME = PROVIDER
+
+    def generate_additive_triple(
+        self, size0: Sequence[int], size1: Sequence[int], op: str, device: Any = None, **options: Any
+    ) -> tuple[Any, Any, Any]:
+        known = {name: _as_tuple(options[name]) for name in ("stride", "padding", "dilation") if name in options}
+        unknown = set(options) - {"stride", "padding", "dilation", "groups"}
+        if unknown:
+            raise UnsupportedLayerError(f"{op} with {', '.join(sorted(unknown))} has no encrypted form")
+        dims = {"conv1d": 1, "conv2d": 2, "conv_transpose1d": 1, "conv_transpose2d": 2}.get(op, 1)
+        wanted = Triple(
+            op=op,  # type: ignore[arg-type]
+            left=tuple(size0),
+            right=tuple(size1),
+            stride=_spread(known.get("stride", (1,)), dims),
+            padding=_spread(known.get("padding", (0,)), dims),
+            dilation=_spread(known.get("dilation", (1,)), dims),
+            groups=int(options.get("groups", 1)),
+        )
+        a, b, c = _context().take(wanted)
+        return self._arithmetic(a), self._arithmetic(b), self._arithmetic(c)
+
+    def square(self, size: Sequence[int], device: Any = None) -> tuple[Any, Any]:
+        r, r2 = _context().take(SquarePair(tuple(size)))
+        return self._arithmetic(r), self._arithmetic(r2)
+
+    def generate_binary_triple(
+        self, size0: Sequence[int], size1: Sequence[int], device: Any = None
+    ) -> tuple[Any, Any, Any]:
+        parts = _context().take(BinaryTriple(tuple(size0), tuple(size1)))
+        a, b, c = (crypten.mpc.primitives.BinarySharedTensor.from_shares(part) for part in parts)
+        return a, b, c
+
+    def B2A_rng(self, size: Sequence[int], device: Any = None) -> tuple[Any, Any]:
+        binary, arithmetic = _context().take(RandomBit(tuple(size)))
+        return self._arithmetic(arithmetic), crypten.mpc.primitives.BinarySharedTensor.from_shares(binary)
+
+    def wrap_rng(self, size: Sequence[int], device: Any = None) -> NoReturn:
+        raise UnsupportedLayerError("wrap counting is not used between two parties")
+
+    @staticmethod
+    def _arithmetic(share: torch.Tensor) -> Any:
+        return crypten.mpc.primitives.ArithmeticSharedTensor.from_shares(share, precision=0)
+
+
+class _RefusedProvider:
+    """Stands where CrypTen keeps a provider of its own."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> NoReturn:
+        raise InsecureProviderError(
+            f"CrypTen's provider '{self._name}' is not available under splitsec: with TFP rank 0 draws all masks and "
+            "could open every secret, TTP uses a statistical generator; randomness comes from the splitsec dealer"
+        )
+
+
+class _RefusedGenerators(dict[str, Any]):
+    """Stands where CrypTen keeps its Mersenne Twister generators."""
+
+    def __getitem__(self, key: str) -> NoReturn:
+        raise InsecureProviderError("CrypTen's generators are not cryptographic; splitsec does not use them")
+
+
+def _refuse_generator(*_args: Any, **_kwargs: Any) -> NoReturn:
+    raise InsecureProviderError("CrypTen's generators are not cryptographic; splitsec does not use them")
+
+
+def _zero_shares(size: tuple[Any, ...]) -> torch.Tensor:
+    # Both parties know this mask; it hides an input of one from nobody but the dealer and the wire, and the other
+    # party's share is the mask itself, so it carries nothing of the input.
+    shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else tuple(size)
+    return _context().common(shape)
+
+
+def _arithmetic_zero(*size: Any, device: Any = None) -> Any:
+    mask = _zero_shares(size)
+    share = mask if _context().rank == 0 else -mask
+    return crypten.mpc.primitives.ArithmeticSharedTensor.from_shares(share, precision=0)
+
+
+def _binary_zero(*size: Any, device: Any = None) -> Any:
+    return crypten.mpc.primitives.BinarySharedTensor.from_shares(_zero_shares(size))
+
+
+def _binary_rand(*size: Any, bits: int = 64, device: Any = None) -> Any:
+    # Each party draws its own share of a random number that nobody knows.
+    shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else tuple(size)
+    share = Stream(fresh_seed()).ring(shape)
+    return crypten.mpc.primitives.BinarySharedTensor.from_shares(share & ((1 << bits) - 1) if bits < 64 else share)
+
+
+def _divide(self: Any, divisor: Any) -> Any:
+    if isinstance(divisor, float) and divisor.is_integer():
+        divisor = int(divisor)
+    if isinstance(divisor, int) and divisor > 1 and divisor & (divisor - 1) == 0:
+        self.share = truncate(_context(), self.share, divisor.bit_length() - 1)
+        return self
+    if isinstance(divisor, (int, float)):
+        return self.mul_(torch.tensor([1.0 / divisor], dtype=torch.float64))
+    if torch.is_tensor(divisor):
+        return self.mul_(divisor.double().reciprocal())
+    raise MessageError(f"cannot divide a shared tensor by {type(divisor).__name__}")
+
+
+def _as_tuple(value: Any) -> tuple[int, ...]:
+    return (int(value),) if isinstance(value, int) else tuple(int(part) for part in value)
+
+
+def _spread(value: tuple[int, ...], dims: int) -> tuple[int, ...]:
+    return value * dims if len(value) == 1 else value
+
+
+def _install() -> None:
+    arithmetic = crypten.mpc.primitives.arithmetic.ArithmeticSharedTensor
+    binary = crypten.mpc.primitives.binary.BinarySharedTensor
+    communicator = _Communicator()
+    crypten.communicator.get = lambda: communicator
+    crypten.communicator.is_initialized = lambda: True
+    crypten.init = _refuse_generator
+    crypten.generators = _RefusedGenerators()
+    crypten.mpc.primitives.binary.generate_kbit_random_tensor = _refuse_generator
+    crypten.mpc.primitives.arithmetic.generate_random_ring_element = _refuse_generator
+    providers = vars(crypten.mpc)["__SUPPORTED_PROVIDERS"]
+    for name in list(providers):
+        providers[name] = _RefusedProvider(name)
+    providers[PROVIDER] = _DealerProvider()
+    crypten.config.cfg.mpc.provider = PROVIDER
+    arithmetic.PRZS = staticmethod(_arithmetic_zero)
+    binary.PRZS = staticmethod(_binary_zero)
+    binary.rand = staticmethod(_binary_rand)
+    arithmetic.PRSS = staticmethod(_refuse_generator)
+    arithmetic.div_ = _divide
+
+
+_install()

@@ -1,0 +1,83 @@
+"""The dealer's book: who shares which seed, and what has been dealt. No sockets here.
+
+The dealer sees shapes, counts and names. It never receives a share, so nothing that it holds depends on data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from splitsec.errors import RandomnessError
+from splitsec.mpc.correlations import Plan, check_plan, deal, plan_digest
+from splitsec.mpc.prg import fresh_seed
+
+
+@dataclass
+class _Book:
+    members: dict[int, str]
+    seeds: dict[int, bytes] = field(default_factory=lambda: {0: fresh_seed(), 1: fresh_seed()}, repr=False)
+    seeded: set[int] = field(default_factory=set)
+    plans: dict[int, Plan] = field(default_factory=dict)
+    next_query: int = 0
+
+
+class DealerBook:
+    """State of all open sessions of a dealer."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, _Book] = {}
+
+    def join(self, session: str, *, rank: int, name: str, server: str, client: str, plan: Plan) -> bytes:
+        """Enter a session as party `rank` and get this party's seed, once.
+
+        Args:
+            name: the authenticated name of the caller; must be `server` for rank 0 and `client` for rank 1.
+            plan: the correlations that each query of this session needs.
+
+        Raises:
+            RandomnessError: a stranger, a second seed, or a plan that differs from the other party's.
+        """
+        members = {0: server, 1: client}
+        if members.get(rank) != name:
+            raise RandomnessError(f"{name} is not party {rank} of session {session[:8]}")
+        check_plan(plan)
+        book = self._sessions.setdefault(session, _Book(members=members))
+        if book.members != members:
+            raise RandomnessError(f"session {session[:8]} belongs to other parties")
+        if rank in book.seeded:
+            raise RandomnessError(f"{name} has had its seed of session {session[:8]}; open a new session")
+        other = book.plans.get(1 - rank)
+        if other is not None and plan_digest(other) != plan_digest(plan):
+            raise RandomnessError(f"the two parties of session {session[:8]} plan different computations")
+        book.plans[rank] = plan
+        book.seeded.add(rank)
+        return book.seeds[rank]
+
+    def corrections(self, session: str, *, name: str, query: int) -> torch.Tensor:
+        """Deal query number `query` to party 0; each number is dealt once, in order.
+
+        Raises:
+            RandomnessError: unknown session, not party 0, the client has not joined, or a number out of order.
+        """
+        book = self._sessions.get(session)
+        if book is None or book.members[0] != name:
+            raise RandomnessError(f"{name} has no session {session[:8]} as party 0")
+        if len(book.plans) < 2:
+            raise RandomnessError(f"{book.members[1]} has not joined session {session[:8]}")
+        if query != book.next_query:
+            raise RandomnessError(
+                f"query {query} of session {session[:8]} cannot be dealt: the next is {book.next_query}, each once"
+            )
+        book.next_query += 1
+        return deal(book.plans[0], book.seeds[0], book.seeds[1], query)
+
+    def leave(self, session: str, *, name: str) -> None:
+        """Forget a session; a member that leaves ends it for both."""
+        book = self._sessions.get(session)
+        if book is not None and name in book.members.values():
+            del self._sessions[session]
+
+    def __len__(self) -> int:
+        return len(self._sessions)

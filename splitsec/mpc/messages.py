@@ -1,0 +1,81 @@
+"""What client and server say to each other inside a prediction session, and to the dealer about it."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from splitsec.mpc.correlations import Plan
+from splitsec.transport.codec import Codec, Message, Refused
+
+
+class Prepare(Message, frozen=True):
+    """Client to server: get the randomness of this query ready."""
+
+    query: int
+
+
+class Ready(Message, frozen=True):
+    """Server to client: the randomness of this query is ready."""
+
+    query: int
+
+
+class Run(Message, frozen=True):
+    """Client to server: evaluate the program with the randomness of this query."""
+
+    query: int
+
+
+class Exchange(Message, frozen=True):
+    """Both ways: masked values of one step; both parties count the steps alike."""
+
+    step: int
+
+
+class Close(Message, frozen=True):
+    """Client to server: the session is over."""
+
+
+SessionBody: TypeAlias = Prepare | Ready | Run | Exchange | Close | Refused
+session_codec: Codec[SessionBody] = Codec(SessionBody)
+
+
+class JoinSession(Message, frozen=True):
+    """Server or client to dealer: a seed for this session and this plan."""
+
+    session: str
+    rank: int
+    client: str
+    plan: Plan
+
+
+class SessionSeed(Message, frozen=True):
+    """Dealer to server or client; travels only inside CURVE."""
+
+    seed: bytes
+
+    def __repr__(self) -> str:
+        return "SessionSeed(...)"
+
+
+class DealQuery(Message, frozen=True):
+    """Server to dealer: the corrections of one query."""
+
+    session: str
+    query: int
+
+
+class Corrections(Message, frozen=True):
+    """Dealer to server: one flat int64 tensor."""
+
+    query: int
+
+
+class LeaveSession(Message, frozen=True):
+    """Server or client to dealer: forget this session."""
+
+    session: str
+
+
+class Done(Message, frozen=True):
+    """An answer without content."""

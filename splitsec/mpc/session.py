@@ -1,0 +1,184 @@
+"""One prediction session as one party sees it: its transport, randomness, counters and precision.
+
+`Context` is what a protocol needs of its surroundings. A `Session` runs it for real against the other party; a
+`Planner` runs the same protocol on zeros, alone, to learn which correlations it will take and how many rounds and
+bytes it will cost.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+from splitsec.errors import MessageError, RandomnessError
+from splitsec.mpc.correlations import AnyCorrelation, Plan, expand
+from splitsec.mpc.messages import Exchange, SessionBody
+from splitsec.mpc.prg import Stream
+from splitsec.mpc.ring import PRECISION_BITS
+from splitsec.transport.codec import expect_tensor
+from splitsec.transport.sockets import Peer
+
+SERVER, CLIENT = 0, 1
+
+
+class Context(Protocol):
+    """What a two-party protocol needs: who it is, correlations, and a way to exchange masked values."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def precision(self) -> int: ...
+
+    def take(self, wanted: AnyCorrelation) -> list[torch.Tensor]:
+        """This party's parts of the next correlation of the plan, which must be `wanted`."""
+        ...
+
+    def exchange(self, mine: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Send int64 tensors to the peer and return its tensors of the same shapes: one round."""
+        ...
+
+    def collect(self, mine: torch.Tensor, to: int) -> torch.Tensor | None:
+        """Send an int64 tensor to party `to`, which gets the peer's; the sender gets None."""
+        ...
+
+    def common(self, shape: Sequence[int]) -> torch.Tensor:
+        """Ring elements that both parties know and nobody else: masks of an input's share."""
+        ...
+
+
+class Planner:
+    """Runs a protocol on zeros and records its plan."""
+
+    def __init__(self, rank: int, precision: int = PRECISION_BITS) -> None:
+        self.rank = rank
+        self.precision = precision
+        self._taken: list[AnyCorrelation] = []
+
+    @property
+    def plan(self) -> Plan:
+        return tuple(self._taken)
+
+    def take(self, wanted: AnyCorrelation) -> list[torch.Tensor]:
+        self._taken.append(wanted)
+        zeros = Stream(bytes(16))
+        shapes = wanted.correction_shapes()
+        return wanted.expand(0, zeros, [torch.zeros(shape, dtype=torch.int64) for shape in shapes])
+
+    def exchange(self, mine: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [torch.zeros_like(tensor) for tensor in mine]
+
+    def collect(self, mine: torch.Tensor, to: int) -> torch.Tensor | None:
+        return torch.zeros_like(mine) if to == self.rank else None
+
+    def common(self, shape: Sequence[int]) -> torch.Tensor:
+        return torch.zeros(tuple(shape), dtype=torch.int64)
+
+
+class Session:
+    """A live session; see `Context`.
+
+    Args:
+        peer: the socket to the other party.
+        rank: `SERVER` or `CLIENT`.
+        dealt_seed: the seed shared with the dealer.
+        pair_seed: the seed shared with the other party, unknown to the dealer.
+        plan: correlations of one query.
+        corrections: for the server, fetches a query's corrections from the dealer.
+    """
+
+    def __init__(
+        self,
+        peer: Peer[SessionBody],
+        *,
+        rank: int,
+        dealt_seed: bytes,
+        pair_seed: bytes,
+        plan: Plan,
+        corrections: Callable[[int], torch.Tensor] | None = None,
+        precision: int = PRECISION_BITS,
+    ) -> None:
+        if (corrections is None) != (rank == CLIENT):
+            raise ValueError("the server, and only the server, fetches corrections")
+        self.peer = peer
+        self.rank = rank
+        self.precision = precision
+        self.plan = plan
+        self._dealt_seed = dealt_seed
+        self._pair_seed = pair_seed
+        self._corrections = corrections
+        self._next_query = 0
+        self._ready: dict[int, deque[tuple[AnyCorrelation, list[torch.Tensor]]]] = {}
+        self._current: deque[tuple[AnyCorrelation, list[torch.Tensor]]] | None = None
+        self._common: Stream | None = None
+        self._step = 0
+
+    @property
+    def next_query(self) -> int:
+        """The number that the next `prepare` will use."""
+        return self._next_query
+
+    def prepare(self) -> int:
+        """Make the next query's randomness ready (the offline phase); returns its number."""
+        query = self._next_query
+        self._next_query += 1
+        corrections = None if self._corrections is None else self._corrections(query)
+        parts = expand(self.plan, self.rank, self._dealt_seed, query, corrections)
+        self._ready[query] = deque(zip(self.plan, parts, strict=True))
+        return query
+
+    def begin(self, query: int) -> None:
+        """Start the online phase of a prepared query; each query runs once.
+
+        Raises:
+            RandomnessError: the query was not prepared, or its randomness is used up.
+        """
+        if query not in self._ready:
+            state = "was used before" if 0 <= query < self._next_query else "was never prepared"
+            raise RandomnessError(f"the randomness of query {query} {state}; one-time randomness serves once")
+        self._current = self._ready.pop(query)
+        self._common = Stream(self._pair_seed, query + 1)
+        self._step = 0
+
+    def end(self) -> None:
+        """Finish a query; raises `RandomnessError` if it left part of its plan unused."""
+        left, self._current, self._common = self._current, None, None
+        if left:
+            raise RandomnessError(f"{len(left)} correlations of the plan were not used: the two programs differ")
+
+    def take(self, wanted: AnyCorrelation) -> list[torch.Tensor]:
+        if not self._current:
+            raise RandomnessError("no randomness is left in this query's plan; one-time randomness serves once")
+        have, parts = self._current.popleft()
+        if have != wanted:
+            raise RandomnessError(f"the plan has {have}, the program wants {wanted}")
+        return parts
+
+    def exchange(self, mine: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        self.peer.send(Exchange(self._step), mine)
+        return self._receive(mine)
+
+    def collect(self, mine: torch.Tensor, to: int) -> torch.Tensor | None:
+        if to == self.rank:
+            return self._receive([mine])[0]
+        self.peer.send(Exchange(self._step), [mine])
+        self._step += 1
+        return None
+
+    def common(self, shape: Sequence[int]) -> torch.Tensor:
+        if self._common is None:
+            raise RandomnessError("no query is running")
+        return self._common.ring(shape)
+
+    def _receive(self, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        body, tensors = self.peer.receive()
+        if not isinstance(body, Exchange) or body.step != self._step or len(tensors) != len(like):
+            raise MessageError(f"{self.peer.peer} sent {type(body).__name__} where step {self._step} was due")
+        self._step += 1
+        return [
+            expect_tensor(theirs, what=f"the masked value of {self.peer.peer}", dtype=torch.int64, shape=mine.shape)
+            for theirs, mine in zip(tensors, like, strict=True)
+        ]

@@ -1,0 +1,340 @@
+"""The client: owns its data and the front, trains with the server, and asks for encrypted predictions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from urllib.parse import urlsplit
+
+import torch
+import zmq
+from torch import nn
+
+from splitsec.cut import load_segment
+from splitsec.errors import AuthenticationError, MessageError
+from splitsec.mpc.correlations import correction_count
+from splitsec.mpc.messages import (
+    Close,
+    JoinSession,
+    Prepare,
+    Ready,
+    Run,
+    SessionBody,
+    SessionSeed,
+    session_codec,
+)
+from splitsec.mpc.prg import fresh_seed
+from splitsec.mpc.program import Program, check_program
+from splitsec.mpc.ring import check_range, decode
+from splitsec.mpc.run import make_plan, run_program
+from splitsec.mpc.session import CLIENT, Session
+from splitsec.parties.events import EpochDone, Joined, Predicted, Report, ignore
+from splitsec.parties.names import DEALER, SERVER
+from splitsec.training.aggregation import flatten_state, mask_upload, unflatten_state
+from splitsec.training.data import Part, training_batches
+from splitsec.training.loop import FrontTrainer, segment_digest
+from splitsec.training.messages import (
+    PROTOCOL,
+    Batch,
+    Combined,
+    DealerBody,
+    Gradient,
+    Hello,
+    JoinRun,
+    Leave,
+    OpenSession,
+    RunSeed,
+    Schedule,
+    ServerBody,
+    SessionOpened,
+    Upload,
+    Welcome,
+    dealer_codec,
+    server_codec,
+)
+from splitsec.transport import KeyPair, Link, Peer, Wire, expect_tensor
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What encrypted prediction gave and cost.
+
+    Attributes:
+        logits: float32 (N, classes), opened to this client alone.
+        online_ms: milliseconds a query from the images to the opened result.
+        offline_ms: milliseconds a query to get its randomness ready at both parties.
+        rounds: rounds a query, online.
+        bytes_sent, bytes_received: bytes a query, online, as this client sees them.
+        bytes_offline: bytes a query that the dealer sends to the server.
+    """
+
+    logits: torch.Tensor = field(repr=False)
+    online_ms: list[float] = field(repr=False)
+    offline_ms: list[float] = field(repr=False)
+    rounds: int
+    bytes_sent: int
+    bytes_received: int
+    bytes_offline: int
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """int64 (N,): the class with the largest logit."""
+        return self.logits.argmax(1)
+
+    @property
+    def online_ms_median(self) -> float:
+        return median(self.online_ms)
+
+    @property
+    def offline_ms_median(self) -> float:
+        return median(self.offline_ms)
+
+
+class Client:
+    """One client. Close it, or use it as a context manager.
+
+    Args:
+        front: the client's segment, `SplitModel(...).front`; it is trained in place.
+        cut: the name of the cut.
+        keys: this client's key pair; its name is the client's.
+        peers: public keys of the server and the dealer, under `server` and `dealer`.
+        server, dealer: their addresses.
+        timeout: seconds to wait for an answer.
+        join_timeout: seconds to wait for the other clients to come.
+
+    Example:
+        >>> with Client(split.front, cut=split.cut, keys=keys, peers=peers, server=..., dealer=...) as client:
+        ...     client.train(part, seed=0)
+        ...     print(client.predict(part.test_images).labels)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        front: nn.Module,
+        *,
+        cut: str,
+        keys: KeyPair,
+        peers: Mapping[str, bytes],
+        server: str,
+        dealer: str,
+        timeout: float = 60.0,
+        join_timeout: float = 120.0,
+        report: Report = ignore,
+    ) -> None:
+        missing = [name for name in (SERVER, DEALER) if name not in peers]
+        if missing:
+            raise AuthenticationError(f"no public key of {', '.join(missing)}; put NAME.key into its key directory")
+        self.front = front
+        self.name = keys.name
+        self._cut = cut
+        self._peers = peers
+        self._server_address = server
+        self._timeout = timeout
+        self._join_timeout = join_timeout
+        self._report = report
+        self._wire = Wire(keys)
+        try:
+            self._server: Link[ServerBody] = Link(
+                self._wire, server, peer=SERVER, peer_key=peers[SERVER], codec=server_codec, timeout=timeout
+            )
+            self._dealer: Link[DealerBody] = Link(
+                self._wire, dealer, peer=DEALER, peer_key=peers[DEALER], codec=dealer_codec, timeout=timeout
+            )
+        except BaseException:
+            self._wire.close()
+            raise
+
+    def train(self, part: Part, *, seed: int | None = None) -> Schedule:
+        """Take part in the server's run with this client's data; `front` holds the combined segment afterwards.
+
+        Args:
+            seed: the order of the batches; None for a random one.
+
+        Raises:
+            PartyTimeoutError, AuthenticationError, RefusedError: the server or the dealer does not play along.
+            RangeError: an activation or a parameter is not finite or out of range.
+        """
+        hello = Hello(PROTOCOL, self._cut, segment_digest(self.front), len(part.train_labels))
+        welcome, _ = self._server.request(hello, timeout=self._join_timeout)
+        if not isinstance(welcome, Welcome):
+            raise MessageError(f"the server answered {type(welcome).__name__} to Hello")
+        self._report(Joined(self.name, SERVER))
+        schedule = welcome.schedule
+        joined, _ = self._dealer.request(JoinRun(welcome.run))
+        if not isinstance(joined, RunSeed):
+            raise MessageError(f"the dealer answered {type(joined).__name__} to JoinRun")
+        if seed is None:
+            seed = int(torch.seed() % (1 << 31))
+        batches = training_batches(part, batch_size=schedule.batch_size, seed=seed)
+        trainer = FrontTrainer(self.front, learning_rate=schedule.learning_rate, cut=self._cut)
+        for epoch in range(schedule.epochs):
+            for step, (images, labels) in enumerate(batches):
+                activation = trainer.forward(images)
+                answer, tensors = self._server.request(Batch(epoch, step), [activation, labels])
+                if not isinstance(answer, Gradient) or len(tensors) != 1:
+                    raise MessageError(f"the server answered {type(answer).__name__} to a batch")
+                trainer.backward(
+                    expect_tensor(tensors[0], what="the gradient", dtype=torch.float32, shape=activation.shape)
+                )
+            combined = self._combine(epoch, joined.seed, len(part.train_labels))
+            traffic = self._server.traffic
+            self._report(
+                EpochDone(
+                    self.name,
+                    epoch=epoch + 1,
+                    epochs=schedule.epochs,
+                    loss=combined.loss,
+                    accuracy=combined.accuracy,
+                    bytes_sent=traffic.bytes_sent,
+                    bytes_received=traffic.bytes_received,
+                )
+            )
+        return schedule
+
+    def predict(self, images: torch.Tensor, *, batch_size: int = 1) -> Predictions:
+        """Encrypted predictions: the server learns neither images, nor activations, nor results.
+
+        Args:
+            images: (N, ...) in the front's dtype.
+            batch_size: images a query; the last query is padded with zeros and the padding dropped.
+
+        Raises:
+            RangeError: an activation is not finite, or beyond what the tail's layers can take; names the layer.
+            UnsupportedLayerError: the tail has a layer without an encrypted form.
+        """
+        if len(images) < 1 or batch_size < 1:
+            raise MessageError("there is nothing to predict: give at least one image and a batch size of at least 1")
+        logits: list[torch.Tensor] = []
+        online_ms: list[float] = []
+        offline_ms: list[float] = []
+        with self.session(self._activation(images[:1].expand(batch_size, *images.shape[1:])).shape) as session:
+            for start in range(0, len(images), batch_size):
+                rows = images[start : start + batch_size]
+                began = time.perf_counter()
+                session.prepare()
+                prepared = time.perf_counter()
+                activation = self._activation(rows)
+                if len(rows) < batch_size:
+                    padding = torch.zeros(batch_size - len(rows), *activation.shape[1:])
+                    activation = torch.cat([activation, padding])
+                result = session.run(activation)
+                online_ms.append((time.perf_counter() - prepared) * 1e3)
+                offline_ms.append((prepared - began) * 1e3)
+                logits.append(result[: len(rows)])
+                if len(logits) % 10 == 0 or start + batch_size >= len(images):
+                    self._report(Predicted(self.name, min(start + batch_size, len(images)), len(images)))
+            cost = session.last_cost
+        return Predictions(torch.cat(logits), online_ms, offline_ms, *cost, session.bytes_offline)
+
+    @contextmanager
+    def session(self, shape: Sequence[int]) -> Iterator[ClientSession]:
+        """An open prediction session for activations of `shape`, batch dimension first."""
+        pair_seed = fresh_seed()
+        opened, _ = self._server.request(OpenSession(tuple(shape), pair_seed))
+        if not isinstance(opened, SessionOpened):
+            raise MessageError(f"the server answered {type(opened).__name__} to OpenSession")
+        program = opened.program
+        check_program(program)
+        if program.input_shape != tuple(shape):
+            raise MessageError("the server compiled its tail for another shape")
+        plan = make_plan(program, CLIENT)
+        joined, _ = self._dealer.request(JoinSession(opened.session, CLIENT, self.name, plan))
+        if not isinstance(joined, SessionSeed):
+            raise MessageError(f"the dealer answered {type(joined).__name__} to JoinSession")
+        address = f"tcp://{urlsplit(self._server_address).hostname}:{opened.port}"
+        socket = self._wire.connect(zmq.DEALER, address, self._peers[SERVER])
+        peer: Peer[SessionBody] = Peer(socket, peer=SERVER, codec=session_codec, timeout=self._timeout)
+        session = Session(
+            peer,
+            rank=CLIENT,
+            dealt_seed=joined.seed,
+            pair_seed=pair_seed,
+            plan=plan,
+            precision=program.precision,
+        )
+        try:
+            yield ClientSession(session, peer, program, self._cut)
+            peer.send(Close())
+        except Exception as error:
+            peer.refuse(error)
+            raise
+        finally:
+            peer.close()
+
+    def leave(self) -> None:
+        """Tell the server that nothing more will come."""
+        self._server.request(Leave())
+
+    def close(self) -> None:
+        self._server.close()
+        self._dealer.close()
+        self._wire.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def _activation(self, images: torch.Tensor) -> torch.Tensor:
+        self.front.eval()
+        with torch.no_grad():
+            activation: torch.Tensor = self.front(images)
+        return activation
+
+    def _combine(self, epoch: int, seed: bytes, samples: int) -> Combined:
+        state = self.front.state_dict()
+        upload = mask_upload(flatten_state(state), weight=samples, seed=seed, round_number=epoch)
+        answer, tensors = self._server.request(Upload(epoch), [upload])
+        if not isinstance(answer, Combined) or answer.round != epoch or len(tensors) != 1:
+            raise MessageError(f"the server answered {type(answer).__name__} to an upload")
+        average = expect_tensor(tensors[0], what="the combined front", dtype=torch.float64, shape=upload.shape)
+        check_range(average, limit=float("inf"), what="the combined front")
+        load_segment(self.front, unflatten_state(average, state))
+        return answer
+
+
+class ClientSession:
+    """A prediction session at the client: `prepare` (offline), then `run` (online), once each a query."""
+
+    def __init__(self, session: Session, peer: Peer[SessionBody], program: Program, cut: str) -> None:
+        self._session = session
+        self._peer = peer
+        self._cut = cut
+        self._prepared: int | None = None
+        self.program = program
+        self.bytes_offline = correction_count(session.plan) * 8
+        self.last_cost = (0, 0, 0)
+
+    def prepare(self) -> None:
+        """Get the next query's randomness ready at both parties."""
+        self._peer.send(Prepare(self._session.next_query))
+        self._prepared = self._session.prepare()
+        answer, _ = self._peer.receive()
+        if not isinstance(answer, Ready) or answer.query != self._prepared:
+            raise MessageError(f"the server answered {type(answer).__name__} to Prepare")
+
+    def run(self, activation: torch.Tensor) -> torch.Tensor:
+        """The tail's result for a real activation of the session's shape: float32 of the program's output shape."""
+        check_range(
+            activation,
+            limit=self.program.limit,
+            what=f"the activation at cut '{self._cut}'",
+            why=f"the largest for which layer '{self.program.limited_by}' cannot overflow; scale the input down",
+        )
+        if self._prepared is None:
+            self.prepare()
+        assert self._prepared is not None
+        before = self._peer.traffic.copy()
+        self._peer.send(Run(self._prepared))
+        self._session.begin(self._prepared)
+        self._prepared = None
+        result = run_program(self.program, self._session, activation=activation)
+        self._session.end()
+        cost = self._peer.traffic.since(before)
+        self.last_cost = (cost.rounds, cost.bytes_sent, cost.bytes_received)
+        assert result is not None
+        return decode(result, self.program.precision)

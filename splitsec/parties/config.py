@@ -1,0 +1,211 @@
+"""The TOML file of one party, and running that party from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import torch
+from safetensors.torch import load_file, save_file
+
+from splitsec.cut import SplitModel
+from splitsec.cut.split import load_segment
+from splitsec.errors import ConfigError
+from splitsec.models import load_model
+from splitsec.parties.client import Client
+from splitsec.parties.dealer import Dealer
+from splitsec.parties.events import Finished, Report
+from splitsec.parties.names import DEALER, SERVER
+from splitsec.parties.server import Server
+from splitsec.training.data import Part
+from splitsec.training.messages import Schedule
+from splitsec.transport import load_key_pair, load_public_keys
+
+
+class DealerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`splitsec dealer`."""
+
+    address: str
+    keys: str = "keys"
+    minimum: int = 2
+
+
+class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`splitsec server`. `out` receives the trained tail; `weights` is a tail to begin with."""
+
+    address: str
+    dealer: str
+    model: str
+    cut: str
+    clients: tuple[str, ...]
+    keys: str = "keys"
+    epochs: int = 30
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    seed: int = 0
+    weights: str | None = None
+    out: str | None = None
+    stay: bool = False
+    timeout: float = 60.0
+    join_timeout: float = 120.0
+    threads: int = 1
+
+
+class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`splitsec client`. `seed` is the same at all clients; `out` receives front and predictions."""
+
+    name: str
+    server: str
+    dealer: str
+    model: str
+    cut: str
+    data: str
+    keys: str = "keys"
+    seed: int = 0
+    weights: str | None = None
+    predictions: int | None = None
+    batch_size: int = 1
+    out: str | None = None
+    train: bool = True
+    timeout: float = 60.0
+    join_timeout: float = 120.0
+    threads: int = 1
+
+
+ConfigT = TypeVar("ConfigT", DealerConfig, ServerConfig, ClientConfig)
+
+
+def read_config(path: Path, kind: type[ConfigT]) -> ConfigT:
+    """Read a party's TOML file; raises `ConfigError` that names the setting at fault."""
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def write_config(path: Path, config: DealerConfig | ServerConfig | ClientConfig) -> None:
+    """Write a TOML file that `read_config` reads back; settings that are None are left out."""
+    fields = {name: value for name, value in msgspec.structs.asdict(config).items() if value is not None}
+    # A JSON string, number, boolean or array of strings is written alike in TOML.
+    path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in fields.items()))
+
+
+def make_dealer(config: DealerConfig, base: Path, report: Report) -> Dealer:
+    """The dealer of a TOML file; paths in it are relative to `base`."""
+    keys = base / config.keys
+    return Dealer(
+        keys=load_key_pair(keys, DEALER),
+        peers=load_public_keys(keys),
+        address=config.address,
+        minimum=config.minimum,
+        report=report,
+    )
+
+
+def make_server(config: ServerConfig, base: Path, report: Report) -> Server:
+    """The server of a TOML file; paths in it are relative to `base`."""
+    keys = base / config.keys
+    pair, peers = load_key_pair(keys, SERVER), load_public_keys(keys)
+    # Not the clients' seed: they must not know the tail's first weights.
+    split = _split(config.model, config.cut, _derived_seed("tail", config.seed))
+    if config.weights is not None:
+        load_segment(split.tail, _load_weights(base / config.weights))
+    return Server(
+        split.tail,
+        cut=split.cut,
+        schedule=Schedule(config.clients, config.epochs, config.batch_size, config.learning_rate),
+        keys=pair,
+        peers=peers,
+        address=config.address,
+        dealer=config.dealer,
+        timeout=config.timeout,
+        join_timeout=config.join_timeout,
+        stay=config.stay,
+        report=report,
+    )
+
+
+def run_dealer(config: DealerConfig, base: Path, report: Report) -> None:
+    """Serve until interrupted."""
+    make_dealer(config, base, report).serve()
+
+
+def run_server(config: ServerConfig, base: Path, report: Report) -> None:
+    """Run the schedule; the trained tail is saved even when predictions are interrupted."""
+    torch.set_num_threads(config.threads)
+    began = time.monotonic()
+    server = make_server(config, base, report)
+    try:
+        server.serve()
+    finally:
+        if config.out is not None:
+            _save(server.tail.state_dict(), base / config.out / "tail.safetensors")
+    report(Finished(SERVER, time.monotonic() - began))
+
+
+def run_client(config: ClientConfig, base: Path, report: Report) -> None:
+    """Train, then predict the held-out images encrypted; front and predictions are saved under `out`."""
+    torch.set_num_threads(config.threads)
+    began = time.monotonic()
+    keys = base / config.keys
+    pair, peers = load_key_pair(keys, config.name), load_public_keys(keys)
+    part = Part.load(base / config.data)
+    split = _split(config.model, config.cut, config.seed)
+    if config.weights is not None:
+        load_segment(split.front, _load_weights(base / config.weights))
+    with Client(
+        split.front,
+        cut=split.cut,
+        keys=pair,
+        peers=peers,
+        server=config.server,
+        dealer=config.dealer,
+        timeout=config.timeout,
+        join_timeout=config.join_timeout,
+        report=report,
+    ) as client:
+        if config.train:
+            client.train(part, seed=_derived_seed(config.name, config.seed))
+            if config.out is not None:
+                _save(split.front.state_dict(), base / config.out / "front.safetensors")
+        count = len(part.test_images) if config.predictions is None else config.predictions
+        images = part.test_images[:count]
+        if len(images):
+            found = client.predict(images, batch_size=config.batch_size)
+            if config.out is not None:
+                costs = {name: value for name, value in vars(found).items() if name != "logits"}
+                # Writing costs as metadata keeps what belongs together in one file.
+                _save({"logits": found.logits}, base / config.out / "predictions.safetensors", costs)
+        client.leave()
+    report(Finished(config.name, time.monotonic() - began))
+
+
+def _split(model: str, cut: str, seed: int) -> SplitModel:
+    torch.manual_seed(seed)
+    return SplitModel(load_model(model), cut)
+
+
+def _derived_seed(purpose: str, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{purpose}:{seed}".encode()).digest()[:4], "big")
+
+
+def _load_weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise ConfigError(f"cannot read weights from {path}: {str(error).splitlines()[0]}") from None
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: object = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    described = None if metadata is None else {"json": json.dumps(metadata)}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=described)
+    os.replace(partial, path)

@@ -1,0 +1,131 @@
+"""What a party reports while it works: small typed events, to a terminal or as JSON lines to a parent process."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import TypeAlias
+
+import msgspec
+from rich.console import Console
+
+
+class Event(msgspec.Struct, frozen=True, tag=True):
+    """Base of all events."""
+
+    party: str
+
+
+class Listening(Event, frozen=True):
+    """The party's socket is bound; `address` has the port that it took."""
+
+    address: str
+
+
+class Joined(Event, frozen=True):
+    """A client is there (at the server), or has been welcomed (at a client)."""
+
+    name: str
+
+
+class EpochDone(Event, frozen=True):
+    """An epoch is combined; bytes are what this party's training link has carried so far."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    accuracy: float
+    bytes_sent: int
+    bytes_received: int
+
+
+class Predicted(Event, frozen=True):
+    """So many of a client's encrypted predictions are done."""
+
+    done: int
+    total: int
+
+
+class Finished(Event, frozen=True):
+    """The party has done all it was to do."""
+
+    seconds: float
+
+
+class Failed(Event, frozen=True):
+    """The party ends with an error: its class, its one line, its exit code."""
+
+    error: str
+    message: str
+    exit_code: int
+
+
+AnyEvent: TypeAlias = Listening | Joined | EpochDone | Predicted | Finished | Failed
+Report: TypeAlias = Callable[[AnyEvent], None]
+_decoder = msgspec.json.Decoder(AnyEvent)
+
+
+def ignore(_event: AnyEvent) -> None:
+    """Report nothing."""
+
+
+def to_json_lines() -> Report:
+    """A reporter that writes one JSON line an event to standard output."""
+    lock = threading.Lock()
+
+    def report(event: AnyEvent) -> None:
+        with lock:
+            sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
+            sys.stdout.flush()
+
+    return report
+
+
+def from_json_line(line: str) -> AnyEvent | None:
+    """The event on a line, or None if the line is something else."""
+    try:
+        event: AnyEvent = _decoder.decode(line)
+        return event
+    except msgspec.MsgspecError:
+        return None
+
+
+def to_terminal(console: Console) -> Report:
+    """A reporter that writes one plain line an event."""
+
+    def report(event: AnyEvent) -> None:
+        line = describe(event)
+        if line:
+            console.print(line, highlight=False)
+
+    return report
+
+
+def describe(event: AnyEvent) -> str:
+    """An event as one line for people."""
+    match event:
+        case Listening():
+            return f"{event.party} listens on {event.address}"
+        case Joined():
+            return f"{event.party}: {event.name} is here"
+        case EpochDone():
+            return (
+                f"{event.party}: epoch {event.epoch}/{event.epochs}  loss {event.loss:.4f}  accuracy "
+                f"{event.accuracy:.2%}  sent {size(event.bytes_sent)}  received {size(event.bytes_received)}"
+            )
+        case Predicted():
+            return f"{event.party}: {event.done} of {event.total} encrypted predictions" if event.done else ""
+        case Finished():
+            return f"{event.party} is done after {event.seconds:.1f} s"
+        case Failed():
+            return f"{event.party} failed: {event.message}"
+
+
+def size(count: float) -> str:
+    """A number of bytes for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError

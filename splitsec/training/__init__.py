@@ -1,0 +1,1 @@
+"""The split-training loop, aggregation and the federated loader."""

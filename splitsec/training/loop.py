@@ -1,0 +1,142 @@
+"""One step of split training at each side of the cut, and the server's book of an epoch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from splitsec.errors import MessageError
+from splitsec.mpc.ring import check_range
+
+
+def segment_digest(segment: nn.Module) -> str:
+    """A fingerprint of a segment's names, shapes and values: equal for clients that begin alike."""
+    digest = hashlib.sha256()
+    for name, tensor in segment.state_dict().items():
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class FrontTrainer:
+    """A client's half of a training step."""
+
+    def __init__(self, front: nn.Module, *, learning_rate: float, cut: str) -> None:
+        self.front = front
+        self._cut = cut
+        parameters = [parameter for parameter in front.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.Adam(parameters, lr=learning_rate) if parameters else None
+        self._activation: torch.Tensor | None = None
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The activation to send, float32; raises `RangeError` if it is not finite."""
+        self.front.train()
+        self._activation = self.front(images)
+        check_range(self._activation, limit=float("inf"), what=f"the activation at cut '{self._cut}'")
+        return self._activation.detach().float()
+
+    def backward(self, gradient: torch.Tensor) -> None:
+        """Apply the gradient that came back for the last activation."""
+        if self._activation is None or gradient.shape != self._activation.shape:
+            raise MessageError("a gradient that fits no activation")
+        if self._optimizer is not None:
+            self._optimizer.zero_grad()
+            self._activation.backward(gradient.to(self._activation.dtype))
+            self._optimizer.step()
+        self._activation = None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one client gets back from a step: its mean loss, its correct labels, the gradient of its mean loss."""
+
+    loss: float
+    correct: int
+    gradient: torch.Tensor = field(repr=False)
+
+
+class TailTrainer:
+    """The server's half: one step of the tail on the batches of all clients together."""
+
+    def __init__(self, tail: nn.Module, *, learning_rate: float) -> None:
+        self.tail = tail
+        parameters = [parameter for parameter in tail.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.Adam(parameters, lr=learning_rate) if parameters else None
+
+    def check(self, activation: torch.Tensor, labels: torch.Tensor) -> None:
+        """Try a client's first batch without learning from it.
+
+        Raises:
+            MessageError: the tail cannot take this activation, or a label has no output.
+        """
+        was_training = self.tail.training
+        self.tail.eval()
+        try:
+            with torch.no_grad():
+                logits = self.tail(activation[:1].clone())
+        except RuntimeError as error:
+            shape = "x".join(map(str, activation.shape))
+            raise MessageError(
+                f"the tail cannot take an activation of shape {shape}: {str(error).splitlines()[0]}"
+            ) from None
+        finally:
+            self.tail.train(was_training)
+        if logits.dim() != 2:
+            raise MessageError(f"the tail returns shape {tuple(logits.shape)}, expected one row of logits a sample")
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+            raise MessageError(
+                f"labels from {int(labels.min())} to {int(labels.max())}, but the model has {logits.shape[1]} classes"
+            )
+
+    def step(self, batches: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, StepResult]:
+        """Learn from (activation, labels) by client name; the tail's loss is the mean over all samples."""
+        self.tail.train()
+        counts = [len(labels) for _, labels in batches.values()]
+        activation = torch.cat([one for one, _ in batches.values()]).requires_grad_()
+        labels = torch.cat([one for _, one in batches.values()])
+        # A clone, so that a tail that begins with an in-place layer does not write into a leaf.
+        logits = self.tail(activation.clone())
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        if self._optimizer is not None:
+            self._optimizer.zero_grad()
+        losses.mean().backward()
+        if self._optimizer is not None:
+            self._optimizer.step()
+        correct = (logits.detach().argmax(1) == labels).split(counts)
+        gradient = activation.grad
+        assert gradient is not None
+        # Each client steps on its own mean loss, so undo the division by everybody's samples.
+        parts = [part * (sum(counts) / count) for part, count in zip(gradient.split(counts), counts, strict=True)]
+        own = losses.detach().split(counts)
+        return {
+            name: StepResult(own[index].mean().item(), int(correct[index].sum()), parts[index])
+            for index, name in enumerate(batches)
+        }
+
+
+@dataclass
+class EpochBook:
+    """Running loss and accuracy of one epoch."""
+
+    samples: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+
+    def add(self, results: Sequence[tuple[StepResult, int]]) -> None:
+        for result, count in results:
+            self.samples += count
+            self.loss_sum += result.loss * count
+            self.correct += result.correct
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / max(1, self.samples)
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / max(1, self.samples)

@@ -1,0 +1,24 @@
+"""ZeroMQ channels: keys, authentication, framing, counters."""
+
+from splitsec.transport.codec import Codec, Message, Refused, expect_tensor
+from splitsec.transport.keys import KeyPair, load_key_pair, load_public_key, load_public_keys, make_keys
+from splitsec.transport.sockets import Hub, Incoming, Link, Peer, Sender, Traffic, Wire
+
+__all__ = [
+    "Codec",
+    "Hub",
+    "Incoming",
+    "KeyPair",
+    "Link",
+    "Message",
+    "Peer",
+    "Refused",
+    "Sender",
+    "Traffic",
+    "Wire",
+    "expect_tensor",
+    "load_key_pair",
+    "load_public_key",
+    "load_public_keys",
+    "make_keys",
+]

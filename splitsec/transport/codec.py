@@ -1,0 +1,135 @@
+"""Messages on the wire: one msgpack header with a typed body, then one raw frame a tensor.
+
+The header is a msgspec struct from a closed, tagged union, so nothing on the wire names code. Tensors travel as
+their own bytes in row-major order; the header carries dtype and shape, and a receiver checks both against the
+frame's length before it makes a tensor over the received memory, without a copy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import torch
+import zmq
+
+from splitsec.errors import MessageError
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "uint8": torch.uint8,
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_DIMENSIONS = 8
+MAX_TENSORS = 4096
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Base of every message body; the class name is its tag."""
+
+
+class Refused(Message, frozen=True):
+    """A request was not carried out; `reason` is one line."""
+
+    reason: str
+    error: str = "RefusedError"
+
+
+class TensorInfo(msgspec.Struct, frozen=True, array_like=True):
+    """dtype name and shape of one tensor frame."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+BodyT = TypeVar("BodyT")
+
+
+class Envelope(msgspec.Struct, Generic[BodyT], frozen=True, forbid_unknown_fields=True):
+    """What the first frame of every message holds."""
+
+    body: BodyT
+    tensors: tuple[TensorInfo, ...] = ()
+
+
+class Codec(Generic[BodyT]):
+    """Encodes and decodes the messages of one closed union of body types."""
+
+    def __init__(self, bodies: Any) -> None:
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(Envelope[bodies])
+
+    def encode(self, body: BodyT, tensors: Sequence[torch.Tensor] = ()) -> list[Any]:
+        """Frames for `body` and CPU `tensors` of a dtype in `DTYPES`; non-contiguous ones are copied."""
+        kept = [tensor.detach().contiguous() for tensor in tensors]
+        infos = tuple(TensorInfo(_name_of(tensor), tuple(tensor.shape)) for tensor in kept)
+        header = self._encoder.encode(Envelope(body=body, tensors=infos))
+        return [header, *(_bytes_of(tensor) for tensor in kept)]
+
+    def decode(self, frames: Sequence[zmq.Frame | bytes]) -> tuple[BodyT, list[torch.Tensor]]:
+        """Body and tensors of a message; raises `MessageError` with the reason where it is malformed."""
+        if not frames:
+            raise MessageError("empty message")
+        try:
+            envelope = self._decoder.decode(_buffer(frames[0]))
+        except msgspec.MsgspecError as error:
+            raise MessageError(f"malformed message header: {error}") from None
+        if len(envelope.tensors) > MAX_TENSORS or len(envelope.tensors) != len(frames) - 1:
+            raise MessageError(f"header names {len(envelope.tensors)} tensors, message has {len(frames) - 1}")
+        tensors = [_tensor(info, frame) for info, frame in zip(envelope.tensors, frames[1:], strict=True)]
+        return envelope.body, tensors
+
+
+def expect_tensor(tensor: torch.Tensor, *, what: str, dtype: torch.dtype, shape: Sequence[int | None]) -> torch.Tensor:
+    """Return `tensor` if it has `dtype` and `shape` (None stands for any size), else raise `MessageError`."""
+    if tensor.dtype != dtype:
+        raise MessageError(f"{what} has dtype {tensor.dtype}, expected {dtype}")
+    fits = tensor.dim() == len(shape) and all(
+        want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = "x".join("any" if size is None else str(size) for size in shape)
+        have = "x".join(str(size) for size in tensor.shape)
+        raise MessageError(f"{what} has shape {have}, expected {wanted}")
+    return tensor
+
+
+def _name_of(tensor: torch.Tensor) -> str:
+    name = _NAMES.get(tensor.dtype)
+    if name is None:
+        raise MessageError(f"tensors of dtype {tensor.dtype} do not travel; use one of {', '.join(DTYPES)}")
+    return name
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview | bytes:
+    if tensor.numel() == 0:
+        return b""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+def _buffer(frame: zmq.Frame | bytes) -> Any:
+    return frame.buffer if isinstance(frame, zmq.Frame) else frame
+
+
+def _tensor(info: TensorInfo, frame: zmq.Frame | bytes) -> torch.Tensor:
+    dtype = DTYPES.get(info.dtype)
+    if dtype is None:
+        raise MessageError(f"unknown dtype '{info.dtype[:32]}'")
+    if len(info.shape) > MAX_DIMENSIONS or any(size < 0 for size in info.shape):
+        raise MessageError(f"impossible shape {info.shape[: MAX_DIMENSIONS + 1]}")
+    data = _buffer(frame)
+    expected = math.prod(info.shape) * dtype.itemsize
+    if len(data) != expected:
+        raise MessageError(f"tensor of {info.dtype} {info.shape} needs {expected} bytes, frame has {len(data)}")
+    if expected == 0:
+        return torch.empty(info.shape, dtype=dtype)
+    if isinstance(frame, bytes):
+        data = bytearray(data)
+    return torch.frombuffer(data, dtype=dtype).view(info.shape)

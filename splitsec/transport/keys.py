@@ -1,0 +1,91 @@
+"""CURVE key pairs of the parties, in pyzmq's certificate files.
+
+A key directory holds `NAME.key` (public, may be copied anywhere) for every party and `NAME.key_secret` (mode 0600,
+stays with its owner) for the parties that run on this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import zmq
+import zmq.auth
+
+from splitsec.errors import AuthenticationError, ConfigError
+
+PARTY_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}\Z")
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """A party's CURVE key pair; both keys are Z85 text of 40 bytes."""
+
+    name: str
+    public: bytes
+    secret: bytes = field(repr=False)
+
+
+def check_party_name(name: str) -> str:
+    """Return `name` if it can name a party, else raise `ConfigError`."""
+    if not PARTY_NAME.match(name):
+        raise ConfigError(
+            f"'{name}' cannot name a party: use lower-case letters, digits and '-', beginning with a letter"
+        )
+    return name
+
+
+def make_keys(directory: Path, names: Iterable[str]) -> list[Path]:
+    """Write a fresh key pair for each name; refuses to replace a key that exists.
+
+    Returns the paths of the public keys. Raises `ConfigError` if one of them is there already.
+    """
+    names = [check_party_name(name) for name in names]
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        for suffix in (".key", ".key_secret"):
+            if (directory / (name + suffix)).exists():
+                raise ConfigError(f"{directory / (name + suffix)} exists; remove it or choose another directory")
+    written = []
+    previous_umask = os.umask(0o077)
+    try:
+        for name in names:
+            public, secret = zmq.auth.create_certificates(str(directory), name)
+            os.chmod(secret, 0o600)
+            os.chmod(public, 0o644)
+            written.append(Path(public))
+    finally:
+        os.umask(previous_umask)
+    return written
+
+
+def load_key_pair(directory: Path, name: str) -> KeyPair:
+    """Read the secret key of party `name`; raises `AuthenticationError` where it is missing or unreadable."""
+    path = directory / f"{name}.key_secret"
+    try:
+        public, secret = zmq.auth.load_certificate(path)
+    except (OSError, ValueError) as error:
+        raise AuthenticationError(
+            f"no usable secret key for '{name}' at {path}; make one with: splitsec keys --out {directory} {name}"
+        ) from error
+    if secret is None:
+        raise AuthenticationError(f"{path} holds no secret key; it looks like a public one")
+    return KeyPair(name=name, public=public, secret=secret)
+
+
+def load_public_key(directory: Path, name: str) -> bytes:
+    """Read the public key of party `name`; raises `AuthenticationError` where it is missing."""
+    path = directory / f"{name}.key"
+    try:
+        public, _ = zmq.auth.load_certificate(path)
+    except (OSError, ValueError) as error:
+        raise AuthenticationError(f"no usable public key for '{name}' at {path}; copy it from its owner") from error
+    return public
+
+
+def load_public_keys(directory: Path) -> dict[str, bytes]:
+    """Read every public key in `directory`: party name to Z85 key."""
+    return {path.stem: load_public_key(directory, path.stem) for path in sorted(directory.glob("*.key"))}
