@@ -13,7 +13,7 @@ from splitsec.errors import ConfigError
 
 
 class SmallCNN(nn.Module):
-    """Two convolutions and two linear layers; the cuts are conv1, relu1, pool1, conv2, relu2, pool, flatten, fc1 and relu3.
+    """Two convolutions and two linear layers; its cuts are the names of its layers.
 
     Args:
         side: height and width of the one-channel input, a multiple of 2 (of 4 from 16 on).

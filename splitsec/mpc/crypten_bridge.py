@@ -1,7 +1,7 @@
 """The one module that touches CrypTen's process-wide state.
 
 CrypTen keeps one communicator, one provider of randomness and one set of generators for the whole process. Here they
-are replaced, once, by stand-ins that forward to the session of the `running` block: CrypTen's functions then talk
+are replaced, once, by stand-ins that forward to the session of the thread's `running` block: CrypTen's functions then talk
 over our sockets and draw on our dealer. What cannot be made safe is refused: CrypTen's own providers (with `TFP` rank 0
 knows all masks), its Mersenne Twister generators, and every function that would put pickle on a wire.
 """
@@ -42,33 +42,32 @@ def _import_crypten() -> Any:
 
 
 crypten = _import_crypten()
-_lock = threading.RLock()
-_active: Context | None = None
+_lock = threading.Lock()
+# Each thread has a session of its own, so that a server can hold several.
+_local = threading.local()
 PROVIDER = "DEALER"
 
 
 @contextmanager
 def running(context: Context) -> Iterator[None]:
-    """Let CrypTen's functions work in `context` until the block ends; one context a process at a time."""
-    global _active  # noqa: PLW0603
+    """Let CrypTen's functions work in `context`, in this thread, until the block ends."""
+    if getattr(_local, "context", None) is not None:
+        raise RandomnessError("this thread is running CrypTen in another session; use a thread a session")
     with _lock:
-        if _active is not None:
-            raise RandomnessError("another session is running CrypTen in this process; use a process a session")
-        _active = context
-        old_precision = crypten.config.cfg.encoder.precision_bits
-        crypten.config.cfg.encoder.precision_bits = context.precision
-        try:
-            with crypten.no_grad():
-                yield
-        finally:
-            crypten.config.cfg.encoder.precision_bits = old_precision
-            _active = None
+        if crypten.config.cfg.encoder.precision_bits != context.precision:
+            crypten.config.cfg.encoder.precision_bits = context.precision
+    _local.context = context
+    try:
+        yield
+    finally:
+        _local.context = None
 
 
 def _context() -> Context:
-    if _active is None:
+    context: Context | None = getattr(_local, "context", None)
+    if context is None:
         raise RandomnessError("CrypTen was used outside a splitsec session; wrap the call in a session")
-    return _active
+    return context
 
 
 def from_share(share: torch.Tensor, precision: int) -> Any:
@@ -250,6 +249,7 @@ def _install() -> None:
     binary.rand = staticmethod(_binary_rand)
     arithmetic.PRSS = staticmethod(_refuse_generator)
     arithmetic.div_ = _divide
+    crypten.set_grad_enabled(False)
 
 
 _install()

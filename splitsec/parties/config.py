@@ -207,5 +207,5 @@ def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: object = None)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     described = None if metadata is None else {"json": json.dumps(metadata)}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=described)
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, partial, metadata=described)
     os.replace(partial, path)

@@ -37,6 +37,9 @@ def flatten_state(state: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 def unflatten_state(flat: torch.Tensor, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A state dict with the names, shapes and dtypes of `like` and the values of `flat`."""
+    expected = sum(tensor.numel() for tensor in like.values() if tensor.is_floating_point())
+    if flat.numel() != expected:
+        raise MessageError(f"the combined front has {flat.numel()} values, this segment {expected}")
     state, at = {}, 0
     for name, tensor in like.items():
         if tensor.is_floating_point():
@@ -44,8 +47,6 @@ def unflatten_state(flat: torch.Tensor, like: Mapping[str, torch.Tensor]) -> dic
             at += tensor.numel()
         else:
             state[name] = tensor
-    if at != flat.numel():
-        raise MessageError(f"the combined front has {flat.numel()} values, this segment {at}")
     return state
 
 

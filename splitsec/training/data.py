@@ -28,7 +28,8 @@ class Part:
 
     def save(self, path: Path) -> None:
         """Write the part as a safetensors file."""
-        save_file({name: tensor.contiguous() for name, tensor in vars(self).items()}, path)
+        # Clones, since safetensors refuses tensors that share memory.
+        save_file({name: tensor.contiguous().clone() for name, tensor in vars(self).items()}, path)
 
     @classmethod
     def load(cls, path: Path) -> Part:

@@ -1,0 +1,22 @@
+"""Shared fixtures: where the optional real data lies, and the helpers beside the tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The directory with MNIST and trained weights; the test is skipped where there is none."""
+    places = [Path(os.environ["SPLITSEC_DATA"])] if "SPLITSEC_DATA" in os.environ else []
+    places.append(Path(__file__).resolve().parents[2] / "shared" / "data")
+    for place in places:
+        if (place / "MNIST" / "raw").is_dir():
+            return place
+    pytest.skip("no real data here: set SPLITSEC_DATA to a directory with MNIST/raw and weights/")

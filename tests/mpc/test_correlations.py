@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from splitsec.errors import MessageError
+from splitsec.mpc.correlations import (
+    AnyCorrelation,
+    BinaryTriple,
+    RandomBit,
+    SquarePair,
+    Triple,
+    Truncation,
+    check_plan,
+    correction_count,
+    deal,
+    expand,
+    plan_digest,
+)
+from splitsec.mpc.prg import fresh_seed
+from splitsec.mpc.ring import shift_right, top_bit
+
+
+def _dealt(item: AnyCorrelation) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    seeds = fresh_seed(), fresh_seed()
+    corrections = deal((item,), *seeds, 3)
+    assert corrections.numel() == correction_count((item,))
+    server = expand((item,), 0, seeds[0], 3, corrections)[0]
+    client = expand((item,), 1, seeds[1], 3)[0]
+    return list(zip(server, client, strict=True))
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        Triple("mul", (3, 4), (3, 4)),
+        Triple("matmul", (3, 4), (4, 5)),
+        Triple("conv2d", (2, 2, 5, 5), (4, 2, 3, 3), (2, 2), (1, 1), (1, 1), 1),
+        Triple("conv2d", (2, 4, 5, 5), (4, 1, 3, 3), (1, 1), (0, 0), (2, 2), 4),
+        Triple("conv1d", (2, 2, 9), (4, 2, 3), (1,), (1,), (1,), 1),
+    ],
+)
+def test_triples_multiply(item: Triple) -> None:
+    (a, b, c) = (one + other for one, other in _dealt(item))
+    assert torch.equal(item._apply(a, b), c)
+
+
+def test_other_kinds_hold() -> None:
+    r, r2 = (one + other for one, other in _dealt(SquarePair((50,))))
+    assert torch.equal(r * r, r2)
+    a, b, c = (one ^ other for one, other in _dealt(BinaryTriple((2, 1, 50), (2, 3, 50))))
+    assert torch.equal(a & b, c)
+    bits, arithmetic = _dealt(RandomBit((500,)))
+    assert torch.equal(bits[0] ^ bits[1], arithmetic[0] + arithmetic[1])
+    assert set((bits[0] ^ bits[1]).unique().tolist()) == {0, 1}
+    mask, shifted, top = (one + other for one, other in _dealt(Truncation((500,), 16)))
+    assert torch.equal(shift_right(mask, 16), shifted)
+    assert torch.equal(top_bit(mask), top)
+
+
+def test_queries_never_share_randomness() -> None:
+    seed, item = fresh_seed(), (Truncation((100,), 16),)
+    first, second = (expand(item, 1, seed, query)[0][0] for query in (0, 1))
+    assert not (first == second).any()
+
+
+def test_corrections_that_do_not_fit_are_refused() -> None:
+    item = (SquarePair((4,)),)
+    with pytest.raises(MessageError, match="shape 5, expected 4"):
+        expand(item, 0, fresh_seed(), 0, torch.zeros(5, dtype=torch.int64))
+    with pytest.raises(MessageError, match="dtype"):
+        expand(item, 0, fresh_seed(), 0, torch.zeros(4))
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        SquarePair((-1,)),
+        SquarePair((1 << 20, 1 << 20)),
+        Triple("matmul", (3, 4), (5, 6)),
+        Truncation((3,), 63),
+    ],
+)
+def test_impossible_plans_are_refused(item: AnyCorrelation) -> None:
+    with pytest.raises(MessageError):
+        check_plan((item,))
+
+
+def test_digest_tells_plans_apart() -> None:
+    assert plan_digest((SquarePair((4,)),)) != plan_digest((SquarePair((5,)),))
+    assert plan_digest((SquarePair((4,)),)) == plan_digest((SquarePair((4,)),))

@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from splitsec.errors import RandomnessError
+from splitsec.mpc.correlations import SquarePair
+from splitsec.mpc.dealing import DealerBook
+
+PLAN = (SquarePair((4,)),)
+
+
+def _join(book: DealerBook, rank: int, name: str, plan: tuple[SquarePair, ...] = PLAN, session: str = "s") -> bytes:
+    return book.join(session, rank=rank, name=name, server="server", client="client-1", plan=plan)
+
+
+def test_seeds_are_given_once_and_only_to_members() -> None:
+    book = DealerBook()
+    assert _join(book, 0, "server") != _join(book, 1, "client-1")
+    with pytest.raises(RandomnessError, match="has had its seed"):
+        _join(book, 1, "client-1")
+    with pytest.raises(RandomnessError, match="not party 1"):
+        _join(book, 1, "client-2", session="t")
+    with pytest.raises(RandomnessError, match="not party 0"):
+        _join(book, 0, "client-1", session="t")
+
+
+def test_a_query_is_dealt_once_and_in_order() -> None:
+    book = DealerBook()
+    _join(book, 0, "server")
+    with pytest.raises(RandomnessError, match="client-1 has not joined"):
+        book.corrections("s", name="server", query=0)
+    _join(book, 1, "client-1")
+    first = book.corrections("s", name="server", query=0)
+    with pytest.raises(RandomnessError, match="each once"):
+        book.corrections("s", name="server", query=0)
+    with pytest.raises(RandomnessError, match="each once"):
+        book.corrections("s", name="server", query=5)
+    assert not torch.equal(first, book.corrections("s", name="server", query=1))
+    with pytest.raises(RandomnessError, match="no session"):
+        book.corrections("s", name="client-1", query=2)
+
+
+def test_different_programs_are_refused() -> None:
+    book = DealerBook()
+    _join(book, 0, "server")
+    with pytest.raises(RandomnessError, match="different computations"):
+        _join(book, 1, "client-1", plan=(SquarePair((5,)),))
+
+
+def test_leaving_ends_a_session_for_both() -> None:
+    book = DealerBook()
+    _join(book, 0, "server")
+    book.leave("s", name="client-2")
+    assert len(book) == 1
+    book.leave("s", name="server")
+    assert len(book) == 0

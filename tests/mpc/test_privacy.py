@@ -1,0 +1,97 @@
+"""What each party receives does not depend on the secrets; each test has a control in which it does, and fails."""
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+from two_party import Recorder, Unmasked, run_both
+
+from splitsec.cut import trace
+from splitsec.mpc.program import compile_tail
+from splitsec.mpc.run import run_program
+from splitsec.mpc.session import CLIENT, SERVER, Context
+
+RUNS = 30
+TAIL = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3), nn.ReLU()).eval()
+
+
+def _received(kind: type[Recorder], x: torch.Tensor, tail: nn.Module, rank: int) -> torch.Tensor:
+    program, weights = compile_tail(trace(tail), tuple(x.shape))
+
+    def protocol(context: Context) -> torch.Tensor | None:
+        client = context.rank == CLIENT
+        return run_program(program, context, activation=x if client else None, weights=None if client else weights)
+
+    rows = []
+    for _ in range(RUNS):
+        _, sessions = run_both(protocol, kind=kind)
+        messages = sessions[rank].received
+        # The last that the client receives is the server's share of the result, which opens it: it is meant to.
+        rows.append(torch.cat([one.flatten() for one in (messages[:-1] if rank == CLIENT else messages)]))
+    return torch.stack(rows)
+
+
+def _looks_uniform(values: torch.Tensor) -> bool:
+    """Bytes of 64-bit masked values against the uniform distribution, and bits of their positions."""
+    data = values.contiguous().view(torch.uint8).flatten()
+    counts = torch.bincount(data.long(), minlength=256).numpy()
+    return bool(stats.chisquare(counts).pvalue > 1e-6)
+
+
+def _independent(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Every position's values under two inputs come from one distribution (Kolmogorov-Smirnov, Bonferroni)."""
+    lowest = min(
+        stats.ks_2samp(one[:, index].double().numpy(), other[:, index].double().numpy()).pvalue
+        for index in range(one.shape[1])
+    )
+    return bool(lowest * one.shape[1] > 1e-4)
+
+
+# Binary masked values of 1 bit in 64 are opened as whole words, so every message is 64-bit uniform, but for the bits
+# that CrypTen converts last: those it masks with a single random bit.
+def _words(values: torch.Tensor) -> torch.Tensor:
+    single = ((values == 0) | (values == 1)).all(0)
+    return values[:, ~single]
+
+
+def _bits(values: torch.Tensor) -> torch.Tensor:
+    single = ((values == 0) | (values == 1)).all(0)
+    return values[:, single]
+
+
+@pytest.mark.parametrize("rank", [SERVER, CLIENT])
+def test_messages_are_uniform_whatever_the_input(rank: int) -> None:
+    for x in (torch.zeros(1, 1, 6, 6), torch.full((1, 1, 6, 6), 7.25)):
+        values = _received(Recorder, x, TAIL, rank)
+        assert _looks_uniform(_words(values))
+        bits = _bits(values)
+        if bits.numel():
+            assert stats.binomtest(int(bits.sum()), bits.numel()).pvalue > 1e-6
+
+
+def test_what_the_server_receives_does_not_depend_on_the_input() -> None:
+    inputs = torch.zeros(1, 1, 6, 6), torch.full((1, 1, 6, 6), 7.25)
+    assert _independent(*(_received(Recorder, x, TAIL, SERVER) for x in inputs))
+
+
+def test_what_the_client_receives_does_not_depend_on_the_weights() -> None:
+    other = nn.Sequential(*[type(layer) is nn.Conv2d and nn.Conv2d(1, 2, 3) or layer for layer in TAIL]).eval()
+    with torch.no_grad():
+        other[0].weight.fill_(3.0)
+    x = torch.ones(1, 1, 6, 6)
+    assert _independent(*(_received(Recorder, x, tail, CLIENT) for tail in (TAIL, other)))
+
+
+def test_control_without_masks_both_tests_fail() -> None:
+    inputs = torch.zeros(1, 1, 6, 6), torch.full((1, 1, 6, 6), 7.25)
+    values = [_received(Unmasked, x, TAIL, SERVER) for x in inputs]
+    assert not _independent(*values)
+    assert not _looks_uniform(values[1])
+
+
+def test_control_a_wrong_weight_mask_shows() -> None:
+    other = nn.Sequential(*TAIL).eval()
+    plain = _received(Unmasked, torch.ones(1, 1, 6, 6), other, CLIENT)
+    with torch.no_grad():
+        changed = trace(nn.Sequential(*[type(one)(1, 2, 3) if type(one) is nn.Conv2d else one for one in TAIL])).eval()
+    assert not _independent(plain, _received(Unmasked, torch.ones(1, 1, 6, 6), changed, CLIENT))

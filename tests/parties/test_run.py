@@ -1,0 +1,276 @@
+"""Whole runs of dealer, server and clients over real sockets, and what goes wrong in them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parties_in_threads import CUT, World, model, part, world
+from torch import nn
+
+from splitsec import Client, SplitModel
+from splitsec.errors import (
+    AuthenticationError,
+    CutError,
+    MessageError,
+    PartyTimeoutError,
+    RandomnessError,
+    RangeError,
+    RefusedError,
+    UnsupportedLayerError,
+)
+from splitsec.mpc.prg import fresh_seed
+from splitsec.training.messages import PROTOCOL, Batch, DealerBody, Hello, JoinRun, OpenMasks, OpenSession, dealer_codec
+from splitsec.transport import Link, Wire
+
+
+def _train(here: World, name: str, seed: int) -> Any:
+    def run() -> SplitModel:
+        split = SplitModel(model(), CUT)
+        with here.client(name, split.front) as client:
+            client.train(part(seed), seed=seed)
+            client.leave()
+        return split
+
+    return run
+
+
+def test_two_clients_train_and_predict(tmp_path: Path) -> None:
+    with world(tmp_path, epochs=3) as here:
+
+        def run(name: str, seed: int) -> Any:
+            split = SplitModel(model(), CUT)
+            with here.client(name, split.front) as client:
+                client.train(part(seed), seed=seed)
+                found = client.predict(part(seed).test_images[:5], batch_size=2)
+                client.leave()
+            return split.front, found, seed
+
+        results = here.together(lambda: run("client-1", 1), lambda: run("client-2", 2))
+        here.threads[1].join(20)
+        assert not here.threads[1].is_alive()
+        fronts = [front.state_dict() for front, _, _ in results]
+        assert all(torch.equal(fronts[0][key], fronts[1][key]) for key in fronts[0])
+        for front, found, seed in results:
+            with torch.no_grad():
+                plain = here.split.tail.eval()(front(part(seed).test_images[:5]))
+            torch.testing.assert_close(found.logits, plain, atol=1e-3, rtol=0)
+            assert found.logits.shape == (5, 3)
+            assert len(found.online_ms) == len(found.offline_ms) == 3
+            assert min(found.rounds, found.bytes_sent, found.bytes_received, found.bytes_offline) > 0
+
+
+def test_the_combined_front_is_the_weighted_average(tmp_path: Path) -> None:
+    """With a learning rate of nearly nothing, the average of different fronts can be checked."""
+    with world(tmp_path, epochs=1) as here:
+        results = here.together(_train(here, "client-1", 1), _train(here, "client-2", 2))
+        states = [split.front.state_dict() for split in results]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+        assert not torch.equal(states[0]["0.weight"], SplitModel(model(), CUT).front.state_dict()["0.weight"])
+
+
+def test_a_client_that_never_comes_is_named_to_all(tmp_path: Path) -> None:
+    with world(tmp_path, timeout=1.0) as here:
+        (error,) = here.together(_train(here, "client-1", 1))
+        assert isinstance(error, PartyTimeoutError)
+        assert "client-2 did not come within 1 s" in str(error)
+        here.threads[1].join(10)
+        assert "client-2 did not come" in str(here.server_error[0])
+
+
+def test_a_client_that_falls_silent_is_named_to_the_others(tmp_path: Path) -> None:
+    with world(tmp_path, timeout=1.5) as here:
+
+        def vanishes() -> None:
+            with here.client("client-2") as client:
+                client._server.request(Hello(PROTOCOL, CUT, _digest(), 12))
+
+        error, _ = here.together(_train(here, "client-1", 1), vanishes)
+        assert isinstance(error, PartyTimeoutError)
+        assert "client-2 sent nothing for 1.5 s in epoch 1" in str(error)
+
+
+def _digest() -> str:
+    from splitsec.training.loop import segment_digest
+
+    return segment_digest(SplitModel(model(), CUT).front)
+
+
+def test_clients_that_do_not_fit_are_told_why(tmp_path: Path) -> None:
+    with world(tmp_path) as here, here.client("client-1") as one, here.client("client-2") as two:
+        with pytest.raises(RefusedError, match="cuts at '0', the server at '1'"):
+            one._server.request(Hello(PROTOCOL, "0", "x", 1))
+        with pytest.raises(RefusedError, match=f"speaks protocol 99, the server {PROTOCOL}"):
+            one._server.request(Hello(99, CUT, "x", 1))
+        with pytest.raises(RefusedError, match="no samples"):
+            one._server.request(Hello(PROTOCOL, CUT, "x", 0))
+        one._server.send(Hello(PROTOCOL, CUT, "x", 5))
+        with pytest.raises(RefusedError, match="does not begin like that of client-1"):
+            two._server.request(Hello(PROTOCOL, CUT, "y", 5))
+
+
+def test_a_stranger_is_refused_and_the_run_goes_on(tmp_path: Path) -> None:
+    with world(tmp_path, epochs=1) as here:
+        with here.client("stranger") as client, pytest.raises(AuthenticationError, match="refused our key"):
+            client.train(part())
+        results = here.together(_train(here, "client-1", 1), _train(here, "client-2", 2))
+        assert all(isinstance(result, SplitModel) for result in results)
+
+
+BAD_BATCHES = [
+    ([], "not 0 tensors"),
+    ([torch.zeros(2, 6).double(), torch.zeros(2).long()], "dtype torch.float64, expected torch.float32"),
+    ([torch.zeros(2, 7), torch.zeros(2).long()], "cannot take an activation of shape 2x7"),
+    ([torch.zeros(2, 6), torch.zeros(3).long()], "the labels has shape 3, expected 2"),
+    ([torch.zeros(2, 6), torch.tensor([0, 3])], "labels from 0 to 3, but the model has 3 classes"),
+    ([torch.zeros(99, 6), torch.zeros(99).long()], "expected 1 to 8 rows"),
+    ([torch.full((2, 6), float("nan")), torch.zeros(2).long()], "holds nan, which is not a finite number"),
+]
+
+
+def test_bad_batches_are_refused_with_a_reason_and_the_server_stays_up(tmp_path: Path) -> None:
+    with world(tmp_path) as here, here.client("client-1") as one, here.client("client-2") as two:
+        one._server.send(Hello(PROTOCOL, CUT, "x", 5))
+        two._server.request(Hello(PROTOCOL, CUT, "x", 5))
+        one._server.receive()
+        for tensors, reason in BAD_BATCHES:
+            with pytest.raises((MessageError, RangeError), match=reason):
+                one._server.request(Batch(0, 0), tensors)
+        good = [torch.zeros(2, 6), torch.zeros(2).long()]
+        with pytest.raises(MessageError, match="epoch 5 is not running"):
+            one._server.request(Batch(5, 0), good)
+        with pytest.raises(RefusedError, match="still in training"):
+            one._server.request(OpenSession((1, 6), fresh_seed()))
+        one._server.send(Batch(0, 0), good)
+        two._server.request(Batch(0, 0), good)
+        assert one._server.receive()[1][0].shape == (2, 6)
+
+
+def _serving(here: World, name: str = "client-1") -> Client:
+    client = here.client(name)
+    client.front.load_state_dict(here.split.front.state_dict())
+    return client
+
+
+def test_predictions_without_training(tmp_path: Path) -> None:
+    with world(tmp_path, epochs=0, stay=True) as here, _serving(here) as client:
+        x = part().test_images
+        with torch.no_grad():
+            plain = here.split.eval()(x)
+        torch.testing.assert_close(client.predict(x[:3]).logits, plain[:3], atol=1e-3, rtol=0)
+        torch.testing.assert_close(client.predict(x, batch_size=12).logits, plain, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [(float("nan"), "cut '1' holds nan"), (1e12, r"cut '1' holds a value of magnitude .*, beyond .* layer '.*' cannot")],
+)
+def test_values_out_of_range_name_the_layer_and_the_session_can_be_opened_again(
+    tmp_path: Path, value: float, reason: str
+) -> None:
+    with world(tmp_path, epochs=0, stay=True) as here, _serving(here) as client:
+        with pytest.raises(RangeError, match=reason):
+            client.predict(torch.full((1, 4), value))
+        assert client.predict(torch.ones(1, 4)).logits.shape == (1, 3)
+
+
+def test_a_tail_without_encrypted_form_is_refused_by_name(tmp_path: Path) -> None:
+    def soft() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.Softplus(), nn.Linear(5, 3))
+
+    with world(tmp_path, epochs=0, stay=True, model=soft) as here, _serving(here) as client:
+        with pytest.raises(UnsupportedLayerError, match=r"server: layer '3' \(Softplus\) has no encrypted form"):
+            client.predict(torch.ones(1, 4))
+        with pytest.raises(MessageError, match="an activation cannot have shape"):
+            client._server.request(OpenSession((0, 6), fresh_seed()))
+        with pytest.raises(MessageError, match="16 bytes"):
+            client._server.request(OpenSession((1, 6), b"x"))
+
+
+def test_several_sessions_at_once(tmp_path: Path) -> None:
+    with world(tmp_path, epochs=0, stay=True) as here:
+        x = part().test_images
+        with torch.no_grad():
+            plain = here.split.eval()(x)
+
+        def ask(name: str) -> torch.Tensor:
+            with _serving(here, name) as client:
+                return client.predict(x).logits
+
+        for logits in here.together(lambda: ask("client-1"), lambda: ask("client-2")):
+            torch.testing.assert_close(logits, plain, atol=1e-3, rtol=0)
+
+
+def test_a_client_that_dies_in_a_session_leaves_the_server_usable(tmp_path: Path) -> None:
+    with world(tmp_path, epochs=0, stay=True, timeout=1.0) as here:
+
+        class Died(Exception):
+            pass
+
+        def die() -> None:
+            with _serving(here) as client, client.session((1, 6)) as session:
+                session.prepare()
+                raise Died
+
+        assert isinstance(here.together(die)[0], Died)
+        with _serving(here, "client-2") as client:
+            assert client.predict(torch.ones(2, 4)).logits.shape == (2, 3)
+
+
+def _dealer_link(wire: Wire, here: World) -> Link[DealerBody]:
+    address, key = here.dealer.address, here.peers["dealer"]
+    return Link(wire, address, peer="dealer", peer_key=key, codec=dealer_codec, timeout=5)
+
+
+def test_the_dealer_opens_masks_to_the_server_alone(tmp_path: Path) -> None:
+    with world(tmp_path, epochs=0, stay=True) as here:
+        with Wire(here.keys["client-1"]) as wire:
+            link = _dealer_link(wire, here)
+            link.request(JoinRun("run"))
+            with pytest.raises(RandomnessError, match="client-1 may not open masks"):
+                link.request(OpenMasks("run", 0, ("client-1", "client-2"), 3))
+            with pytest.raises(RandomnessError, match="has had its seed"):
+                link.request(JoinRun("run"))
+            link.close()
+        with Wire(here.keys["server"]) as wire:
+            link = _dealer_link(wire, here)
+            with pytest.raises(RandomnessError, match="the server gets no mask seed"):
+                link.request(JoinRun("run"))
+            with pytest.raises(RandomnessError, match="at least 2"):
+                link.request(OpenMasks("run", 0, ("client-1",), 3))
+            link.close()
+
+
+def test_what_the_dealer_receives_does_not_depend_on_the_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Apart from random session names the dealer's transcript is the same; a request that leaked would differ."""
+    first = _dealer_transcript(tmp_path / "a", torch.zeros(3, 4), monkeypatch)
+    second = _dealer_transcript(tmp_path / "b", torch.full((3, 4), 5.0), monkeypatch)
+    assert first == second
+    assert len(first) >= 5
+    leaking = _dealer_transcript(tmp_path / "c", torch.zeros(2, 4), monkeypatch)
+    assert leaking != first
+
+
+def _dealer_transcript(directory: Path, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    directory.mkdir()
+    seen: list[str] = []
+    with world(directory, epochs=0, stay=True) as here:
+        answer = here.dealer._answer
+
+        def record(incoming: Any) -> Any:
+            assert incoming.tensors == []
+            session = getattr(incoming.body, "session", "")
+            seen.append(f"{incoming.sender.name} {incoming.body}".replace(session, "SESSION"))
+            return answer(incoming)
+
+        monkeypatch.setattr(here.dealer, "_answer", record)
+        with _serving(here) as client:
+            client.predict(x)
+    return sorted(seen)
+
+
+def test_wrong_cut_in_the_api() -> None:
+    with pytest.raises(CutError, match="the valid cuts are"):
+        SplitModel(model(), "99")

@@ -1,0 +1,117 @@
+"""A dealer, a server and clients in threads of the test, over real sockets with fresh keys."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from splitsec import Client, Dealer, Part, Schedule, Server, SplitModel
+from splitsec.transport import KeyPair, load_key_pair, load_public_keys, make_keys
+
+CUT = "1"
+
+
+_seeded = threading.Lock()
+
+
+def model() -> nn.Module:
+    # torch's generator is the whole process's, and the parties here share a process.
+    with _seeded:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def part(seed: int = 0, rows: int = 12) -> Part:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(rows, 4, generator=generator)
+    labels = (images.abs().argmax(1) % 3).long()
+    return Part(images, labels, images, labels)
+
+
+@dataclass
+class World:
+    keys: dict[str, KeyPair]
+    peers: dict[str, bytes]
+    dealer: Dealer
+    server: Server
+    split: SplitModel
+    server_error: list[BaseException] = field(default_factory=list)
+    threads: list[threading.Thread] = field(default_factory=list)
+
+    def client(self, name: str, front: nn.Module | None = None, **options: Any) -> Client:
+        settings: dict[str, Any] = {
+            "cut": CUT,
+            "keys": self.keys[name],
+            "peers": self.peers,
+            "server": self.server.address,
+            "dealer": self.dealer.address,
+            "timeout": 10,
+            "join_timeout": 10,
+            **options,
+        }
+        return Client(front or SplitModel(model(), CUT).front, **settings)
+
+    def together(self, *actions: Callable[[], Any]) -> list[Any]:
+        """Run the actions in threads; a result or the exception of each."""
+        results: list[Any] = [None] * len(actions)
+
+        def run(index: int) -> None:
+            try:
+                results[index] = actions[index]()
+            except BaseException as error:
+                results[index] = error
+
+        threads = [threading.Thread(target=run, args=(index,)) for index in range(len(actions))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        return results
+
+
+@contextmanager
+def world(directory: Path, *, epochs: int = 2, timeout: float = 10, **options: Any) -> Iterator[World]:
+    names = ["server", "dealer", "client-1", "client-2", "stranger"]
+    make_keys(directory, names)
+    keys = {name: load_key_pair(directory, name) for name in names}
+    peers = {name: key for name, key in load_public_keys(directory).items() if name != "stranger"}
+    split = SplitModel(options.pop("model", model)(), CUT)
+    dealer = Dealer(keys=keys["dealer"], peers=peers, address="tcp://127.0.0.1:*")
+    schedule = Schedule(clients=("client-1", "client-2"), epochs=epochs, batch_size=8)
+    settings: dict[str, Any] = {"join_timeout": timeout, **options}
+    server = Server(
+        split.tail,
+        cut=CUT,
+        schedule=schedule,
+        keys=keys["server"],
+        peers=peers,
+        address="tcp://127.0.0.1:*",
+        dealer=dealer.address,
+        timeout=timeout,
+        **settings,
+    )
+    made = World(keys, peers, dealer, server, split)
+
+    def serve() -> None:
+        try:
+            server.serve()
+        except BaseException as error:
+            made.server_error.append(error)
+
+    made.threads = [threading.Thread(target=dealer.serve), threading.Thread(target=serve)]
+    for thread in made.threads:
+        thread.start()
+    try:
+        yield made
+    finally:
+        server.stop()
+        dealer.stop()
+        for thread in made.threads:
+            thread.join(20)

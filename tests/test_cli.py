@@ -1,0 +1,214 @@
+"""The command line as a user meets it: real processes, one clear line for each error."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from splitsec.launch.local import LocalRun, prepare
+from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, read_config, write_config
+
+
+def _run(*arguments: str, timeout: float = 100) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "splitsec", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def _parties_of(directory: Path) -> list[str]:
+    """Command lines of living processes that mention `directory`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if str(directory) in line and "splitsec" in line:
+                found.append(line)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["demo", "--cut", "nope"], 2, "there is no cut 'nope'; the valid cuts are: conv1, relu1"),
+        (["demo", "--clients", "1"], 2, "at least two clients"),
+        (["demo", "--epochs", "0"], 2, "at least one epoch"),
+        (["demo", "--dataset", "mnist"], 2, "--data-dir DIR"),
+        (["demo", "--dataset", "mnist", "--data-dir", "/nowhere"], 2, "no MNIST in /nowhere"),
+        (["demo", "--clients", "2000"], 2, "cannot be dealt to 2000 clients"),
+        (["demo", "--predictions", "1"], 2, "fewer than the 3 clients"),
+        (["demo", "--json", "/nowhere/x.json"], 2, "cannot write /nowhere/x.json"),
+        (["server", "--config", "/nowhere.toml"], 2, "cannot read /nowhere.toml"),
+        (["keys", "--out", "/tmp", "../evil"], 2, "cannot name a party"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments: list[str], code: int, message: str) -> None:
+    done = _run(*arguments)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" in _run(*arguments, "--verbose").stderr
+
+
+def test_a_setting_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dealer.toml").write_text('address = "tcp://127.0.0.1:*"\nadress = 1\n')
+    done = _run("dealer", "--config", str(tmp_path / "dealer.toml"))
+    assert done.returncode == 2
+    assert "unknown field `adress`" in done.stderr
+
+
+def test_keys_and_configs_round_trip(tmp_path: Path) -> None:
+    done = _run("keys", "--out", str(tmp_path / "k"), "server", "client-1", "--json", str(tmp_path / "k.json"))
+    assert done.returncode == 0
+    assert set(json.loads((tmp_path / "k.json").read_text())) == {"server", "client-1"}
+    assert "exists" in _run("keys", "--out", str(tmp_path / "k"), "server").stderr
+    config = ServerConfig("tcp://*:1", "tcp://x:2", 'm"odel', "cut", ("a", "b"), stay=True, learning_rate=1e-5)
+    write_config(tmp_path / "s.toml", config)
+    assert read_config(tmp_path / "s.toml", ServerConfig) == config
+
+
+def _by_hand(directory: Path, run: LocalRun, ports: list[int]) -> dict[str, list[str]]:
+    """TOML files as a user writes them; returns each party's command."""
+    prepare(run, directory)
+    dealer, server = (f"tcp://127.0.0.1:{port}" for port in ports)
+    configs: dict[str, DealerConfig | ServerConfig | ClientConfig] = {
+        "dealer": DealerConfig(address=dealer),
+        "server": ServerConfig(server, dealer, run.model, run.cut, tuple(run.names), epochs=run.epochs, out="out"),
+    }
+    for name in run.names:
+        configs[name] = ClientConfig(
+            name, server, dealer, run.model, run.cut, "part.safetensors", predictions=3, out="out", timeout=30
+        )
+    for name, config in configs.items():
+        write_config(directory / name / "party.toml", config)
+    return {
+        name: [sys.executable, "-m", "splitsec", name.split("-")[0], "--config", str(directory / name / "party.toml")]
+        for name in configs
+    }
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def test_parties_started_by_hand(tmp_path: Path) -> None:
+    commands = _by_hand(tmp_path, LocalRun(clients=2, epochs=1), _free_ports(2))
+    started = {
+        name: subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for name, command in commands.items()
+    }
+    try:
+        for name in ("client-1", "client-2", "server"):
+            output, errors = started[name].communicate(timeout=100)
+            assert started[name].returncode == 0, errors
+            assert "done after" in output
+        started["dealer"].send_signal(signal.SIGINT)
+        assert started["dealer"].wait(10) == 130
+        assert (tmp_path / "server" / "out" / "tail.safetensors").is_file()
+        assert (tmp_path / "client-1" / "out" / "predictions.safetensors").is_file()
+    finally:
+        for process in started.values():
+            process.kill()
+            process.wait()
+
+
+def test_a_port_in_use_and_a_party_that_never_comes(tmp_path: Path) -> None:
+    ports = _free_ports(2)
+    run = LocalRun(clients=2, epochs=1)
+    commands = _by_hand(tmp_path, run, ports)
+    with socket.create_server(("127.0.0.1", ports[0])):
+        done = subprocess.run(commands["dealer"], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 7
+        assert f"dealer cannot listen on tcp://127.0.0.1:{ports[0]}: the port is in use" in done.stderr
+        assert "Traceback" not in done.stderr
+    path = tmp_path / "client-1" / "party.toml"
+    path.write_text(path.read_text().replace("join_timeout = 120.0", "join_timeout = 1.0"))
+    done = subprocess.run(commands["client-1"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 6
+    assert "server at tcp://127.0.0.1" in done.stderr
+    assert "did not answer within 1 s" in done.stderr
+
+
+def test_the_demo_end_to_end_with_two_clients(tmp_path: Path) -> None:
+    target = tmp_path / "demo.json"
+    done = _run("demo", "--clients", "2", "--epochs", "2", "--predictions", "20", "--json", str(target))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(target.read_text())
+    wanted = (
+        "clients dataset epochs cut accuracy_plain accuracy_encrypted agreement max_abs_error encrypted_predictions "
+        "plain_ms_median online_ms_median offline_ms_median rounds bytes_online seconds"
+    )
+    assert set(wanted.split()) <= set(found)
+    assert found["encrypted_predictions"] == 20
+    assert found["agreement"] == 1.0
+    assert 0 < found["max_abs_error"] < 1e-2
+    assert found["accuracy_encrypted"] > 0.3
+    for text in ("who saw what", "test accuracy", "rounds per prediction", "client-2", "server"):
+        assert text in done.stdout
+
+
+def _start_demo(tmp_path: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "splitsec", "demo", "--epochs", "500"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(_parties_of(tmp_path)) < 5 and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    assert len(_parties_of(tmp_path)) == 5
+    time.sleep(2)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_survives_an_interrupted_demo(tmp_path: Path, number: signal.Signals) -> None:
+    process = _start_demo(tmp_path)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    deadline = time.monotonic() + 20
+    while _parties_of(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert _parties_of(tmp_path) == []
+    if number != signal.SIGKILL:
+        assert process.returncode == 130
+        assert "interrupted" in errors
+        assert "Traceback" not in errors
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_party_that_dies_ends_the_demo_with_its_name(tmp_path: Path) -> None:
+    process = _start_demo(tmp_path)
+    victim = next(
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and b"client-2/party.toml" in _cmdline(entry) and str(tmp_path).encode() in _cmdline(entry)
+    )
+    os.kill(victim, signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "client-2 ended with exit code -9" in errors
+    assert _parties_of(tmp_path) == []
+
+
+def _cmdline(entry: Path) -> bytes:
+    try:
+        return (entry / "cmdline").read_bytes()
+    except OSError:
+        return b""

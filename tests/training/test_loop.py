@@ -1,0 +1,69 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from splitsec.cut import SplitModel
+from splitsec.errors import MessageError, RangeError
+from splitsec.training.loop import FrontTrainer, TailTrainer, segment_digest
+
+
+def _split() -> SplitModel:
+    torch.manual_seed(0)
+    return SplitModel(nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 3)), "0")
+
+
+def test_one_split_step_is_one_plain_step() -> None:
+    split, images, labels = _split(), torch.randn(8, 4), torch.randint(0, 3, (8,))
+    whole = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    whole.load_state_dict(split.whole_state_dict())
+    optimizer = torch.optim.Adam(whole.parameters(), lr=0.01)
+    front, tail = FrontTrainer(split.front, learning_rate=0.01, cut="0"), TailTrainer(split.tail, learning_rate=0.01)
+    for _ in range(3):
+        result = tail.step({"a": (front.forward(images), labels)})["a"]
+        front.backward(result.gradient)
+        loss = F.cross_entropy(whole(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert result.loss == pytest.approx(loss.item(), abs=1e-6)
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(split.whole_state_dict()[key], value)
+
+
+def test_each_client_gets_the_gradient_of_its_own_mean_loss() -> None:
+    split = _split()
+    one, other = torch.randn(5, 6), torch.randn(3, 6)
+    labels = torch.randint(0, 3, (8,))
+    leaf = other.clone().requires_grad_()
+    F.cross_entropy(split.tail(leaf.clone()), labels[5:]).backward()
+    results = TailTrainer(split.tail, learning_rate=0.01).step({"a": (one, labels[:5]), "b": (other, labels[5:])})
+    torch.testing.assert_close(results["b"].gradient, leaf.grad)
+
+
+def test_bad_batches_are_refused_and_change_nothing() -> None:
+    split = _split()
+    trainer = TailTrainer(split.tail.train(), learning_rate=0.01)
+    before = segment_digest(split.tail)
+    with pytest.raises(MessageError, match="cannot take an activation of shape 2x5"):
+        trainer.check(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(MessageError, match="labels from 0 to 7, but the model has 3 classes"):
+        trainer.check(torch.zeros(2, 6), torch.tensor([0, 7]))
+    assert segment_digest(split.tail) == before
+    assert split.tail.training
+
+
+def test_an_activation_that_is_not_finite_is_named() -> None:
+    trainer = FrontTrainer(_split().front, learning_rate=0.01, cut="0")
+    with pytest.raises(RangeError, match="the activation at cut '0' holds nan"):
+        trainer.forward(torch.full((2, 4), float("nan")))
+    with pytest.raises(MessageError, match="fits no activation"):
+        trainer.backward(torch.zeros(9, 9))
+
+
+def test_digests_tell_fronts_apart() -> None:
+    one, other = _split().front, _split().front
+    assert segment_digest(one) == segment_digest(other)
+    with torch.no_grad():
+        next(iter(other.parameters())).view(-1)[0] += 1
+    assert segment_digest(one) != segment_digest(other)

@@ -1,0 +1,103 @@
+"""Both parties of a protocol in two threads of the test, over a real socket pair, with a dealer in between."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import zmq
+
+from splitsec.mpc.correlations import Plan, deal
+from splitsec.mpc.messages import session_codec
+from splitsec.mpc.prg import Stream, fresh_seed
+from splitsec.mpc.session import CLIENT, SERVER, Context, Planner, Session
+from splitsec.transport import Peer
+
+Protocol = Callable[[Context], Any]
+
+
+class Recorder(Session):
+    """A session that keeps what this party received, in order."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.received: list[torch.Tensor] = []
+
+    def _receive(self, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        tensors = super()._receive(like)
+        self.received += tensors
+        return tensors
+
+
+class Unmasked(Recorder):
+    """The negative control: every one-time mask is zero, at both parties alike."""
+
+    def take(self, wanted: Any) -> list[torch.Tensor]:
+        return [torch.zeros_like(part) for part in super().take(wanted)]
+
+    def common(self, shape: Sequence[int]) -> torch.Tensor:
+        return torch.zeros(tuple(shape), dtype=torch.int64)
+
+
+def plan_of(protocol: Protocol, precision: int = 16) -> Plan:
+    planner = Planner(SERVER, precision)
+    protocol(planner)
+    return planner.plan
+
+
+def run_both(
+    protocol: Protocol, *, precision: int = 16, kind: type[Recorder] = Recorder, timeout: float = 20
+) -> tuple[list[Any], list[Recorder]]:
+    """Run `protocol(context)` as both parties; returns their results and sessions, server first."""
+    seeds, pair = [fresh_seed(), fresh_seed()], fresh_seed()
+    plan = plan_of(protocol, precision)
+    context = zmq.Context()
+    ends = [context.socket(zmq.PAIR) for _ in range(2)]
+    address = f"inproc://{fresh_seed().hex()}"
+    ends[0].bind(address)
+    ends[1].connect(address)
+    sessions = [
+        kind(
+            Peer(ends[rank], peer="the other party", codec=session_codec, timeout=timeout),
+            rank=rank,
+            dealt_seed=seeds[rank],
+            pair_seed=pair,
+            plan=plan,
+            corrections=(lambda query: deal(plan, seeds[0], seeds[1], query)) if rank == SERVER else None,
+            precision=precision,
+        )
+        for rank in (SERVER, CLIENT)
+    ]
+    results: list[Any] = [None, None]
+    errors: list[BaseException] = []
+
+    def party(rank: int) -> None:
+        try:
+            session = sessions[rank]
+            session.begin(session.prepare())
+            results[rank] = protocol(session)
+            session.end()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=party, args=(rank,)) for rank in (SERVER, CLIENT)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout + 5)
+    context.destroy(linger=0)
+    if errors:
+        raise errors[0]
+    return results, sessions
+
+
+def share(context: Context, secret: torch.Tensor) -> torch.Tensor:
+    """This party's share of ring elements that the test knows."""
+    mask = context.common(secret.shape)
+    return mask if context.rank == SERVER else secret - mask
+
+
+def uniform_ring(shape: Sequence[int]) -> torch.Tensor:
+    return Stream(fresh_seed()).ring(shape)
