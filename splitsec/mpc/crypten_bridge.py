@@ -1,7 +1,7 @@
 """The one module that touches CrypTen's process-wide state.
 
-CrypTen keeps one communicator, one provider of randomness and one set of generators for the whole process. Here they
-are replaced, once, by stand-ins that forward to the session of the thread's `running` block: CrypTen's functions then talk
+CrypTen keeps one communicator, one provider of randomness and one set of generators for the whole process. They
+are replaced, once, by stand-ins that forward to the session of the thread's `running` block, so its functions talk
 over our sockets and draw on our dealer. What cannot be made safe is refused: CrypTen's own providers (with `TFP` rank 0
 knows all masks), its Mersenne Twister generators, and every function that would put pickle on a wire.
 """

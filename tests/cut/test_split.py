@@ -76,7 +76,9 @@ def test_models_that_cannot_be_traced_or_shared() -> None:
 def test_weights_that_do_not_fit_are_named() -> None:
     split = SplitModel(digits_cnn(), "pool")
     with pytest.raises(CutError, match="missing conv1.bias"):
-        load_segment(split.front, {key: value for key, value in split.front.state_dict().items() if key != "conv1.bias"})
+        load_segment(
+            split.front, {key: value for key, value in split.front.state_dict().items() if key != "conv1.bias"}
+        )
     with pytest.raises(CutError, match="unknown extra"):
         load_segment(split.front, {**split.front.state_dict(), "extra": torch.zeros(1)})
     with pytest.raises(CutError, match="of another shape conv1.bias"):

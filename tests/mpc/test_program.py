@@ -60,9 +60,7 @@ def _encrypted(tail: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
     def protocol(context: Context) -> torch.Tensor | None:
         client = context.rank == CLIENT
-        return run_program(
-            program, context, activation=x if client else None, weights=None if client else weights
-        )
+        return run_program(program, context, activation=x if client else None, weights=None if client else weights)
 
     (server, opened), _ = run_both(protocol)
     assert server is None

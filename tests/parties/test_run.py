@@ -163,7 +163,10 @@ def test_predictions_without_training(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "reason"),
-    [(float("nan"), "cut '1' holds nan"), (1e12, r"cut '1' holds a value of magnitude .*, beyond .* layer '.*' cannot")],
+    [
+        (float("nan"), "cut '1' holds nan"),
+        (1e12, r"cut '1' holds a value of magnitude .*, beyond .* layer '.*' cannot"),
+    ],
 )
 def test_values_out_of_range_name_the_layer_and_the_session_can_be_opened_again(
     tmp_path: Path, value: float, reason: str
@@ -241,9 +244,7 @@ def test_the_dealer_opens_masks_to_the_server_alone(tmp_path: Path) -> None:
             link.close()
 
 
-def test_what_the_dealer_receives_does_not_depend_on_the_input(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_dealer_receives_does_not_depend_on_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Apart from random session names the dealer's transcript is the same; a request that leaked would differ."""
     first = _dealer_transcript(tmp_path / "a", torch.zeros(3, 4), monkeypatch)
     second = _dealer_transcript(tmp_path / "b", torch.full((3, 4), 5.0), monkeypatch)

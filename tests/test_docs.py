@@ -1,0 +1,45 @@
+"""The documentation's code runs, and what it names exists."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def test_the_api_example_runs_as_it_stands() -> None:
+    (code,) = _blocks(ROOT / "docs" / "api.md", "python")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("rounds a prediction") == 2
+
+
+@pytest.mark.parametrize(("index", "kind"), [(0, DealerConfig), (1, ServerConfig), (2, ClientConfig)])
+def test_the_toml_examples_are_valid(index: int, kind: type) -> None:
+    text = _blocks(ROOT / "docs" / "by-hand.md", "toml")[index]
+    msgspec.convert(tomllib.loads(text), kind)
+
+
+def test_every_dependency_is_named_with_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    readme = (ROOT / "README.md").read_text().split("What it depends on")[1]
+    for requirement in wanted:
+        assert re.match(r"[\w-]+", requirement)[0] in readme
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
