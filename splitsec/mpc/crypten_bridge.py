@@ -42,7 +42,6 @@ def _import_crypten() -> Any:
 
 
 crypten = _import_crypten()
-_lock = threading.Lock()
 # Each thread has a session of its own, so that a server can hold several.
 _local = threading.local()
 PROVIDER = "DEALER"
@@ -53,9 +52,8 @@ def running(context: Context) -> Iterator[None]:
     """Let CrypTen's functions work in `context`, in this thread, until the block ends."""
     if getattr(_local, "context", None) is not None:
         raise RandomnessError("this thread is running CrypTen in another session; use a thread a session")
-    with _lock:
-        if crypten.config.cfg.encoder.precision_bits != context.precision:
-            crypten.config.cfg.encoder.precision_bits = context.precision
+    if crypten.config.cfg.encoder.precision_bits != context.precision:
+        crypten.config.cfg.encoder.precision_bits = context.precision
     _local.context = context
     try:
         yield
@@ -229,6 +227,21 @@ def _spread(value: tuple[int, ...], dims: int) -> tuple[int, ...]:
     return value * dims if len(value) == 1 else value
 
 
+def _own_settings_for_each_thread() -> None:
+    # CrypTen's functions override settings of the whole process while they run (softmax lets its reciprocal assume a
+    # positive input, say), which two sessions in one process would do to each other.
+    shared = crypten.config.cfg.config
+    settings = threading.local()
+
+    def read(_self: Any) -> Any:
+        return getattr(settings, "config", shared)
+
+    def write(_self: Any, value: Any) -> None:
+        settings.config = value
+
+    type(crypten.config.cfg).config = property(read, write)
+
+
 def _install() -> None:
     arithmetic = crypten.mpc.primitives.arithmetic.ArithmeticSharedTensor
     binary = crypten.mpc.primitives.binary.BinarySharedTensor
@@ -244,6 +257,7 @@ def _install() -> None:
         providers[name] = _RefusedProvider(name)
     providers[PROVIDER] = _DealerProvider()
     crypten.config.cfg.mpc.provider = PROVIDER
+    _own_settings_for_each_thread()
     arithmetic.PRZS = staticmethod(_arithmetic_zero)
     binary.PRZS = staticmethod(_binary_zero)
     binary.rand = staticmethod(_binary_rand)
