@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import zmq
 
-from splitsec.mpc.correlations import Plan, deal
+from splitsec.mpc.context import CLIENT, SERVER, Context
 from splitsec.mpc.messages import session_codec
+from splitsec.mpc.plan import Plan, deal, weight_masks
 from splitsec.mpc.prg import Stream, fresh_seed
-from splitsec.mpc.session import CLIENT, SERVER, Context, Planner, Session
+from splitsec.mpc.session import Planner, Session
 from splitsec.transport import Peer
 
 Protocol = Callable[[Context], Any]
@@ -48,11 +49,23 @@ def plan_of(protocol: Protocol, precision: int = 16) -> Plan:
 
 
 def run_both(
-    protocol: Protocol, *, precision: int = 16, kind: type[Recorder] = Recorder, timeout: float = 20
+    protocol: Protocol,
+    *,
+    precision: int = 16,
+    kind: type[Recorder] = Recorder,
+    timeout: float = 20,
+    weights: Mapping[int, torch.Tensor] | None = None,
 ) -> tuple[list[Any], list[Recorder]]:
-    """Run `protocol(context)` as both parties; returns their results and sessions, server first."""
+    """Run `protocol(context)` as both parties; returns their results and sessions, server first.
+
+    `weights` are the server's, in the ring, by layer number: the client gets them masked.
+    """
     seeds, pair = [fresh_seed(), fresh_seed()], fresh_seed()
     plan = plan_of(protocol, precision)
+    masks = weight_masks(plan, seeds[SERVER])
+    if kind is Unmasked:
+        masks = {layer: torch.zeros_like(mask) for layer, mask in masks.items()}
+    masked = {layer: (weights or {})[layer] - mask for layer, mask in masks.items()}
     context = zmq.Context()
     ends = [context.socket(zmq.PAIR) for _ in range(2)]
     address = f"inproc://{fresh_seed().hex()}"
@@ -65,7 +78,8 @@ def run_both(
             dealt_seed=seeds[rank],
             pair_seed=pair,
             plan=plan,
-            corrections=(lambda query: deal(plan, seeds[0], seeds[1], query)) if rank == SERVER else None,
+            corrections=(lambda query: deal(plan, seeds[0], seeds[1], query, masks)) if rank == SERVER else None,
+            masked_weights=masked if rank == CLIENT else None,
             precision=precision,
         )
         for rank in (SERVER, CLIENT)

@@ -24,11 +24,20 @@ def trace(model: nn.Module) -> fx.GraphModule:
     """Trace `model` symbolically with torch.fx; raises `CutError` where its control flow depends on data."""
     if isinstance(model, fx.GraphModule):
         return model
+    modes = {module: module.training for module in model.modules()}
     try:
-        traced = fx.symbolic_trace(model)
+        traced, other = fx.symbolic_trace(model), fx.symbolic_trace(model.train(not model.training))
     except Exception as error:  # torch.fx raises many kinds, all of them about the user's model
         reason = str(error).splitlines()[0]
         raise CutError(f"{type(model).__name__} cannot be traced by torch.fx: {reason}") from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if str(traced.graph) != str(other.graph):
+        raise CutError(
+            f"{type(model).__name__} computes otherwise in training (its forward uses self.training); use modules "
+            "such as nn.Dropout, which know their mode"
+        )
     inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
     if len(inputs) != 1:
         raise CutError(f"{type(model).__name__} takes {len(inputs)} inputs; a model to be cut takes one tensor")

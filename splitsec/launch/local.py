@@ -110,7 +110,8 @@ def execute(
             epochs=run.epochs,
             batch_size=run.batch_size or BATCH_SIZES[run.dataset],
             learning_rate=run.learning_rate,
-            seed=run.seed,
+            # Another number than the clients', so that the run can be repeated from one seed.
+            seed=run.seed + 1_000_003,
             out="out",
         )
         _write(directory / SERVER, server_config)

@@ -19,9 +19,9 @@ from typing import Any, NoReturn
 import torch
 
 from splitsec.errors import InsecureProviderError, MessageError, RandomnessError, UnsupportedLayerError
-from splitsec.mpc.correlations import BinaryTriple, RandomBit, SquarePair, Triple
+from splitsec.mpc.context import Context
 from splitsec.mpc.prg import Stream, fresh_seed
-from splitsec.mpc.session import Context
+from splitsec.mpc.triples import BinaryTriple, RandomBit, SquarePair, Triple
 from splitsec.mpc.truncation import truncate
 
 

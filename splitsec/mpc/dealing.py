@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 import torch
 
 from splitsec.errors import RandomnessError
-from splitsec.mpc.correlations import Plan, check_plan, deal, plan_digest
+from splitsec.mpc.plan import Plan, check_plan, deal, plan_digest, weight_masks
 from splitsec.mpc.prg import fresh_seed
+
+MAX_SESSIONS = 16
 
 
 @dataclass
@@ -20,6 +22,7 @@ class _Book:
     seeds: dict[int, bytes] = field(default_factory=lambda: {0: fresh_seed(), 1: fresh_seed()}, repr=False)
     seeded: set[int] = field(default_factory=set)
     plans: dict[int, Plan] = field(default_factory=dict)
+    masks: dict[int, torch.Tensor] | None = field(default=None, repr=False)
     next_query: int = 0
 
 
@@ -43,7 +46,13 @@ class DealerBook:
         if members.get(rank) != name:
             raise RandomnessError(f"{name} is not party {rank} of session {session[:8]}")
         check_plan(plan)
-        book = self._sessions.setdefault(session, _Book(members=members))
+        if session not in self._sessions:
+            own = [name for name, book in self._sessions.items() if book.members == members]
+            if len(own) >= MAX_SESSIONS:
+                # A party that vanished never leaves; its oldest session makes room.
+                del self._sessions[own[0]]
+            self._sessions[session] = _Book(members=members)
+        book = self._sessions[session]
         if book.members != members:
             raise RandomnessError(f"session {session[:8]} belongs to other parties")
         if rank in book.seeded:
@@ -70,8 +79,10 @@ class DealerBook:
             raise RandomnessError(
                 f"query {query} of session {session[:8]} cannot be dealt: the next is {book.next_query}, each once"
             )
+        if book.masks is None:
+            book.masks = weight_masks(book.plans[0], book.seeds[0])
         book.next_query += 1
-        return deal(book.plans[0], book.seeds[0], book.seeds[1], query)
+        return deal(book.plans[0], book.seeds[0], book.seeds[1], query, book.masks)
 
     def leave(self, session: str, *, name: str) -> None:
         """Forget a session; a member that leaves ends it for both."""

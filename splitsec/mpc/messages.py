@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from splitsec.mpc.correlations import Plan
+from splitsec.mpc.plan import Plan
 from splitsec.transport.codec import Codec, Message, Refused
 
 
@@ -32,11 +32,17 @@ class Exchange(Message, frozen=True):
     step: int
 
 
+class MaskedWeights(Message, frozen=True):
+    """Server to client, once a session: each layer's weights minus their mask, one int64 tensor a layer."""
+
+    layers: tuple[int, ...]
+
+
 class Close(Message, frozen=True):
     """Client to server: the session is over."""
 
 
-SessionBody: TypeAlias = Prepare | Ready | Run | Exchange | Close | Refused
+SessionBody: TypeAlias = MaskedWeights | Prepare | Ready | Run | Exchange | Close | Refused
 session_codec: Codec[SessionBody] = Codec(SessionBody)
 
 

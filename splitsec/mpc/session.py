@@ -1,81 +1,80 @@
 """One prediction session as one party sees it: its transport, randomness, counters and precision.
 
-`Context` is what a protocol needs of its surroundings. A `Session` runs it for real against the other party; a
-`Planner` runs the same protocol on zeros, alone, to learn which correlations it will take and how many rounds and
-bytes it will cost.
+A `Session` is a `Context` that runs a protocol for real against the other party. A `Planner` is one that runs it on
+zeros, alone, to learn which correlations it will take and what it will cost.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from splitsec.errors import MessageError, RandomnessError
-from splitsec.mpc.correlations import AnyCorrelation, Plan, expand
-from splitsec.mpc.messages import Exchange, SessionBody
+from splitsec.mpc.context import CLIENT
+from splitsec.mpc.correlation import Correlation
+from splitsec.mpc.messages import Exchange, SessionBody, session_codec
+from splitsec.mpc.plan import AnyCorrelation, Plan, expand
 from splitsec.mpc.prg import Stream
 from splitsec.mpc.ring import PRECISION_BITS
 from splitsec.transport.codec import expect_tensor
 from splitsec.transport.sockets import Peer
 
-SERVER, CLIENT = 0, 1
 
+@dataclass
+class Cost:
+    """Rounds and bytes of one party: a round is one wait for a message of the peer."""
 
-class Context(Protocol):
-    """What a two-party protocol needs: who it is, correlations, and a way to exchange masked values."""
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def precision(self) -> int: ...
-
-    def take(self, wanted: AnyCorrelation) -> list[torch.Tensor]:
-        """This party's parts of the next correlation of the plan, which must be `wanted`."""
-        ...
-
-    def exchange(self, mine: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Send int64 tensors to the peer and return its tensors of the same shapes: one round."""
-        ...
-
-    def collect(self, mine: torch.Tensor, to: int) -> torch.Tensor | None:
-        """Send an int64 tensor to party `to`, which gets the peer's; the sender gets None."""
-        ...
-
-    def common(self, shape: Sequence[int]) -> torch.Tensor:
-        """Ring elements that both parties know and nobody else: masks of an input's share."""
-        ...
+    rounds: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
 
 
 class Planner:
-    """Runs a protocol on zeros and records its plan."""
+    """Runs a protocol on zeros and records its plan and its exact cost."""
 
     def __init__(self, rank: int, precision: int = PRECISION_BITS) -> None:
         self.rank = rank
         self.precision = precision
+        self.planning = True
+        self.cost = Cost()
         self._taken: list[AnyCorrelation] = []
+        self._step = 0
 
     @property
     def plan(self) -> Plan:
+        """What has been taken so far."""
         return tuple(self._taken)
 
-    def take(self, wanted: AnyCorrelation) -> list[torch.Tensor]:
-        self._taken.append(wanted)
-        zeros = Stream(bytes(16))
-        shapes = wanted.correction_shapes()
-        return wanted.expand(0, zeros, [torch.zeros(shape, dtype=torch.int64) for shape in shapes])
+    def take(self, wanted: Correlation) -> list[torch.Tensor]:
+        self._taken.append(wanted)  # type: ignore[arg-type]
+        return wanted.zeros(self.rank)
 
     def exchange(self, mine: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        size = self._message(mine)
+        self.cost.rounds += 1
+        self.cost.bytes_sent += size
+        self.cost.bytes_received += size
         return [torch.zeros_like(tensor) for tensor in mine]
 
     def collect(self, mine: torch.Tensor, to: int) -> torch.Tensor | None:
-        return torch.zeros_like(mine) if to == self.rank else None
+        size = self._message([mine])
+        if to != self.rank:
+            self.cost.bytes_sent += size
+            return None
+        self.cost.rounds += 1
+        self.cost.bytes_received += size
+        return torch.zeros_like(mine)
 
     def common(self, shape: Sequence[int]) -> torch.Tensor:
         return torch.zeros(tuple(shape), dtype=torch.int64)
+
+    def _message(self, tensors: Sequence[torch.Tensor]) -> int:
+        frames = session_codec.encode(Exchange(self._step), tensors)
+        self._step += 1
+        return sum(len(frame) for frame in frames)
 
 
 class Session:
@@ -88,6 +87,7 @@ class Session:
         pair_seed: the seed shared with the other party, unknown to the dealer.
         plan: correlations of one query.
         corrections: for the server, fetches a query's corrections from the dealer.
+        masked_weights: for the client, each layer's masked weights.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class Session:
         pair_seed: bytes,
         plan: Plan,
         corrections: Callable[[int], torch.Tensor] | None = None,
+        masked_weights: Mapping[int, torch.Tensor] | None = None,
         precision: int = PRECISION_BITS,
     ) -> None:
         if (corrections is None) != (rank == CLIENT):
@@ -106,10 +107,12 @@ class Session:
         self.peer = peer
         self.rank = rank
         self.precision = precision
+        self.planning = False
         self.plan = plan
         self._dealt_seed = dealt_seed
         self._pair_seed = pair_seed
         self._corrections = corrections
+        self._masked_weights = masked_weights
         self._next_query = 0
         self._ready: dict[int, deque[tuple[AnyCorrelation, list[torch.Tensor]]]] = {}
         self._current: deque[tuple[AnyCorrelation, list[torch.Tensor]]] | None = None
@@ -126,7 +129,7 @@ class Session:
         query = self._next_query
         self._next_query += 1
         corrections = None if self._corrections is None else self._corrections(query)
-        parts = expand(self.plan, self.rank, self._dealt_seed, query, corrections)
+        parts = expand(self.plan, self.rank, self._dealt_seed, query, corrections, self._masked_weights)
         self._ready[query] = deque(zip(self.plan, parts, strict=True))
         return query
 
@@ -140,7 +143,7 @@ class Session:
             state = "was used before" if 0 <= query < self._next_query else "was never prepared"
             raise RandomnessError(f"the randomness of query {query} {state}; one-time randomness serves once")
         self._current = self._ready.pop(query)
-        self._common = Stream(self._pair_seed, query + 1)
+        self._common = Stream(self._pair_seed, query)
         self._step = 0
 
     def end(self) -> None:
@@ -149,7 +152,7 @@ class Session:
         if left:
             raise RandomnessError(f"{len(left)} correlations of the plan were not used: the two programs differ")
 
-    def take(self, wanted: AnyCorrelation) -> list[torch.Tensor]:
+    def take(self, wanted: Correlation) -> list[torch.Tensor]:
         if not self._current:
             raise RandomnessError("no randomness is left in this query's plan; one-time randomness serves once")
         have, parts = self._current.popleft()

@@ -9,9 +9,30 @@ from __future__ import annotations
 
 import torch
 
-from splitsec.mpc.correlations import Truncation
+from splitsec.mpc.context import SERVER, Context
+from splitsec.mpc.correlation import Shape
 from splitsec.mpc.ring import HEADROOM_BITS, shift_right, top_bit
-from splitsec.mpc.session import SERVER, Context
+from splitsec.mpc.triples import Products
+
+
+class Truncation(Products, frozen=True):
+    """A mask r, r >> bits and msb(r), for `truncate`."""
+
+    shape: Shape
+    bits: int
+
+    def _inputs(self) -> list[Shape]:
+        return [self.shape]
+
+    def _outputs(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        return [shift_right(inputs[0], self.bits), top_bit(inputs[0])]
+
+    def correction_shapes(self) -> list[Shape]:
+        return [self.shape, self.shape]
+
+    def check(self) -> None:
+        if not 0 < self.bits < HEADROOM_BITS:
+            raise ValueError(f"a truncation by {self.bits} bits")
 
 
 def truncate(context: Context, share: torch.Tensor, bits: int) -> torch.Tensor:

@@ -14,11 +14,13 @@ import zmq
 from torch import nn
 
 from splitsec.cut import load_segment
-from splitsec.errors import AuthenticationError, MessageError
-from splitsec.mpc.correlations import correction_count
+from splitsec.errors import AuthenticationError, MessageError, RefusedError, SplitsecError
+from splitsec.mpc.context import CLIENT
+from splitsec.mpc.costing import Prediction, predict_cost
 from splitsec.mpc.messages import (
     Close,
     JoinSession,
+    MaskedWeights,
     Prepare,
     Ready,
     Run,
@@ -26,11 +28,12 @@ from splitsec.mpc.messages import (
     SessionSeed,
     session_codec,
 )
+from splitsec.mpc.plan import correction_count, weight_shapes
 from splitsec.mpc.prg import fresh_seed
 from splitsec.mpc.program import Program, check_program
-from splitsec.mpc.ring import check_range, decode
-from splitsec.mpc.run import make_plan, run_program
-from splitsec.mpc.session import CLIENT, Session
+from splitsec.mpc.ring import check_range
+from splitsec.mpc.run import run_program
+from splitsec.mpc.session import Session
 from splitsec.parties.events import EpochDone, Joined, Predicted, Report, ignore
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.training.aggregation import flatten_state, mask_upload, unflatten_state
@@ -51,6 +54,7 @@ from splitsec.training.messages import (
     ServerBody,
     SessionOpened,
     Upload,
+    Waiting,
     Welcome,
     dealer_codec,
     server_codec,
@@ -157,8 +161,9 @@ class Client:
             PartyTimeoutError, AuthenticationError, RefusedError: the server or the dealer does not play along.
             RangeError: an activation or a parameter is not finite or out of range.
         """
-        hello = Hello(PROTOCOL, self._cut, segment_digest(self.front), len(part.train_labels))
-        welcome, _ = self._server.request(hello, timeout=self._join_timeout)
+        values = flatten_state(self.front.state_dict()).numel()
+        hello = Hello(PROTOCOL, self._cut, segment_digest(self.front), values, len(part.train_labels))
+        welcome, _ = self._ask(hello, timeout=self._join_timeout)
         if not isinstance(welcome, Welcome):
             raise MessageError(f"the server answered {type(welcome).__name__} to Hello")
         self._report(Joined(self.name, SERVER))
@@ -173,7 +178,7 @@ class Client:
         for epoch in range(schedule.epochs):
             for step, (images, labels) in enumerate(batches):
                 activation = trainer.forward(images)
-                answer, tensors = self._server.request(Batch(epoch, step), [activation, labels])
+                answer, tensors = self._ask(Batch(epoch, step), [activation, labels])
                 if not isinstance(answer, Gradient) or len(tensors) != 1:
                     raise MessageError(f"the server answered {type(answer).__name__} to a batch")
                 trainer.backward(
@@ -240,26 +245,29 @@ class Client:
         check_program(program)
         if program.input_shape != tuple(shape):
             raise MessageError("the server compiled its tail for another shape")
-        plan = make_plan(program, CLIENT)
+        predicted = _predicted(program)
+        plan = predicted.plan
         joined, _ = self._dealer.request(JoinSession(opened.session, CLIENT, self.name, plan))
         if not isinstance(joined, SessionSeed):
             raise MessageError(f"the dealer answered {type(joined).__name__} to JoinSession")
         address = f"tcp://{urlsplit(self._server_address).hostname}:{opened.port}"
         socket = self._wire.connect(zmq.DEALER, address, self._peers[SERVER])
         peer: Peer[SessionBody] = Peer(socket, peer=SERVER, codec=session_codec, timeout=self._timeout)
-        session = Session(
-            peer,
-            rank=CLIENT,
-            dealt_seed=joined.seed,
-            pair_seed=pair_seed,
-            plan=plan,
-            precision=program.precision,
-        )
         try:
-            yield ClientSession(session, peer, program, self._cut)
+            session = Session(
+                peer,
+                rank=CLIENT,
+                dealt_seed=joined.seed,
+                pair_seed=pair_seed,
+                plan=plan,
+                masked_weights=_masked_weights(peer, weight_shapes(plan)),
+                precision=program.precision,
+            )
+            yield ClientSession(session, peer, program, predicted, self._cut)
             peer.send(Close())
-        except Exception as error:
-            peer.refuse(error)
+        except Exception:
+            # Not the error's own words: they may hold the client's values.
+            peer.refuse(RefusedError("the client gave up"))
             raise
         finally:
             peer.close()
@@ -279,6 +287,16 @@ class Client:
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
+    def _ask(
+        self, body: ServerBody, tensors: Sequence[torch.Tensor] = (), *, timeout: float | None = None
+    ) -> tuple[ServerBody, list[torch.Tensor]]:
+        """Send to the server and wait; while it says that it waits for others, the time limit begins anew."""
+        self._server.send(body, tensors)
+        while True:
+            answer, parts = self._server.receive(timeout)
+            if not isinstance(answer, Waiting):
+                return answer, parts
+
     def _activation(self, images: torch.Tensor) -> torch.Tensor:
         self.front.eval()
         with torch.no_grad():
@@ -288,7 +306,7 @@ class Client:
     def _combine(self, epoch: int, seed: bytes, samples: int) -> Combined:
         state = self.front.state_dict()
         upload = mask_upload(flatten_state(state), weight=samples, seed=seed, round_number=epoch)
-        answer, tensors = self._server.request(Upload(epoch), [upload])
+        answer, tensors = self._ask(Upload(epoch), [upload])
         if not isinstance(answer, Combined) or answer.round != epoch or len(tensors) != 1:
             raise MessageError(f"the server answered {type(answer).__name__} to an upload")
         average = expect_tensor(tensors[0], what="the combined front", dtype=torch.float64, shape=upload.shape)
@@ -297,15 +315,37 @@ class Client:
         return answer
 
 
+def _predicted(program: Program) -> Prediction:
+    try:
+        return predict_cost(program, CLIENT)
+    except SplitsecError:
+        raise
+    except Exception as error:
+        raise MessageError(f"the server sent a program that cannot run: {type(error).__name__}") from error
+
+
+def _masked_weights(peer: Peer[SessionBody], shapes: Mapping[int, tuple[int, ...]]) -> dict[int, torch.Tensor]:
+    body, tensors = peer.receive()
+    if not isinstance(body, MaskedWeights) or body.layers != tuple(shapes) or len(tensors) != len(shapes):
+        raise MessageError(f"the server sent {type(body).__name__} where its masked weights were due")
+    return {
+        layer: expect_tensor(tensor, what="a masked weight", dtype=torch.int64, shape=shape)
+        for (layer, shape), tensor in zip(shapes.items(), tensors, strict=True)
+    }
+
+
 class ClientSession:
     """A prediction session at the client: `prepare` (offline), then `run` (online), once each a query."""
 
-    def __init__(self, session: Session, peer: Peer[SessionBody], program: Program, cut: str) -> None:
+    def __init__(
+        self, session: Session, peer: Peer[SessionBody], program: Program, predicted: Prediction, cut: str
+    ) -> None:
         self._session = session
         self._peer = peer
         self._cut = cut
         self._prepared: int | None = None
         self.program = program
+        self.predicted = predicted
         self.bytes_offline = correction_count(session.plan) * 8
         self.last_cost = (0, 0, 0)
 
@@ -319,6 +359,8 @@ class ClientSession:
 
     def run(self, activation: torch.Tensor) -> torch.Tensor:
         """The tail's result for a real activation of the session's shape: float32 of the program's output shape."""
+        shape = self.program.input_shape
+        expect_tensor(activation, what=f"the activation at cut '{self._cut}'", dtype=activation.dtype, shape=shape)
         check_range(
             activation,
             limit=self.program.limit,
@@ -337,4 +379,4 @@ class ClientSession:
         cost = self._peer.traffic.since(before)
         self.last_cost = (cost.rounds, cost.bytes_sent, cost.bytes_received)
         assert result is not None
-        return decode(result, self.program.precision)
+        return result

@@ -36,7 +36,10 @@ class DealerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`splitsec server`. `out` receives the trained tail; `weights` is a tail to begin with."""
+    """`splitsec server`. `out` receives the trained tail; `weights` is a tail to begin with.
+
+    `seed` fixes the tail's first weights, for a run that can be repeated: whoever knows it knows them.
+    """
 
     address: str
     dealer: str
@@ -47,7 +50,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     epochs: int = 30
     batch_size: int = 32
     learning_rate: float = 2e-3
-    seed: int = 0
+    seed: int | None = None
     weights: str | None = None
     out: str | None = None
     stay: bool = False
@@ -113,8 +116,7 @@ def make_server(config: ServerConfig, base: Path, report: Report) -> Server:
     """The server of a TOML file; paths in it are relative to `base`."""
     keys = base / config.keys
     pair, peers = load_key_pair(keys, SERVER), load_public_keys(keys)
-    # Not the clients' seed: they must not know the tail's first weights.
-    split = _split(config.model, config.cut, _derived_seed("tail", config.seed))
+    split = _split(config.model, config.cut, config.seed)
     if config.weights is not None:
         load_segment(split.tail, _load_weights(base / config.weights))
     return Server(
@@ -187,8 +189,11 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
     report(Finished(config.name, time.monotonic() - began))
 
 
-def _split(model: str, cut: str, seed: int) -> SplitModel:
-    torch.manual_seed(seed)
+def _split(model: str, cut: str, seed: int | None) -> SplitModel:
+    if seed is None:
+        torch.seed()
+    else:
+        torch.manual_seed(seed)
     return SplitModel(load_model(model), cut)
 
 

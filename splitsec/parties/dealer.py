@@ -75,6 +75,9 @@ class Dealer:
                     body, tensors = self._answer(incoming)
                 except SplitsecError as error:
                     self._hub.refuse(incoming.sender, error)
+                except Exception:
+                    log.exception("a request of %s failed", incoming.sender.name)
+                    self._hub.refuse(incoming.sender, RandomnessError("the dealer could not handle the request"))
                 else:
                     self._hub.send(incoming.sender, body, tensors)
         finally:

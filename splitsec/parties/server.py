@@ -25,7 +25,7 @@ from splitsec.mpc.ring import check_range
 from splitsec.parties.events import EpochDone, Joined, Listening, Report, ignore
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.parties.serving import IDLE_SECONDS, PredictionService
-from splitsec.training.aggregation import combine
+from splitsec.training.aggregation import MAX_TOTAL_WEIGHT, combine
 from splitsec.training.loop import EpochBook, TailTrainer
 from splitsec.training.messages import (
     PROTOCOL,
@@ -41,6 +41,7 @@ from splitsec.training.messages import (
     Schedule,
     ServerBody,
     Upload,
+    Waiting,
     Welcome,
     dealer_codec,
     server_codec,
@@ -48,6 +49,14 @@ from splitsec.training.messages import (
 from splitsec.transport import Hub, Incoming, KeyPair, Link, Refused, Sender, Wire, expect_tensor
 
 log = logging.getLogger(__name__)
+
+
+class _RunFailed(Exception):
+    """The run cannot go on, for anybody."""
+
+    def __init__(self, reason: SplitsecError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 class Server:
@@ -113,6 +122,7 @@ class Server:
         self._uploads: dict[str, tuple[Sender, torch.Tensor]] = {}
         self._book = EpochBook()
         self._progress = time.monotonic()
+        self._told = time.monotonic()
         self._service: PredictionService | None = None
         self._wire = Wire(keys)
         try:
@@ -144,15 +154,18 @@ class Server:
                 incoming = self._hub.receive(0.2)
                 if incoming is not None:
                     self._progress = time.monotonic()
-                    try:
-                        self._handle(incoming)
-                    except SplitsecError as error:
-                        self._hub.refuse(incoming.sender, error)
+                    self._answer(incoming)
                 self._check_time()
+                self._keep_waiting()
             self._wait_for_sessions()
+        except _RunFailed as failed:
+            self._tell_all(failed.reason)
+            raise failed.reason from failed.__cause__
         except SplitsecError as error:
-            for sender in self._routes.values():
-                self._hub.send(sender, Refused(reason=str(error), error=type(error).__name__))
+            self._tell_all(error)
+            raise
+        except Exception:
+            self._tell_all(RefusedError("the server failed; see its log"))
             raise
         finally:
             self._dealer.close()
@@ -162,6 +175,34 @@ class Server:
     def stop(self) -> None:
         """Let `serve` return; safe from any thread or signal handler."""
         self._stop.set()
+
+    def _answer(self, incoming: Incoming[ServerBody]) -> None:
+        try:
+            self._handle(incoming)
+        except SplitsecError as error:
+            self._hub.refuse(incoming.sender, error)
+        except _RunFailed:
+            raise
+        except Exception:
+            # What one client sends must not end the run of the others, whatever torch thinks of it.
+            log.exception("a message of %s failed", incoming.sender.name)
+            self._hub.refuse(incoming.sender, RefusedError("the server could not handle the message; see its log"))
+
+    def _tell_all(self, error: SplitsecError) -> None:
+        for sender in self._routes.values():
+            self._hub.send(sender, Refused(reason=str(error), error=type(error).__name__))
+
+    def _keep_waiting(self) -> None:
+        """Tell those who wait for others, every few seconds, that they are not forgotten."""
+        if time.monotonic() - self._told < min(5.0, self._timeout / 4):
+            return
+        self._told = time.monotonic()
+        if len(self._members) < len(self._schedule.clients):
+            waiting = list(self._routes.values())
+        else:
+            waiting = [one.sender for one in self._pending.values()] + [one for one, _ in self._uploads.values()]
+        for sender in waiting:
+            self._hub.send(sender, Waiting())
 
     def _handle(self, incoming: Incoming[ServerBody]) -> None:
         sender = incoming.sender
@@ -189,8 +230,10 @@ class Server:
             raise RefusedError(f"{sender.name} has no samples")
         if sender.name in self._members:
             raise RefusedError(f"{sender.name} is in the run already; a second start needs a new run")
+        if hello.samples + sum(other.samples for other in self._members.values()) > MAX_TOTAL_WEIGHT:
+            raise RefusedError(f"the clients' samples add up to more than {MAX_TOTAL_WEIGHT}")
         for name, other in self._members.items():
-            if other.front != hello.front:
+            if (other.front, other.values) != (hello.front, hello.values):
                 raise RefusedError(
                     f"the front of {sender.name} does not begin like that of {name}: use the same model, cut and seed"
                 )
@@ -215,6 +258,10 @@ class Server:
         expect_tensor(activation, what="the activation", dtype=torch.float32, shape=[None] * activation.dim())
         expect_tensor(labels, what="the labels", dtype=torch.int64, shape=(len(activation),))
         check_range(activation, limit=float("inf"), what=f"the activation of {name} at cut '{self._cut}'")
+        for other in self._pending.values():
+            expect_tensor(
+                activation, what="the activation", dtype=torch.float32, shape=[None, *other.tensors[0].shape[1:]]
+            )
         self._trainer.check(activation, labels)
         self._routes[name] = incoming.sender
         self._pending[name] = incoming
@@ -226,13 +273,15 @@ class Server:
         self._require_turn(name, upload.round)
         if len(incoming.tensors) != 1:
             raise MessageError(f"an upload has one vector, not {len(incoming.tensors)} tensors")
-        lengths = [len(vector) for _, vector in self._uploads.values()]
-        length = lengths[0] if lengths else None
+        length = self._members[name].values
         expect_tensor(incoming.tensors[0], what="the upload", dtype=torch.int64, shape=(length,))
         self._routes[name] = incoming.sender
         self._uploads[name] = (incoming.sender, incoming.tensors[0])
         if len(self._uploads) == len(self._schedule.clients):
-            self._combine()
+            try:
+                self._combine()
+            except SplitsecError as error:
+                raise _RunFailed(error) from error
         else:
             self._step_when_complete()
 
@@ -249,7 +298,13 @@ class Server:
         if not active or any(name not in self._pending for name in active):
             return
         waiting, self._pending = self._pending, {}
-        results = self._trainer.step({name: (waiting[name].tensors[0], waiting[name].tensors[1]) for name in active})
+        try:
+            results = self._trainer.step(
+                {name: (waiting[name].tensors[0], waiting[name].tensors[1]) for name in active}
+            )
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise _RunFailed(MessageError(f"the tail cannot learn from this step: {reason}")) from error
         for name in active:
             result = results[name]
             self._book.add([(result, len(result.gradient))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import secrets
@@ -13,13 +14,17 @@ import torch
 import zmq
 from torch import fx
 
-from splitsec.errors import MessageError, PartyTimeoutError, RefusedError, SplitsecError
+from splitsec.errors import MessageError, PartyTimeoutError, RangeError, RefusedError, SplitsecError
+from splitsec.mpc.compiler import compile_tail, encode_weights
+from splitsec.mpc.context import SERVER as SERVER_RANK
+from splitsec.mpc.costing import predict_cost
 from splitsec.mpc.messages import (
     Close,
     Corrections,
     DealQuery,
     JoinSession,
     LeaveSession,
+    MaskedWeights,
     Prepare,
     Ready,
     Run,
@@ -27,10 +32,10 @@ from splitsec.mpc.messages import (
     SessionSeed,
     session_codec,
 )
+from splitsec.mpc.plan import weight_masks
 from splitsec.mpc.prg import SEED_BYTES
-from splitsec.mpc.program import Program, Weights, compile_tail
-from splitsec.mpc.run import make_plan, run_program
-from splitsec.mpc.session import SERVER as SERVER_RANK
+from splitsec.mpc.program import Program, Weights
+from splitsec.mpc.run import run_program
 from splitsec.mpc.session import Session
 from splitsec.parties.names import DEALER
 from splitsec.training.messages import DealerBody, OpenSession, SessionOpened, dealer_codec
@@ -46,7 +51,7 @@ class PredictionService:
     Args:
         tail: the trained tail; a copy in eval mode is taken.
         host: the interface to listen on for sessions, such as `127.0.0.1`.
-        limit: how many sessions may be open at once.
+        limit: how many sessions may be open at once; a client may have half of them.
     """
 
     def __init__(
@@ -82,25 +87,37 @@ class PredictionService:
         if not wanted.shape or any(not 0 < size < 1 << 20 for size in wanted.shape):
             raise MessageError(f"an activation cannot have shape {wanted.shape}")
         self._threads = {name: thread for name, thread in self._threads.items() if thread.is_alive()}
-        if len(self._threads) >= self._limit:
-            raise RefusedError(f"{self._limit} prediction sessions are open already; try again later")
+        own = sum(thread.name.endswith(f" {client}") for thread in self._threads.values())
+        if len(self._threads) >= self._limit or own >= self._limit // 2:
+            raise RefusedError(f"{len(self._threads)} prediction sessions are open already; try again later")
         if wanted.shape not in self._compiled:
-            self._compiled[wanted.shape] = compile_tail(self._tail, wanted.shape)
+            self._compiled[wanted.shape] = self._compile(wanted.shape)
         program, weights = self._compiled[wanted.shape]
         session = secrets.token_hex(16)
         self._wire.admit(session, {client: self._peers[client]})
         socket, address = self._wire.bind(zmq.DEALER, f"tcp://{self._host}:*", session)
-        peer: Peer[SessionBody] = Peer(socket, peer=client, codec=session_codec, timeout=IDLE_SECONDS)
+        peer: Peer[SessionBody] = Peer(socket, peer=client, codec=session_codec, timeout=self._timeout)
         thread = threading.Thread(
             target=self._run,
             args=(session, peer, program, weights, wanted.pair_seed),
-            name=f"session-{session[:8]}",
+            name=f"session {session[:8]} of {client}",
             daemon=True,
         )
         self._threads[session] = thread
         thread.start()
         port = urlsplit(address).port
         return SessionOpened(session=session, port=int(port or 0), program=program)
+
+    def _compile(self, shape: tuple[int, ...]) -> tuple[Program, dict[int, Weights]]:
+        try:
+            program, weights = compile_tail(self._tail, shape)
+        except RangeError as error:
+            # The value is the server's; the client learns that there is one.
+            log.warning("the tail cannot run encrypted: %s", error)
+            raise RangeError(
+                "the tail's weights are out of range for fixed point; the server's log names them"
+            ) from None
+        return program, encode_weights(program, weights)
 
     @property
     def active(self) -> bool:
@@ -124,7 +141,7 @@ class PredictionService:
             timeout=self._timeout,
         )
         try:
-            plan = make_plan(program, SERVER_RANK)
+            plan = predict_cost(program, SERVER_RANK).plan
             joined, _ = dealer.request(JoinSession(name, SERVER_RANK, peer.peer, plan))
             if not isinstance(joined, SessionSeed):
                 raise MessageError(f"the dealer answered {type(joined).__name__} to a request for a seed")
@@ -144,8 +161,9 @@ class PredictionService:
                 corrections=corrections,
                 precision=program.precision,
             )
+            masks = weight_masks(plan, joined.seed)
+            peer.send(MaskedWeights(tuple(masks)), [weights[layer].weight - mask for layer, mask in masks.items()])
             self._answer(peer, session, program, weights)
-            dealer.request(LeaveSession(name))
         except PartyTimeoutError as error:
             log.warning("session %s ended: %s", name[:8], error)
         except SplitsecError as error:
@@ -155,6 +173,8 @@ class PredictionService:
             log.exception("session %s of %s failed", name[:8], peer.peer)
             peer.refuse(RefusedError("the server failed; see its log"))
         finally:
+            with contextlib.suppress(SplitsecError):
+                dealer.request(LeaveSession(name), timeout=5.0)
             dealer.close()
             peer.close()
             self._wire.gate.close(name)
@@ -163,7 +183,6 @@ class PredictionService:
         self, peer: Peer[SessionBody], session: Session, program: Program, weights: Mapping[int, Weights]
     ) -> None:
         while True:
-            peer.set_timeout(IDLE_SECONDS)
             body, _ = peer.receive()
             peer.set_timeout(self._timeout)
             match body:
@@ -171,10 +190,12 @@ class PredictionService:
                     if session.prepare() != query:
                         raise MessageError(f"query {query} is out of order")
                     peer.send(Ready(query))
+                    peer.set_timeout(IDLE_SECONDS)
                 case Run(query):
                     session.begin(query)
                     run_program(program, session, weights=weights)
                     session.end()
+                    peer.set_timeout(IDLE_SECONDS)
                 case Close():
                     return
                 case other:

@@ -79,7 +79,7 @@ class TailTrainer:
         try:
             with torch.no_grad():
                 logits = self.tail(activation[:1].clone())
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             shape = "x".join(map(str, activation.shape))
             raise MessageError(
                 f"the tail cannot take an activation of shape {shape}: {str(error).splitlines()[0]}"

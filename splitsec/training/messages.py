@@ -23,11 +23,13 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Hello(Message, frozen=True):
-    """Client to server: who wants to take part. `front` is a digest of the front's architecture and first values."""
+    """Client to server: who wants to take part. `front` is a digest of the front's architecture and first
+    values, `values` how many floating-point values it has."""
 
     protocol: int
     cut: str
     front: str
+    values: int
     samples: int
 
 
@@ -84,12 +86,27 @@ class SessionOpened(Message, frozen=True):
     program: Program
 
 
+class Waiting(Message, frozen=True):
+    """Server to client, every few seconds: your message is here, others' are not yet."""
+
+
 class Leave(Message, frozen=True):
     """Client to server: nothing more will come."""
 
 
 ServerBody: TypeAlias = (
-    Hello | Welcome | Batch | Gradient | Upload | Combined | OpenSession | SessionOpened | Leave | Done | Refused
+    Hello
+    | Welcome
+    | Batch
+    | Gradient
+    | Upload
+    | Combined
+    | Waiting
+    | OpenSession
+    | SessionOpened
+    | Leave
+    | Done
+    | Refused
 )
 server_codec: Codec[ServerBody] = Codec(ServerBody)
 

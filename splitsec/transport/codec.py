@@ -29,6 +29,7 @@ DTYPES: dict[str, torch.dtype] = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_DIMENSIONS = 8
 MAX_TENSORS = 4096
+MAX_SIZE = 1 << 31
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -79,7 +80,7 @@ class Codec(Generic[BodyT]):
             raise MessageError("empty message")
         try:
             envelope = self._decoder.decode(_buffer(frames[0]))
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise MessageError(f"malformed message header: {error}") from None
         if len(envelope.tensors) > MAX_TENSORS or len(envelope.tensors) != len(frames) - 1:
             raise MessageError(f"header names {len(envelope.tensors)} tensors, message has {len(frames) - 1}")
@@ -122,14 +123,17 @@ def _tensor(info: TensorInfo, frame: zmq.Frame | bytes) -> torch.Tensor:
     dtype = DTYPES.get(info.dtype)
     if dtype is None:
         raise MessageError(f"unknown dtype '{info.dtype[:32]}'")
-    if len(info.shape) > MAX_DIMENSIONS or any(size < 0 for size in info.shape):
+    if len(info.shape) > MAX_DIMENSIONS or any(not 0 <= size < MAX_SIZE for size in info.shape):
         raise MessageError(f"impossible shape {info.shape[: MAX_DIMENSIONS + 1]}")
     data = _buffer(frame)
     expected = math.prod(info.shape) * dtype.itemsize
     if len(data) != expected:
         raise MessageError(f"tensor of {info.dtype} {info.shape} needs {expected} bytes, frame has {len(data)}")
-    if expected == 0:
-        return torch.empty(info.shape, dtype=dtype)
     if isinstance(frame, bytes):
         data = bytearray(data)
-    return torch.frombuffer(data, dtype=dtype).view(info.shape)
+    try:
+        return (
+            torch.frombuffer(data, dtype=dtype).view(info.shape) if expected else torch.empty(info.shape, dtype=dtype)
+        )
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise MessageError(f"impossible shape {info.shape}: {str(error).splitlines()[0]}") from None

@@ -2,26 +2,18 @@ import pytest
 import torch
 
 from splitsec.errors import MessageError
-from splitsec.mpc.correlations import (
-    AnyCorrelation,
-    BinaryTriple,
-    RandomBit,
-    SquarePair,
-    Triple,
-    Truncation,
-    check_plan,
-    correction_count,
-    deal,
-    expand,
-    plan_digest,
-)
-from splitsec.mpc.prg import fresh_seed
+from splitsec.mpc.linear import LinearMask
+from splitsec.mpc.plan import AnyCorrelation, check_plan, correction_count, deal, expand, plan_digest, weight_masks
+from splitsec.mpc.prg import Stream, fresh_seed
 from splitsec.mpc.ring import shift_right, top_bit
+from splitsec.mpc.selection import ReluMask
+from splitsec.mpc.triples import BinaryTriple, RandomBit, SquarePair, Triple
+from splitsec.mpc.truncation import Truncation
 
 
 def _dealt(item: AnyCorrelation) -> list[tuple[torch.Tensor, torch.Tensor]]:
     seeds = fresh_seed(), fresh_seed()
-    corrections = deal((item,), *seeds, 3)
+    corrections = deal((item,), *seeds, 3, {})
     assert corrections.numel() == correction_count((item,))
     server = expand((item,), 0, seeds[0], 3, corrections)[0]
     client = expand((item,), 1, seeds[1], 3)[0]
@@ -77,6 +69,14 @@ def test_corrections_that_do_not_fit_are_refused() -> None:
         SquarePair((1 << 20, 1 << 20)),
         Triple("matmul", (3, 4), (5, 6)),
         Truncation((3,), 63),
+        Triple("conv2d", (1, 1, 3, 3), (1, 1, 3, 3), (0, 0), (0, 0), (1, 1)),
+        Triple("conv2d", (1, 1, 3, 3), (1, 1, 3, 3), (), (0, 0), (1, 1)),
+        SquarePair((2**63, 0)),
+        LinearMask(1, "linear", (2, 3), (4, 5)),
+        LinearMask(1, "conv2d", (1, 1, 3, 3), (1, 1, 3, 3), stride=(0, 0)),
+        ReluMask(0, 16, 40),
+        ReluMask(5, 16, 63),
+        ReluMask(5, 16, 16),
     ],
 )
 def test_impossible_plans_are_refused(item: AnyCorrelation) -> None:
@@ -87,3 +87,27 @@ def test_impossible_plans_are_refused(item: AnyCorrelation) -> None:
 def test_digest_tells_plans_apart() -> None:
     assert plan_digest((SquarePair((4,)),)) != plan_digest((SquarePair((5,)),))
     assert plan_digest((SquarePair((4,)),)) == plan_digest((SquarePair((4,)),))
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        LinearMask(3, "linear", (2, 5), (4, 5)),
+        LinearMask(3, "conv2d", (2, 4, 6, 6), (6, 2, 3, 3), (2, 1), (1, 0), (1, 2), 2),
+    ],
+)
+def test_masked_weights_give_shares_of_the_product(item: LinearMask) -> None:
+    seeds, plan = (fresh_seed(), fresh_seed()), (item,)
+    weight = Stream(fresh_seed()).ring(item.weight)
+    masks = weight_masks(plan, seeds[0])
+    (correction,) = expand(plan, 0, seeds[0], 7, deal(plan, *seeds, 7, masks))[0]
+    a, part = expand(plan, 1, seeds[1], 7, masks={3: weight - masks[3]})[0]
+    # What the server computes from the client's message x1 - a, and the client's part, are shares of the product.
+    x = Stream(fresh_seed()).ring(item.input)
+    assert torch.equal(item.apply(x - a, weight) + correction + part, item.apply(x, weight))
+
+
+def test_weights_are_masked_alike_by_server_and_dealer_and_anew_each_session() -> None:
+    plan, seed = (LinearMask(3, "linear", (2, 5), (4, 5)),), fresh_seed()
+    assert torch.equal(weight_masks(plan, seed)[3], weight_masks(plan, seed)[3])
+    assert not (weight_masks(plan, seed)[3] == weight_masks(plan, fresh_seed())[3]).any()

@@ -4,8 +4,8 @@ from two_party import run_both, share
 
 from splitsec.errors import InsecureProviderError, RandomnessError, UnsupportedLayerError
 from splitsec.mpc import crypten_bridge as bridge
+from splitsec.mpc.context import CLIENT, Context
 from splitsec.mpc.ring import decode, encode
-from splitsec.mpc.session import CLIENT, Context
 
 
 def _on_shares(function, *secrets: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]

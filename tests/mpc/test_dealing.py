@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from splitsec.errors import RandomnessError
-from splitsec.mpc.correlations import SquarePair
 from splitsec.mpc.dealing import DealerBook
+from splitsec.mpc.triples import SquarePair
 
 PLAN = (SquarePair((4,)),)
 

@@ -7,16 +7,17 @@ from torch import nn
 from two_party import Recorder, Unmasked, run_both
 
 from splitsec.cut import trace
-from splitsec.mpc.program import compile_tail
+from splitsec.mpc.compiler import compile_tail, encode_weights
+from splitsec.mpc.context import CLIENT, SERVER, Context
 from splitsec.mpc.run import run_program
-from splitsec.mpc.session import CLIENT, SERVER, Context
 
 RUNS = 24
 TAIL = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 3)).eval()
 
 
 def _received(kind: type[Recorder], x: torch.Tensor, tail: nn.Module, rank: int) -> torch.Tensor:
-    program, weights = compile_tail(trace(tail), tuple(x.shape))
+    program, real = compile_tail(trace(tail), tuple(x.shape))
+    weights = encode_weights(program, real)
 
     def protocol(context: Context) -> torch.Tensor | None:
         client = context.rank == CLIENT
@@ -24,7 +25,7 @@ def _received(kind: type[Recorder], x: torch.Tensor, tail: nn.Module, rank: int)
 
     rows = []
     for _ in range(RUNS):
-        _, sessions = run_both(protocol, kind=kind)
+        _, sessions = run_both(protocol, kind=kind, weights={layer: one.weight for layer, one in weights.items()})
         messages = sessions[rank].received
         # The last that the client receives is the server's share of the result, which opens it: it is meant to.
         rows.append(torch.cat([one.flatten() for one in (messages[:-1] if rank == CLIENT else messages)]))

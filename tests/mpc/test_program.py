@@ -1,16 +1,18 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from two_party import run_both
+from two_party import Recorder, run_both
 
 from splitsec.cut import trace
 from splitsec.errors import MessageError, RangeError, UnsupportedLayerError
-from splitsec.mpc.program import Program, Step, check_program, compile_tail
-from splitsec.mpc.ring import decode
-from splitsec.mpc.run import make_plan, run_program
-from splitsec.mpc.session import CLIENT, SERVER, Context
+from splitsec.mpc.compiler import compile_tail, encode_weights
+from splitsec.mpc.context import CLIENT, SERVER, Context
+from splitsec.mpc.costing import predict_cost
+from splitsec.mpc.program import Program, Step, check_program
+from splitsec.mpc.run import run_program
 
 
 class Residual(nn.Module):
@@ -55,16 +57,21 @@ def _randomised(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def _encrypted(tail: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    program, weights = compile_tail(trace(tail), tuple(x.shape))
+def _run(tail: nn.Module, x: torch.Tensor, **options: Any) -> tuple[torch.Tensor, list[Recorder], Program]:
+    program, weights = compile_tail(trace(tail), tuple(x.shape), **options)
+    encoded = encode_weights(program, weights)
 
     def protocol(context: Context) -> torch.Tensor | None:
         client = context.rank == CLIENT
-        return run_program(program, context, activation=x if client else None, weights=None if client else weights)
+        return run_program(program, context, activation=x if client else None, weights=None if client else encoded)
 
-    (server, opened), _ = run_both(protocol)
+    (server, opened), sessions = run_both(protocol, weights={layer: one.weight for layer, one in encoded.items()})
     assert server is None
-    return decode(opened)
+    return opened, sessions, program
+
+
+def _encrypted(tail: nn.Module, x: torch.Tensor, **options: Any) -> torch.Tensor:
+    return _run(tail, x, **options)[0]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -78,7 +85,17 @@ def test_encrypted_is_plain(name: str) -> None:
 
 def test_both_parties_derive_the_same_plan() -> None:
     program, _ = compile_tail(trace(MODELS["conv"][0]()), (1, 2, 8, 8))
-    assert make_plan(program, SERVER) == make_plan(program, CLIENT)
+    assert predict_cost(program, SERVER).plan == predict_cost(program, CLIENT).plan
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_predicted_rounds_and_bytes_are_those_of_a_real_run(name: str) -> None:
+    make, shape = MODELS[name]
+    _, sessions, program = _run(_randomised(make()), torch.randn(shape))
+    for session in sessions:
+        predicted, traffic = predict_cost(program, session.rank).total, session.peer.traffic
+        assert predicted.rounds == traffic.rounds
+        assert (predicted.bytes_sent, predicted.bytes_received) == (traffic.bytes_sent, traffic.bytes_received)
 
 
 def test_compiling_leaves_the_tail_as_it_was() -> None:
@@ -113,12 +130,12 @@ def test_the_input_limit_is_a_guarantee() -> None:
     with torch.no_grad():
         tail[0].weight.fill_(100.0)
         tail[2].weight.fill_(1000.0)
-    program, _ = compile_tail(trace(tail), (1, 4))
+    program, _ = compile_tail(trace(tail), (1, 4), limit=1e9)
     assert program.limited_by == "2"
-    # 4 * 100 * 1000 * limit stays below 2**29, and twice the limit would not.
-    assert 4e5 * program.limit <= 2**29 < 4e5 * program.limit * 2
+    # 4 * 100 * 1000 * limit stays below 2**28, and twice the limit would not.
+    assert 4e5 * program.limit <= 2**28 < 4e5 * program.limit * 2
     x = torch.full((1, 4), program.limit * 0.999)
-    torch.testing.assert_close(_encrypted(tail, x), tail(x).detach(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(_encrypted(tail, x, limit=1e9), tail(x).detach(), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -134,3 +151,90 @@ def test_the_input_limit_is_a_guarantee() -> None:
 def test_a_client_refuses_impossible_programs(step: Step) -> None:
     with pytest.raises(MessageError):
         check_program(Program((1, 2), (step,), 1.0, "x"))
+
+
+class Tricky(nn.Module):
+    """Batch norm behind an identity whose input has another user."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.same, self.norm = nn.Linear(4, 4), nn.Identity(), nn.BatchNorm1d(4)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        y = self.fc(x)
+        return self.norm(self.same(y)) + y
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.relu = nn.Linear(4, 4), nn.ReLU(inplace=True)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        y = self.fc(x)
+        return self.relu(y) + y
+
+
+class AlwaysDrops(nn.Module):
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return nn.functional.dropout(x)
+
+
+REFUSED = {
+    "batch norm beside another user": (Tricky, (2, 4), "batch norm"),
+    "batch norm of sequences": (lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)), (2, 4, 5), "batch norm"),
+    "in place": (InPlace, (2, 4), "in place"),
+    "dropout at any time": (AlwaysDrops, (2, 4), "drops out"),
+    "flattened batch": (lambda: nn.Sequential(nn.Flatten(0)), (2, 4), "mixes the samples"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_right_is_refused(name: str) -> None:
+    make, shape, reason = REFUSED[name]
+    with pytest.raises(UnsupportedLayerError, match=reason):
+        compile_tail(trace(make()), shape)
+
+
+@pytest.mark.parametrize("size", [3, 7, 28, 56])
+def test_large_average_pools_lose_nothing(size: int) -> None:
+    x = torch.rand(1, 2, size, size) * 4 - 2
+    torch.testing.assert_close(_encrypted(nn.AvgPool2d(size), x), nn.AvgPool2d(size)(x), atol=2e-4, rtol=0)
+    folded = nn.Sequential(nn.AvgPool2d(size), nn.Flatten(), nn.Linear(2, 2)).eval()
+    torch.testing.assert_close(_encrypted(folded, x), folded(x).detach(), atol=2e-3, rtol=0)
+
+
+def test_bounds_that_no_input_can_keep_are_refused() -> None:
+    tail = nn.Sequential(*[nn.Linear(1, 1) for _ in range(3)])
+    with torch.no_grad():
+        for layer, (weight, bias) in zip(tail, ((0.0, 4096.0), (4096.0, 0.0), (4096.0, 0.0)), strict=True):
+            layer.weight.fill_(weight)
+            layer.bias.fill_(bias)
+    with pytest.raises(RangeError, match="layer '2' can overflow"):
+        compile_tail(trace(tail), (1, 1))
+    with pytest.raises(RangeError, match="too small"):
+        compile_tail(trace(nn.Sequential(nn.Linear(1, 1))).requires_grad_(False).apply(_tiny), (1, 1))
+
+
+def _tiny(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        module.weight.fill_(1e-5)
+
+
+def test_calibrated_bounds_serve_deep_networks() -> None:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(12):
+        layers += [nn.Linear(64, 64), nn.ReLU()]
+    tail = nn.Sequential(*layers, nn.Linear(64, 3)).eval()
+    with torch.no_grad():
+        for layer in layers[::2]:
+            layer.weight.mul_(2.4)
+    x = torch.randn(4, 64)
+    program, _ = compile_tail(trace(tail), (4, 64), calibration=torch.randn(64, 64))
+    assert program.limited_by == "calibration"
+    torch.testing.assert_close(
+        _encrypted(tail, x, calibration=torch.randn(64, 64)), tail(x).detach(), atol=5e-3, rtol=0
+    )
+    with pytest.raises(RangeError, match="in calibration: too much"):
+        compile_tail(trace(tail), (4, 64), calibration=torch.randn(4, 64) * 1e9)

@@ -3,8 +3,8 @@ import torch
 from two_party import run_both, share
 
 from splitsec.errors import MessageError, PartyTimeoutError, RandomnessError
-from splitsec.mpc.correlations import SquarePair
-from splitsec.mpc.session import SERVER, Context
+from splitsec.mpc.context import SERVER, Context
+from splitsec.mpc.triples import SquarePair
 from splitsec.mpc.truncation import truncate
 
 

@@ -3,8 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from two_party import run_both, share
 
+from splitsec.mpc.context import Context
 from splitsec.mpc.ring import HEADROOM_BITS
-from splitsec.mpc.session import Context
 from splitsec.mpc.truncation import truncate
 
 

@@ -83,7 +83,7 @@ def test_a_client_that_falls_silent_is_named_to_the_others(tmp_path: Path) -> No
 
         def vanishes() -> None:
             with here.client("client-2") as client:
-                client._server.request(Hello(PROTOCOL, CUT, _digest(), 12))
+                client._server.request(Hello(PROTOCOL, CUT, _digest(), 30, 12))
 
         error, _ = here.together(_train(here, "client-1", 1), vanishes)
         assert isinstance(error, PartyTimeoutError)
@@ -99,14 +99,14 @@ def _digest() -> str:
 def test_clients_that_do_not_fit_are_told_why(tmp_path: Path) -> None:
     with world(tmp_path) as here, here.client("client-1") as one, here.client("client-2") as two:
         with pytest.raises(RefusedError, match="cuts at '0', the server at '1'"):
-            one._server.request(Hello(PROTOCOL, "0", "x", 1))
+            one._server.request(Hello(PROTOCOL, "0", "x", 30, 1))
         with pytest.raises(RefusedError, match=f"speaks protocol 99, the server {PROTOCOL}"):
-            one._server.request(Hello(99, CUT, "x", 1))
+            one._server.request(Hello(99, CUT, "x", 30, 1))
         with pytest.raises(RefusedError, match="no samples"):
-            one._server.request(Hello(PROTOCOL, CUT, "x", 0))
-        one._server.send(Hello(PROTOCOL, CUT, "x", 5))
+            one._server.request(Hello(PROTOCOL, CUT, "x", 30, 0))
+        one._server.send(Hello(PROTOCOL, CUT, "x", 30, 5))
         with pytest.raises(RefusedError, match="does not begin like that of client-1"):
-            two._server.request(Hello(PROTOCOL, CUT, "y", 5))
+            two._server.request(Hello(PROTOCOL, CUT, "y", 30, 5))
 
 
 def test_a_stranger_is_refused_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -130,8 +130,8 @@ BAD_BATCHES = [
 
 def test_bad_batches_are_refused_with_a_reason_and_the_server_stays_up(tmp_path: Path) -> None:
     with world(tmp_path) as here, here.client("client-1") as one, here.client("client-2") as two:
-        one._server.send(Hello(PROTOCOL, CUT, "x", 5))
-        two._server.request(Hello(PROTOCOL, CUT, "x", 5))
+        one._server.send(Hello(PROTOCOL, CUT, "x", 30, 5))
+        two._server.request(Hello(PROTOCOL, CUT, "x", 30, 5))
         one._server.receive()
         for tensors, reason in BAD_BATCHES:
             with pytest.raises((MessageError, RangeError), match=reason):

@@ -69,7 +69,10 @@ PING = {"type": "Ping", "number": 1}
         ([_header(PING, [["float32", [2]]]), b"1234"], "needs 8 bytes, frame has 4"),
         ([_header(PING, [["float32", [-1]]]), b"1234"], "impossible shape"),
         ([_header(PING, [["float32", [1] * 20]]), b"1234"], "impossible shape"),
-        ([_header(PING, [["float32", [2**40, 2**40]]]), b"1234"], "needs"),
+        ([_header(PING, [["float32", [2**40, 2**40]]]), b"1234"], "impossible shape"),
+        ([_header(PING, [["float32", [2**63, 0]]]), b""], "impossible shape"),
+        ([_header(PING, [["float32", [2**30, 2**30, 2**30, 0]]]), b""], "impossible shape"),
+        ([b"\x82\xa4body\x81\xa4type\xa2\xff\xff"], "malformed"),
     ],
 )
 def test_malformed_messages_are_refused_with_a_reason(frames: list[bytes], reason: str) -> None:

@@ -1,0 +1,226 @@
+"""Comparing a public with a dealt number: the circuit's shape, what the dealer gives for it, and its evaluation.
+
+The sign of a shared z is found from the opened c = z + r and dealt bits of r, as in I. Damgard et al., "Unconditionally
+secure constant-rounds multi-party computation for equality, comparison, bits and exponentiation", TCC 2006, section 6,
+with the digits and multi-input products of S. Ohata and K. Nuida, "Communication-efficient (client-aided) secure
+two-party protocols and its application", FC 2020, section 4: digits of 4 bits are compared locally, since one side is
+public, and groups of up to 4 digits are joined by one opening of masked bits. Windows of 5 to 16 digits take two
+openings.
+
+Everything here is bits in XOR sharing, held as planes (see `kernels`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+
+from splitsec.mpc.context import SERVER, Context
+from splitsec.mpc.kernels import Words, compare_digits, join_digits, planes_of, words_for
+from splitsec.mpc.prg import Stream
+
+DIGIT_BITS = 4
+MONOMIALS = 15
+GROUP = 4
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One gate: digits `start` to `start + size - 1` of a level, lowest first; the lowest group needs no equal."""
+
+    start: int
+    size: int
+    equal: bool
+
+    @property
+    def masks(self) -> int:
+        """Bits that are opened: one less a digit, one equal a digit but for the lowest where no equal is needed."""
+        return 2 * self.size - (not self.equal)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Where a group's masks and products stand among its rows."""
+
+    equal: np.ndarray[tuple[int], np.dtype[np.int64]]
+    less: np.ndarray[tuple[int, int], np.dtype[np.int64]]
+    products: tuple[tuple[int, int], ...]
+    count: int
+
+
+@cache
+def levels(width: int) -> tuple[tuple[_Group, ...], ...]:
+    """The gates for a comparison of `width` bits, level by level."""
+    found = []
+    digits = -(-width // DIGIT_BITS)
+    while digits > 1:
+        count = -(-digits // GROUP)
+        sizes = [digits // count + (index < digits % count) for index in range(count)]
+        starts = [sum(sizes[:index]) for index in range(count)]
+        found.append(tuple(_Group(start, size, start > 0) for start, size in zip(starts, sizes, strict=True)))
+        digits = count
+    return tuple(found)
+
+
+@cache
+def _rows(group: _Group) -> _Rows:
+    """Masks first (less of each digit, then equal), then products, each as (row of one factor, row of the other)."""
+    equal = np.full(16, -1, dtype=np.int64)
+    less = np.full((4, 16), -1, dtype=np.int64)
+    row = 0
+    for digit in range(group.size):
+        less[digit, 0] = row
+        row += 1
+    lowest = 0 if group.equal else 1
+    for digit in range(lowest, group.size):
+        equal[1 << digit] = row
+        row += 1
+    products = []
+    usable = sum(1 << digit for digit in range(lowest, group.size))
+    for subset in range(1, 1 << group.size):
+        if subset & ~usable:
+            continue
+        high = 1 << (subset.bit_length() - 1)
+        if subset != high:
+            products.append((int(equal[high]), int(equal[subset ^ high])))
+            equal[subset] = row
+            row += 1
+    for digit in range(group.size):
+        for subset in range(1, 1 << group.size):
+            if subset & ((1 << (digit + 1)) - 1) == 0:
+                products.append((int(less[digit, 0]), int(equal[subset])))
+                less[digit, subset] = row
+                row += 1
+    return _Rows(equal, less, tuple(products), row)
+
+
+def digit_count(width: int) -> int:
+    """How many 4-bit digits a window of `width` bits has."""
+    return -(-width // DIGIT_BITS)
+
+
+def corrected_planes(width: int) -> int:
+    """Planes that the dealer corrects: monomials of r's digits, r's sign bit, products of masks."""
+    gates = [group for level in levels(width) for group in level]
+    return digit_count(width) * MONOMIALS + 1 + sum(len(_rows(group).products) for group in gates)
+
+
+def mask_planes(width: int) -> int:
+    """Planes of masks that each party draws for the bits to be opened."""
+    return sum(group.masks for level in levels(width) for group in level)
+
+
+def opened_bits(width: int) -> int:
+    """Bits an element that each party sends until the sign is shared."""
+    return mask_planes(width)
+
+
+def draw_planes(stream: Stream, planes: int, count: int) -> Words:
+    """Uniform planes for `count` elements."""
+    return stream.ring((planes, words_for(count))).numpy().view(np.uint64)
+
+
+def deal_comparison(masks: Words, values: torch.Tensor, low: int, high: int) -> Words:
+    """The true values of all corrected planes.
+
+    Args:
+        masks: the whole masks (both parties' XORed), (mask_planes, words).
+        values: r, int64 (n,).
+        low, high: the window; bit `high` is r's part of the sign.
+    """
+    width = high - low
+    digits = digit_count(width)
+    flat = values.numpy()
+    bits = np.zeros((digits * DIGIT_BITS, words_for(len(flat))), dtype=np.uint64)
+    bits[:width] = planes_of(flat, low, high)
+    by_digit = bits.reshape(digits, DIGIT_BITS, -1)
+    out = np.empty((corrected_planes(width), bits.shape[1]), dtype=np.uint64)
+    monomials = out[: digits * MONOMIALS].reshape(digits, MONOMIALS, -1)
+    for subset in range(1, 16):
+        top = subset.bit_length() - 1
+        rest = subset ^ (1 << top)
+        if rest:
+            np.bitwise_and(by_digit[:, top], monomials[:, rest - 1], out=monomials[:, subset - 1])
+        else:
+            monomials[:, subset - 1] = by_digit[:, top]
+    at = digits * MONOMIALS
+    out[at] = planes_of(flat, high, high + 1)[0]
+    at += 1
+    start = 0
+    for level in levels(width):
+        for group in level:
+            rows = _rows(group)
+            held = np.empty((rows.count, bits.shape[1]), dtype=np.uint64)
+            held[: group.masks] = masks[start : start + group.masks]
+            for offset, (one, other) in enumerate(rows.products, group.masks):
+                np.bitwise_and(held[one], held[other], out=held[offset])
+            out[at : at + len(rows.products)] = held[group.masks :]
+            at += len(rows.products)
+            start += group.masks
+    return out
+
+
+def sign(context: Context, opened: torch.Tensor, masks: Words, dealt: Words, low: int, high: int) -> Words:
+    """This party's share of the plane of [z >= 0], where c = z + 2**high + r was opened and |z| < 2**high.
+
+    Exact up to what lies below bit `low`: it is the sign of (c >> low) - (r >> low) - 2**(high - low), which is z >>
+    low or that plus one.
+
+    Args:
+        opened: c, int64 (n,).
+        masks: this party's masks, (mask_planes, words).
+        dealt: this party's shares of the corrected planes, (corrected_planes, words).
+    """
+    first = context.rank == SERVER
+    width = high - low
+    digits = digit_count(width)
+    words = words_for(opened.numel())
+    public = np.zeros((digits * DIGIT_BITS, words), dtype=np.uint64)
+    less, equal = np.zeros((digits, words), dtype=np.uint64), np.zeros((digits, words), dtype=np.uint64)
+    at = digits * MONOMIALS
+    sign_bit = dealt[at]
+    at += 1
+    if not context.planning:
+        planes = planes_of(opened.numpy(), low, high + 1)
+        public[:width] = planes[:width]
+        compare_digits(public, dealt[: digits * MONOMIALS].reshape(digits, MONOMIALS, words), first, less, equal)
+        if first:
+            sign_bit = sign_bit ^ planes[width]
+    start = 0
+    for level in levels(width):
+        masked = []
+        for group in level:
+            inside = slice(group.start, group.start + group.size)
+            masked.append(less[inside])
+            masked.append(equal[inside] if group.equal else equal[group.start + 1 : group.start + group.size])
+        count = sum(group.masks for group in level)
+        public_bits = open_planes(context, np.concatenate(masked) ^ masks[start : start + count])
+        new_less = np.zeros((len(level), words), dtype=np.uint64)
+        new_equal = np.zeros((len(level), words), dtype=np.uint64)
+        row = 0
+        for index, group in enumerate(level):
+            rows = _rows(group)
+            own = slice(start + row, start + row + group.masks)
+            held = np.concatenate([masks[own], dealt[at : at + len(rows.products)]])
+            at += len(rows.products)
+            group_less = public_bits[row : row + group.size]
+            group_equal = np.zeros((group.size, words), dtype=np.uint64)
+            group_equal[group.size - (group.masks - group.size) :] = public_bits[row + group.size : row + group.masks]
+            if not context.planning:
+                join_digits(
+                    group_less, group_equal, held, rows.equal, rows.less, first, new_less[index], new_equal[index]
+                )
+            row += group.masks
+        less, equal = new_less, new_equal
+        start += count
+    return less[0] ^ sign_bit
+
+
+def open_planes(context: Context, mine: Words) -> Words:
+    """XOR of both parties' planes: one round."""
+    (theirs,) = context.exchange([torch.from_numpy(mine.view(np.int64))])
+    opened: Words = np.asarray(np.bitwise_xor(mine, theirs.numpy().view(np.uint64)))
+    return opened

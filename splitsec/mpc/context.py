@@ -1,0 +1,44 @@
+"""What a two-party protocol needs of its surroundings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from splitsec.mpc.correlation import Correlation
+
+SERVER, CLIENT = 0, 1
+
+
+class Context(Protocol):
+    """What a two-party protocol needs: who it is, correlations, and a way to exchange masked values."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def precision(self) -> int: ...
+
+    @property
+    def planning(self) -> bool:
+        """Whether this is a run on zeros that only asks what is needed, so that arithmetic may be left out."""
+        ...
+
+    def take(self, wanted: Correlation) -> list[torch.Tensor]:
+        """This party's parts of the next correlation of the plan, which must be `wanted`."""
+        ...
+
+    def exchange(self, mine: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Send int64 tensors to the peer and return its tensors of the same shapes: one round."""
+        ...
+
+    def collect(self, mine: torch.Tensor, to: int) -> torch.Tensor | None:
+        """Send an int64 tensor to party `to`, which gets the peer's; the sender gets None."""
+        ...
+
+    def common(self, shape: Sequence[int]) -> torch.Tensor:
+        """Ring elements that both parties know and nobody else: masks of an input's share."""
+        ...

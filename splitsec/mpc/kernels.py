@@ -1,0 +1,206 @@
+"""Compiled loops over ring elements: bit planes, and the final step of a selection.
+
+A bit plane holds one bit of many elements: bit i of word w belongs to element 64 * w + i. On planes, one machine
+instruction works on 64 elements, so that the comparison's circuits cost next to nothing; what costs is to get into
+planes and out of them, which NumPy would do with many passes. Compiled by numba, once, to a cache on disk.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numba
+import numpy as np
+
+Words: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.uint64]]"
+Ints: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.int64]]"
+WORD = 64
+
+
+def words_for(count: int) -> int:
+    """How many 64-bit words a plane of `count` elements takes."""
+    return (count + WORD - 1) // WORD
+
+
+@numba.njit("uint64[:,:](int64[:], int64, int64)", cache=True, nogil=True)
+def planes_of(values, low, high):  # type: ignore[no-untyped-def]
+    """Bit planes `low` to `high - 1` of int64 (n,), as uint64 (high - low, words).
+
+    Each block of 64 elements is transposed as a 64 x 64 bit matrix by exchanging ever smaller quarters (H. S. Warren,
+    "Hacker's Delight", 2nd edition 2012, section 7-3).
+    """
+    count = values.shape[0]
+    words = (count + 63) // 64
+    out = np.zeros((high - low, words), dtype=np.uint64)
+    block = np.zeros(64, dtype=np.uint64)
+    for word in range(words):
+        base = 64 * word
+        size = min(64, count - base)
+        for i in range(64):
+            block[i] = np.uint64(values[base + i]) if i < size else np.uint64(0)
+        width = np.uint64(32)
+        mask = np.uint64(0x00000000FFFFFFFF)
+        for _ in range(6):
+            step = np.int64(width)
+            for start in range(0, 64, 2 * step):
+                for k in range(start, start + step):
+                    swap = ((block[k] >> width) ^ block[k + step]) & mask
+                    block[k] ^= swap << width
+                    block[k + step] ^= swap
+            width >>= np.uint64(1)
+            mask ^= mask << width
+        for plane in range(low, high):
+            out[plane - low, word] = block[plane]
+    return out
+
+
+@numba.njit("int64[:](uint64[:], int64)", cache=True, nogil=True)
+def bits_of(plane, count):  # type: ignore[no-untyped-def]
+    """The bits of one plane as int64 (count,) with values 0 and 1."""
+    out = np.empty(count, dtype=np.int64)
+    for i in range(count):
+        out[i] = np.int64((plane[i >> 6] >> np.uint64(i & 63)) & np.uint64(1))
+    return out
+
+
+@numba.njit(
+    "void(int64[:], uint64[:], int64[:], int64[:], int64[:], int64[:], int64[:], int64, boolean, int64[:])",
+    cache=True,
+    nogil=True,
+)
+def truncate_and_select(  # type: ignore[no-untyped-def]
+    opened, choice, shifted, top, bit, bit_shifted, bit_top, shift, first, product
+):
+    """Shares of b * x where x is z truncated by `shift` and b the bit whose masked form is `choice`; see `selection`.
+
+    Args:
+        opened: c = z + 2**62 + r, public.
+        choice: plane of s = b xor t, public.
+        shifted, top, bit, bit_shifted, bit_top: shares of r >> shift, msb(r), t, t * (r >> shift), t * msb(r).
+        first: whether this party adds public constants.
+        product: output, int64 (n,).
+    """
+    kept = np.uint64(64) - np.uint64(shift)
+    for i in range(opened.shape[0]):
+        c = opened[i]
+        public = np.int64(np.uint64(c) >> np.uint64(shift)) - (np.int64(1) << np.int64(62 - shift))
+        no_wrap = np.int64(0) if c < 0 else np.int64(1)
+        x = no_wrap * np.int64(np.uint64(top[i]) << kept) - shifted[i]
+        if first:
+            x += public
+        tx = bit[i] * public - bit_shifted[i] + no_wrap * np.int64(np.uint64(bit_top[i]) << kept)
+        s = np.int64((choice[i >> 6] >> np.uint64(i & 63)) & np.uint64(1))
+        product[i] = s * x + (1 - 2 * s) * tx
+
+
+@numba.njit("void(int64[:], uint64[:], int64[:], int64[:], int64[:], boolean, int64[:])", cache=True, nogil=True)
+def select(opened, choice, mask, bit, bit_mask, first, product):  # type: ignore[no-untyped-def]
+    """Shares of b * x where c = x + r is public and nothing is truncated.
+
+    `mask`, `bit`, `bit_mask` are shares of r, t and t * r; the others as in `truncate_and_select`.
+    """
+    for i in range(opened.shape[0]):
+        c = opened[i]
+        x = -mask[i]
+        if first:
+            x += c
+        tx = bit[i] * c - bit_mask[i]
+        s = np.int64((choice[i >> 6] >> np.uint64(i & 63)) & np.uint64(1))
+        product[i] = s * x + (1 - 2 * s) * tx
+
+
+@numba.njit("void(uint64[:,:], uint64[:,:,:], boolean, uint64[:,:], uint64[:,:])", cache=True, nogil=True)
+def compare_digits(public, monomials, first, less, equal):  # type: ignore[no-untyped-def]
+    """Shares of [c < r] and [c = r] for each 4-bit digit of a public c and a dealt r.
+
+    Args:
+        public: planes of c, uint64 (4 * digits, words), low bit first.
+        monomials: shares of the products of each non-empty set of the digit's bits of r, uint64 (digits, 15, words);
+            set S stands at row S - 1, read as a binary number.
+        first: whether this party adds public constants.
+        less, equal: outputs, uint64 (digits, words).
+
+    With n = not c, [c = r] is the product of (r_k xor n_k), and [c < r] the sum over k of r_k n_k times that product
+    over the higher bits; both are linear in the monomials with public coefficients.
+    """
+    one = np.uint64(0xFFFFFFFFFFFFFFFF) if first else np.uint64(0)
+    term = np.empty(16, dtype=np.uint64)
+    for digit in range(less.shape[0]):
+        for word in range(less.shape[1]):
+            result = np.uint64(0)
+            for k in range(4):
+                # r_k n_k times the product over the bits above k: sets that hold k and only bits from k on.
+                for s in range(16):
+                    if (s >> k) & 1 and s & ((1 << k) - 1) == 0:
+                        term[s] = monomials[digit, s - 1, word]
+                for j in range(k + 1, 4):
+                    n = ~public[4 * digit + j, word]
+                    for s in range(16):
+                        if (
+                            (s >> k) & 1
+                            and s & ((1 << k) - 1) == 0
+                            and s & (((1 << j) - 1) ^ ((1 << (k + 1)) - 1)) == 0
+                        ):
+                            if not (s >> j) & 1:
+                                term[s] = term[s | (1 << j)] ^ (n & term[s])
+                result ^= term[1 << k] & ~public[4 * digit + k, word]
+            less[digit, word] = result
+            term[0] = one
+            for s in range(1, 16):
+                term[s] = monomials[digit, s - 1, word]
+            for j in range(4):
+                n = ~public[4 * digit + j, word]
+                for s in range(16):
+                    if s & ((1 << (j + 1)) - 1) == 0:
+                        term[s] = term[s | (1 << j)] ^ (n & term[s])
+            equal[digit, word] = term[0]
+
+
+@numba.njit(
+    "void(uint64[:,:], uint64[:,:], uint64[:,:], int64[:], int64[:,:], boolean, uint64[:], uint64[:])",
+    cache=True,
+    nogil=True,
+)
+def join_digits(less, equal, dealt, equal_rows, less_rows, first, out_less, out_equal):  # type: ignore[no-untyped-def]
+    """Shares of less and equal of a group of digits from their opened masked bits.
+
+    Args:
+        less, equal: public l_j xor lambda_j and e_j xor epsilon_j, uint64 (size, words), lowest digit first.
+        dealt: shares of all dealt products, uint64 (rows, words).
+        equal_rows: the row of the product of epsilon over set S, -1 where there is none, int64 (16,).
+        less_rows: the row of lambda_j times the product of epsilon over S, int64 (4, 16).
+        first: whether this party adds public constants.
+
+    less = sum over j of l_j times the product of the e_k above j; equal = the product of all e_k. Each product of
+    opened and dealt bits is folded one variable at a time, as for the digits.
+    """
+    size, words = less.shape
+    one = np.uint64(0xFFFFFFFFFFFFFFFF) if first else np.uint64(0)
+    term = np.zeros(16, dtype=np.uint64)
+    whole = (1 << size) - 1
+    for word in range(words):
+        result = np.uint64(0)
+        for j in range(size):
+            above = whole & ~((1 << (j + 1)) - 1)
+            for s in range(16):
+                if s & ~above == 0:
+                    product = one if s == 0 else dealt[equal_rows[s], word]
+                    term[s] = (less[j, word] & product) ^ dealt[less_rows[j, s], word]
+            done = 0
+            for k in range(j + 1, size):
+                done |= 1 << k
+                for s in range(16):
+                    if s & ~above == 0 and s & done == 0:
+                        term[s] = term[s | (1 << k)] ^ (equal[k, word] & term[s])
+            result ^= term[0]
+        out_less[word] = result
+        if equal_rows[whole] >= 0:
+            for s in range(whole + 1):
+                term[s] = one if s == 0 else dealt[equal_rows[s], word]
+            done = 0
+            for k in range(size):
+                done |= 1 << k
+                for s in range(whole + 1):
+                    if s & done == 0:
+                        term[s] = term[s | (1 << k)] ^ (equal[k, word] & term[s])
+            out_equal[word] = term[0]

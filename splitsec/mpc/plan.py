@@ -1,0 +1,114 @@
+"""A query's plan: the correlations that its program takes, in order.
+
+A plan holds shapes and no values. The two parties derive it from the same program, the dealer compares both, deals it
+and learns no more than it says. Corrections to one party: "pseudorandom correlations" with a dealer, as in E. Boyle
+et al., "Function secret sharing for mixed-mode and fixed-point secure computation", EUROCRYPT 2021, section 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import TypeAlias
+
+import msgspec
+import torch
+
+from splitsec.errors import MessageError
+from splitsec.mpc.correlation import Masks
+from splitsec.mpc.linear import LinearMask
+from splitsec.mpc.prg import Stream
+from splitsec.mpc.selection import ReluMask
+from splitsec.mpc.triples import BinaryTriple, RandomBit, SquarePair, Triple
+from splitsec.mpc.truncation import Truncation
+from splitsec.transport.codec import MAX_SIZE, expect_tensor
+from splitsec.transport.sockets import MAX_FRAME_BYTES
+
+AnyCorrelation: TypeAlias = Triple | SquarePair | BinaryTriple | RandomBit | Truncation | LinearMask | ReluMask
+Plan: TypeAlias = tuple[AnyCorrelation, ...]
+# As corrections they must fit one frame.
+MAX_ELEMENTS = MAX_FRAME_BYTES // 8
+# The stream of the server's seed that masks the weights; queries count up from 0 and never come here.
+WEIGHT_STREAM = (1 << 64) - 1
+
+
+def plan_digest(plan: Plan) -> bytes:
+    """A fingerprint of a plan: equal for both parties of a session, or the dealer refuses."""
+    return hashlib.sha256(msgspec.msgpack.encode(plan)).digest()
+
+
+def check_plan(plan: Plan) -> None:
+    """Raise `MessageError` for a plan that no program makes: impossible shapes, or too many elements."""
+    total = 0
+    for item in plan:
+        sizes = [value for value in msgspec.structs.asdict(item).values() if isinstance(value, tuple)]
+        if any(not 0 <= size < MAX_SIZE for shape in sizes for size in shape):
+            raise MessageError("a plan with an impossible size")
+        total += sum(math.prod(shape) for shape in sizes)
+        try:
+            item.check()
+            total += sum(math.prod(shape) for shape in item.correction_shapes())
+        except (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+            raise MessageError(f"a plan whose shapes do not fit: {str(error).splitlines()[0]}") from None
+        if total > MAX_ELEMENTS:
+            raise MessageError(f"a plan of more than {MAX_ELEMENTS} ring elements; ask for a smaller batch")
+
+
+def weight_masks(plan: Plan, server_seed: bytes) -> dict[int, torch.Tensor]:
+    """The mask of each layer's weights, by layer number: what the server and the dealer derive from their seed."""
+    stream = Stream(server_seed, WEIGHT_STREAM)
+    found: dict[int, torch.Tensor] = {}
+    for layer, shape in weight_shapes(plan).items():
+        found[layer] = stream.ring(shape)
+    return found
+
+
+def weight_shapes(plan: Plan) -> dict[int, tuple[int, ...]]:
+    """The layers whose weights are masked once a session, in the order of the plan."""
+    return dict(one for one in (item.weight_shape() for item in plan) if one is not None)
+
+
+def deal(plan: Plan, server_seed: bytes, client_seed: bytes, query: int, masks: Masks) -> torch.Tensor:
+    """All corrections of one query, flat int64 in the order of the plan."""
+    server, client = Stream(server_seed, query), Stream(client_seed, query)
+    corrections = [part.reshape(-1) for item in plan for part in item.deal(server, client, masks)]
+    return torch.cat(corrections) if corrections else torch.empty(0, dtype=torch.int64)
+
+
+def correction_count(plan: Plan) -> int:
+    """How many ring elements the dealer sends for one query."""
+    return sum(math.prod(shape) for item in plan for shape in item.correction_shapes())
+
+
+def expand(
+    plan: Plan,
+    rank: int,
+    seed: bytes,
+    query: int,
+    corrections: torch.Tensor | None = None,
+    masks: Masks | None = None,
+) -> list[list[torch.Tensor]]:
+    """This party's parts of one query, one list a correlation.
+
+    Args:
+        masks: for rank 1, the masked weights by layer number.
+        corrections: for rank 0, what the dealer sent: flat int64 of `correction_count(plan)` elements.
+
+    Raises:
+        MessageError: the dealer's corrections do not fit the plan.
+    """
+    stream = Stream(seed, query)
+    if rank == 1:
+        return [item.expand(1, stream, (), masks or {}) for item in plan]
+    if corrections is None:
+        raise MessageError("party 0 needs the dealer's corrections")
+    expect_tensor(corrections, what="the dealer's corrections", dtype=torch.int64, shape=(correction_count(plan),))
+    parts, at = [], 0
+    for item in plan:
+        mine = []
+        for shape in item.correction_shapes():
+            count = math.prod(shape)
+            mine.append(corrections[at : at + count].view(shape))
+            at += count
+        parts.append(item.expand(0, stream, mine, {}))
+    return parts

@@ -1,0 +1,150 @@
+"""Correlations for products of two secrets, and for converting bits: what CrypTen's own functions take.
+
+D. Beaver, "Efficient multiparty protocols using circuit randomization", CRYPTO 1991.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from splitsec.mpc.correlation import Correlation, Masks, Shape
+from splitsec.mpc.prg import Stream
+
+
+class Products(Correlation, frozen=True):
+    """Shares of random inputs, and of outputs that are a function of those inputs."""
+
+    def _inputs(self) -> list[Shape]:
+        raise NotImplementedError
+
+    def _outputs(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        raise NotImplementedError
+
+    def _draw(self, stream: Stream, shape: Shape) -> torch.Tensor:
+        return stream.ring(shape)
+
+    def _join(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return one + other
+
+    def _part(self, whole: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return whole - other
+
+    def part_shapes(self, rank: int) -> list[Shape]:
+        return [*self._inputs(), *self.correction_shapes()]
+
+    def deal(self, server: Stream, client: Stream, masks: Masks) -> list[torch.Tensor]:
+        whole = [self._join(self._draw(server, shape), self._draw(client, shape)) for shape in self._inputs()]
+        return [self._part(out, client.ring(out.shape)) for out in self._outputs(*whole)]
+
+    def expand(
+        self, rank: int, stream: Stream, corrections: Sequence[torch.Tensor], masks: Masks
+    ) -> list[torch.Tensor]:
+        inputs = [self._draw(stream, shape) for shape in self._inputs()]
+        if rank == 0:
+            return [*inputs, *corrections]
+        return [*inputs, *(stream.ring(shape) for shape in self.correction_shapes())]
+
+
+class Triple(Products, frozen=True):
+    """a, b and op(a, b) for the product of two shared tensors (Beaver 1991); ops are torch's own."""
+
+    op: Literal["mul", "matmul", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"]
+    left: Shape
+    right: Shape
+    stride: Shape = (1,)
+    padding: Shape = (0,)
+    dilation: Shape = (1,)
+    groups: int = 1
+
+    def _inputs(self) -> list[Shape]:
+        return [self.left, self.right]
+
+    def _outputs(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        return [self._apply(*inputs)]
+
+    def correction_shapes(self) -> list[Shape]:
+        left, right = (torch.empty(shape, dtype=torch.int64, device="meta") for shape in (self.left, self.right))
+        if self.op in ("mul", "matmul"):
+            return [tuple(self._apply(left, right).shape)]
+        return [tuple(self._apply(left.float(), right.float()).shape)]
+
+    def check(self) -> None:
+        dims = 2 if self.op.endswith("2d") else 1
+        options = (self.stride, self.dilation, self.padding)
+        if self.groups < 1 or any(size < 1 for size in (*self.stride, *self.dilation)):
+            raise ValueError("stride, dilation and groups begin at 1")
+        if self.op.startswith("conv") and any(len(option) != dims for option in options):
+            raise ValueError(f"{self.op} takes {dims} numbers for stride, padding and dilation")
+
+    def _apply(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        if self.op in ("mul", "matmul"):
+            return getattr(torch, self.op)(left, right)  # type: ignore[no-any-return]
+        return getattr(torch, self.op)(  # type: ignore[no-any-return]
+            left,
+            right,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+
+
+class SquarePair(Products, frozen=True):
+    """r and r*r."""
+
+    shape: Shape
+
+    def _inputs(self) -> list[Shape]:
+        return [self.shape]
+
+    def _outputs(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        return [inputs[0] * inputs[0]]
+
+    def correction_shapes(self) -> list[Shape]:
+        return [self.shape]
+
+
+class BinaryTriple(Products, frozen=True):
+    """a, b and a & b in XOR sharing, 64 bits an element."""
+
+    left: Shape
+    right: Shape
+
+    def _inputs(self) -> list[Shape]:
+        return [self.left, self.right]
+
+    def _join(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return one ^ other
+
+    def _part(self, whole: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return whole ^ other
+
+    def _outputs(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        return [inputs[0] & inputs[1]]
+
+    def correction_shapes(self) -> list[Shape]:
+        return [tuple(torch.broadcast_shapes(self.left, self.right))]
+
+
+class RandomBit(Products, frozen=True):
+    """A bit in XOR sharing and the same bit in additive sharing."""
+
+    shape: Shape
+
+    def _inputs(self) -> list[Shape]:
+        return [self.shape]
+
+    def _draw(self, stream: Stream, shape: Shape) -> torch.Tensor:
+        return stream.bits(shape)
+
+    def _join(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return one ^ other
+
+    def _outputs(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        return [inputs[0]]
+
+    def correction_shapes(self) -> list[Shape]:
+        return [self.shape]
