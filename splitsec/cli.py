@@ -85,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     keys.add_argument("--json", type=Path, metavar="FILE", help="also write the paths and public keys to this file")
     keys.set_defaults(run=_keys)
 
+    bench = commands.add_parser("bench", help="measure")
+    questions = bench.add_subparsers(title="benchmarks", required=True, metavar="WHAT")
+    inference = questions.add_parser("inference", parents=[common], help="encrypted prediction against its peers")
+    _inference_options(inference)
+
     for role, what in (
         ("server", "run the server from its TOML file"),
         ("dealer", "run the dealer from its TOML file"),
@@ -95,6 +100,20 @@ def _parser() -> argparse.ArgumentParser:
         party.add_argument("--events", choices=["text", "json"], default="text", help="how to report progress (text)")
         party.set_defaults(run=_party, role=role, party=role)
     return parser
+
+
+def _inference_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="m1,m2", metavar="NAME[,NAME]", help="built-in names or file.py:name (m1,m2)")
+    add("--batch", default="1", metavar="N[,N]", help="batch sizes (1)")
+    add("--engine", default="splitsec", metavar="NAME[,NAME]", help="splitsec, crypten (splitsec)")
+    add("--cut", default="input", metavar="NAME", help="where to cut (input: all of it encrypted)")
+    add("--input", metavar="C,H,W", help="shape of one input, for a model of yours")
+    add("--weights", type=Path, metavar="FILE", help="safetensors with the model's weights")
+    add("--runs", type=int, default=20, metavar="N", help="counted runs (20)")
+    add("--threads", type=int, default=1, metavar="N", help="threads a process (1)")
+    add("--json", type=Path, metavar="FILE", help="also write the records to this file")
+    parser.set_defaults(run=_bench_inference)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -116,6 +135,35 @@ def _demo(options: argparse.Namespace) -> None:
     with _terminated_like_interrupted():
         result = run_demo(run, Console())
     _write_json(options.json, as_json(result))
+
+
+def _bench_inference(options: argparse.Namespace) -> None:
+    _check_writable(options.json)
+    from rich.console import Console
+
+    from splitsec.bench.inference import Workload, run_bench
+    from splitsec.bench.models import find_model
+
+    shape = None if options.input is None else _numbers(options.input, "--input")
+    models = [find_model(name, shape) for name in options.model.split(",")]
+    works = [
+        Workload(model, batch, options.cut, options.weights, options.threads)
+        for model in models
+        for batch in _numbers(options.batch, "--batch")
+    ]
+    with _terminated_like_interrupted():
+        records = run_bench(works, options.engine.split(","), runs=options.runs, console=Console())
+    _write_json(options.json, records)
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise ConfigError(f"{option} {text}: write whole numbers of at least 1, with commas between them")
+    return numbers
 
 
 def _keys(options: argparse.Namespace) -> None:

@@ -8,6 +8,9 @@ from torch import fx, nn
 
 from splitsec.errors import CutError
 
+# The cut before the first layer: the whole network is the tail.
+INPUT = "input"
+
 
 @dataclass(frozen=True)
 class CutPoint:
@@ -87,6 +90,8 @@ def find_cut(traced: fx.GraphModule, name: str) -> CutPoint:
         CutError: no such node (lists the valid ones), or more than one value crosses (names them and the nearest).
     """
     points = cut_points(traced)
+    if name == INPUT:
+        return CutPoint(INPUT, next(node for node in traced.graph.nodes if node.op == "placeholder"))
     for point in points:
         if name in (point.name, point.node.name):
             return point

@@ -19,7 +19,9 @@ class SplitModel(nn.Module):
 
     Args:
         model: any module that torch.fx can trace and that takes one tensor.
-        cut: where: a module path such as `"layer2.1"` or the name of a graph node; see `cuts`.
+        cut: where: a module path such as `"layer2.1"` or the name of a graph node; see `cuts`. `"input"` leaves the
+        whole network
+            to the server, for encrypted prediction only: training would send the inputs themselves.
 
     Raises:
         CutError: the model cannot be traced, or `cut` does not separate it.

@@ -98,7 +98,7 @@ def execute(
         SplitsecError: what the first failing party said. No process is left behind.
     """
     with PartyGroup() as group:
-        _write(directory / DEALER, DealerConfig(address="tcp://127.0.0.1:*"))
+        _write(directory / DEALER, DealerConfig(address="tcp://127.0.0.1:*", cpu=1))
         group.start(DEALER, DEALER, directory / DEALER / "party.toml")
         dealer = group.wait_listening(DEALER, START_SECONDS)
         server_config = ServerConfig(
@@ -113,11 +113,12 @@ def execute(
             # Another number than the clients', so that the run can be repeated from one seed.
             seed=run.seed + 1_000_003,
             out="out",
+            cpu=0,
         )
         _write(directory / SERVER, server_config)
         group.start(SERVER, SERVER, directory / SERVER / "party.toml")
         server = group.wait_listening(SERVER, START_SECONDS)
-        for name, count in zip(run.names, run.prediction_counts(held_out), strict=True):
+        for index, (name, count) in enumerate(zip(run.names, run.prediction_counts(held_out), strict=True)):
             client_config = ClientConfig(
                 name=name,
                 server=server,
@@ -128,6 +129,7 @@ def execute(
                 seed=run.seed,
                 predictions=count,
                 out="out",
+                cpu=index + 1,
             )
             _write(directory / name, client_config)
             group.start("client", name, directory / name / "party.toml")

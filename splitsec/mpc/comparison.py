@@ -163,11 +163,54 @@ def deal_comparison(masks: Words, values: torch.Tensor, low: int, high: int) -> 
     return out
 
 
-def sign(context: Context, opened: torch.Tensor, masks: Words, dealt: Words, low: int, high: int) -> Words:
-    """This party's share of the plane of [z >= 0], where c = z + 2**high + r was opened and |z| < 2**high.
+@dataclass(frozen=True)
+class _Tables:
+    """One level for the kernel, see `kernels.join_digits`; `order` picks what is opened from the level below."""
 
-    Exact up to what lies below bit `low`: it is the sign of (c >> low) - (r >> low) - 2**(high - low), which is z >>
-    low or that plus one.
+    order: np.ndarray[tuple[int], np.dtype[np.int64]]
+    sizes: np.ndarray[tuple[int], np.dtype[np.int64]]
+    inputs: np.ndarray[tuple[int, int], np.dtype[np.int64]]
+    equal: np.ndarray[tuple[int, int], np.dtype[np.int64]]
+    less: np.ndarray[tuple[int, int, int], np.dtype[np.int64]]
+    masks: int
+    products: int
+
+
+@cache
+def _tables(width: int) -> tuple[_Tables, ...]:
+    found = []
+    digits = digit_count(width)
+    for level in levels(width):
+        order: list[int] = []
+        inputs = np.full((len(level), 8), -1, dtype=np.int64)
+        masks, products = sum(group.masks for group in level), 0
+        equal, less = [], []
+        for index, group in enumerate(level):
+            rows, at = _rows(group), len(order)
+            order += range(group.start, group.start + group.size)
+            lowest = 0 if group.equal else 1
+            order += range(digits + group.start + lowest, digits + group.start + group.size)
+            inputs[index, : group.size] = range(at, at + group.size)
+            inputs[index, 4 + lowest : 4 + group.size] = range(at + group.size, at + group.masks)
+            # A group's rows count through its own masks and products; the kernel's through those of the whole level.
+            first = masks + products
+            moved = np.array([*range(at, at + group.masks), *range(first, first + len(rows.products))])
+            equal.append(np.where(rows.equal >= 0, moved[rows.equal], -1))
+            less.append(np.where(rows.less >= 0, moved[rows.less], -1))
+            products += len(rows.products)
+        sizes = np.array([group.size for group in level])
+        found.append(
+            _Tables(np.array(order), sizes, inputs, np.stack(equal), np.stack(less), masks=masks, products=products)
+        )
+        digits = len(level)
+    return tuple(found)
+
+
+def sign(context: Context, opened: torch.Tensor, masks: Words, dealt: Words, low: int, high: int) -> Words:
+    """This party's share of the plane of [z >= 0], where c = z + 2**high + r was opened and |z| < 2**high - 2**low.
+
+    Exact up to what lies below bit `low`: it is the sign of (c >> low) - (r >> low) - 2**(high - low), which is
+    z >> low or that plus one.
 
     Args:
         opened: c, int64 (n,).
@@ -177,50 +220,35 @@ def sign(context: Context, opened: torch.Tensor, masks: Words, dealt: Words, low
     first = context.rank == SERVER
     width = high - low
     digits = digit_count(width)
-    words = words_for(opened.numel())
-    public = np.zeros((digits * DIGIT_BITS, words), dtype=np.uint64)
-    less, equal = np.zeros((digits, words), dtype=np.uint64), np.zeros((digits, words), dtype=np.uint64)
+    words = masks.shape[1]
+    # Less of every digit, then equal of every digit.
+    state = np.zeros((2 * digits, words), dtype=np.uint64)
     at = digits * MONOMIALS
-    sign_bit = dealt[at]
-    at += 1
+    signs: Words = dealt[at]
     if not context.planning:
         planes = planes_of(opened.numpy(), low, high + 1)
-        public[:width] = planes[:width]
-        compare_digits(public, dealt[: digits * MONOMIALS].reshape(digits, MONOMIALS, words), first, less, equal)
         if first:
-            sign_bit = sign_bit ^ planes[width]
+            signs = signs ^ planes[width]
+        if width % DIGIT_BITS:
+            planes = np.concatenate([planes[:width], np.zeros((-width % DIGIT_BITS, words), dtype=np.uint64)])
+        compare_digits(planes, dealt[:at], first, state[:digits], state[digits:])
+    at += 1
     start = 0
-    for level in levels(width):
-        masked = []
-        for group in level:
-            inside = slice(group.start, group.start + group.size)
-            masked.append(less[inside])
-            masked.append(equal[inside] if group.equal else equal[group.start + 1 : group.start + group.size])
-        count = sum(group.masks for group in level)
-        public_bits = open_planes(context, np.concatenate(masked) ^ masks[start : start + count])
-        new_less = np.zeros((len(level), words), dtype=np.uint64)
-        new_equal = np.zeros((len(level), words), dtype=np.uint64)
-        row = 0
-        for index, group in enumerate(level):
-            rows = _rows(group)
-            own = slice(start + row, start + row + group.masks)
-            held = np.concatenate([masks[own], dealt[at : at + len(rows.products)]])
-            at += len(rows.products)
-            group_less = public_bits[row : row + group.size]
-            group_equal = np.zeros((group.size, words), dtype=np.uint64)
-            group_equal[group.size - (group.masks - group.size) :] = public_bits[row + group.size : row + group.masks]
-            if not context.planning:
-                join_digits(
-                    group_less, group_equal, held, rows.equal, rows.less, first, new_less[index], new_equal[index]
-                )
-            row += group.masks
-        less, equal = new_less, new_equal
-        start += count
-    return less[0] ^ sign_bit
+    for level in _tables(width):
+        own = masks[start : start + level.masks]
+        public = open_planes(context, state[level.order] ^ own)
+        state = np.zeros((2 * len(level.sizes), words), dtype=np.uint64)
+        if not context.planning:
+            products = dealt[at : at + level.products]
+            join_digits(public, own, products, level.sizes, level.inputs, level.equal, level.less, first, state)
+        start += level.masks
+        at += level.products
+    signs = signs ^ state[0]
+    return signs
 
 
 def open_planes(context: Context, mine: Words) -> Words:
     """XOR of both parties' planes: one round."""
     (theirs,) = context.exchange([torch.from_numpy(mine.view(np.int64))])
-    opened: Words = np.asarray(np.bitwise_xor(mine, theirs.numpy().view(np.uint64)))
+    opened: Words = mine ^ theirs.numpy().view(np.uint64)
     return opened

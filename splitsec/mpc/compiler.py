@@ -19,6 +19,7 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from splitsec.errors import MessageError, RangeError, UnsupportedLayerError
+from splitsec.mpc.linear import laid_out
 from splitsec.mpc.program import Program, Shape, Step, Weights, value_scales
 from splitsec.mpc.ring import HEADROOM_BITS, PRECISION_BITS, check_range, encode, real_limit
 
@@ -62,7 +63,7 @@ def compile_tail(
         raise MessageError(f"the tail cannot take an activation of shape {shape}: {_first_line(error)}") from error
     finally:
         tail.train(training)
-    _swap_relu_and_max_pool(compiler.steps)
+    _fuse_relu_and_max_pool(compiler.steps, input_shape)
     if calibration is None:
         bounds, limit, limited_by = _guaranteed_bounds(compiler.steps, compiler.weights, precision, limit)
     else:
@@ -349,15 +350,20 @@ def _users(steps: list[Step], number: int) -> list[int]:
     return [index for index, step in enumerate(steps, 1) if number in step.inputs]
 
 
-def _swap_relu_and_max_pool(steps: list[Step]) -> None:
-    # max(relu(x)) = relu(max(x)), and there is less to compare behind the pool.
+def _fuse_relu_and_max_pool(steps: list[Step], input_shape: Shape) -> None:
+    # max(relu(x)) = relu(max(x)) = max(x, 0): one step, in the place of the later one; the other becomes a mere name.
     for number, step in enumerate(steps, 1):
         users = _users(steps, number)
-        if step.op != "relu" or len(users) != 1 or steps[users[0] - 1].op != "max_pool2d":
+        if len(users) != 1 or {step.op, steps[users[0] - 1].op} != {"relu", "max_pool2d"}:
             continue
-        pool = steps[users[0] - 1]
-        steps[number - 1] = msgspec.structs.replace(pool, inputs=step.inputs)
-        steps[users[0] - 1] = msgspec.structs.replace(step, inputs=(number,), shape=pool.shape)
+        later = steps[users[0] - 1]
+        pool = step if step.op == "max_pool2d" else later
+        steps[users[0] - 1] = msgspec.structs.replace(pool, shape=later.shape, zero=True)
+        before = steps[step.inputs[0] - 1].shape if step.inputs[0] else input_shape
+        steps[number - 1] = msgspec.structs.replace(
+            step, op="reshape", shape=before, kernel=(), stride=(1, 1), padding=(0, 0)
+        )
+        steps[users[0] - 1] = msgspec.structs.replace(steps[users[0] - 1], inputs=(number,))
 
 
 def _most(precision: int) -> float:
@@ -446,6 +452,7 @@ def evaluate(
                 made = F.conv2d(one, held.weight, held.bias, step.stride, step.padding, step.dilation, step.groups)
             case "max_pool2d":
                 made = F.max_pool2d(one, step.kernel, step.stride, step.padding)
+                made = made.clamp(min=0) if step.zero else made
             case "avg_pool2d":
                 made = F.avg_pool2d(one, step.kernel, step.stride, step.padding)
             case "add":
@@ -467,7 +474,7 @@ def encode_weights(program: Program, weights: Mapping[int, Weights]) -> dict[int
         step = program.steps[number - 1]
         bias = torch.round(held.bias * 2.0 ** scales[number]).to(torch.int64)
         shape = (1, -1, 1, 1) if step.op == "conv2d" else (-1,)
-        found[number] = Weights(encode(held.weight, program.precision), bias.view(shape))
+        found[number] = Weights(laid_out(encode(held.weight, program.precision)), bias.view(shape))
     return found
 
 

@@ -25,9 +25,13 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one query takes and costs at one party; the last layer is the opening of the result."""
+    """What one query takes and costs at one party; the last layer is the opening of the result.
+
+    `hops` are the messages that follow one another: an exchange, in which both send at once, is one.
+    """
 
     plan: Plan
+    hops: int
     layers: tuple[LayerCost, ...]
 
     @property
@@ -64,4 +68,4 @@ def predict_cost(program: Program, rank: int) -> Prediction:
         )
         for (name, op), before, after in zip(names, readings, readings[1:], strict=False)
     ]
-    return Prediction(plan, tuple(layers))
+    return Prediction(plan, planner.hops, tuple(layers))

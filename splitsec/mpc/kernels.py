@@ -109,14 +109,34 @@ def select(opened, choice, mask, bit, bit_mask, first, product):  # type: ignore
         product[i] = s * x + (1 - 2 * s) * tx
 
 
-@numba.njit("void(uint64[:,:], uint64[:,:,:], boolean, uint64[:,:], uint64[:,:])", cache=True, nogil=True)
+@numba.njit(inline="always")
+def _fold(low, plane, high):  # type: ignore[no-untyped-def]
+    """low = high xor (not plane and low): one variable of a product set to (its masked bit xor the public one)."""
+    for word in range(low.shape[0]):
+        low[word] = high[word] ^ (~plane[word] & low[word])
+
+
+@numba.njit(inline="always")
+def _fold_bit(low, plane, high):  # type: ignore[no-untyped-def]
+    """low = high xor (plane and low): one opened bit put into a product."""
+    for word in range(low.shape[0]):
+        low[word] = high[word] ^ (plane[word] & low[word])
+
+
+@numba.njit(inline="always")
+def _row(masks, products, row):  # type: ignore[no-untyped-def]
+    own = masks.shape[0]
+    return masks[row] if row < own else products[row - own]
+
+
+@numba.njit("void(uint64[:,:], uint64[:,:], boolean, uint64[:,:], uint64[:,:])", cache=True, nogil=True)
 def compare_digits(public, monomials, first, less, equal):  # type: ignore[no-untyped-def]
     """Shares of [c < r] and [c = r] for each 4-bit digit of a public c and a dealt r.
 
     Args:
         public: planes of c, uint64 (4 * digits, words), low bit first.
-        monomials: shares of the products of each non-empty set of the digit's bits of r, uint64 (digits, 15, words);
-            set S stands at row S - 1, read as a binary number.
+        monomials: shares of the products of each non-empty set of the digit's bits of r, uint64 (15 * digits, words);
+            set S of digit d stands at row 15 * d + S - 1, S read as a binary number.
         first: whether this party adds public constants.
         less, equal: outputs, uint64 (digits, words).
 
@@ -124,83 +144,139 @@ def compare_digits(public, monomials, first, less, equal):  # type: ignore[no-un
     over the higher bits; both are linear in the monomials with public coefficients.
     """
     one = np.uint64(0xFFFFFFFFFFFFFFFF) if first else np.uint64(0)
-    term = np.empty(16, dtype=np.uint64)
+    words = less.shape[1]
+    term = np.empty((16, words), dtype=np.uint64)
     for digit in range(less.shape[0]):
-        for word in range(less.shape[1]):
-            result = np.uint64(0)
-            for k in range(4):
-                # r_k n_k times the product over the bits above k: sets that hold k and only bits from k on.
-                for s in range(16):
-                    if (s >> k) & 1 and s & ((1 << k) - 1) == 0:
-                        term[s] = monomials[digit, s - 1, word]
-                for j in range(k + 1, 4):
-                    n = ~public[4 * digit + j, word]
-                    for s in range(16):
-                        if (
-                            (s >> k) & 1
-                            and s & ((1 << k) - 1) == 0
-                            and s & (((1 << j) - 1) ^ ((1 << (k + 1)) - 1)) == 0
-                        ):
-                            if not (s >> j) & 1:
-                                term[s] = term[s | (1 << j)] ^ (n & term[s])
-                result ^= term[1 << k] & ~public[4 * digit + k, word]
-            less[digit, word] = result
-            term[0] = one
-            for s in range(1, 16):
-                term[s] = monomials[digit, s - 1, word]
-            for j in range(4):
-                n = ~public[4 * digit + j, word]
-                for s in range(16):
-                    if s & ((1 << (j + 1)) - 1) == 0:
-                        term[s] = term[s | (1 << j)] ^ (n & term[s])
-            equal[digit, word] = term[0]
+        result = less[digit]
+        result[:] = np.uint64(0)
+        for k in range(4):
+            # r_k n_k times the product over the bits above k: sets that hold k and else only bits above it.
+            below = (1 << k) - 1
+            for s in range(1 << k, 16):
+                if (s >> k) & 1 and s & below == 0:
+                    term[s] = monomials[15 * digit + s - 1]
+            done = 0
+            for j in range(k + 1, 4):
+                plane = public[4 * digit + j]
+                done |= 1 << j
+                for s in range(1 << k, 16):
+                    if (s >> k) & 1 and s & (below | done) == 0:
+                        _fold(term[s], plane, term[s | (1 << j)])
+            plane = public[4 * digit + k]
+            chosen = term[1 << k]
+            for word in range(words):
+                result[word] ^= chosen[word] & ~plane[word]
+        term[0] = one
+        for s in range(1, 16):
+            term[s] = monomials[15 * digit + s - 1]
+        for j in range(4):
+            plane = public[4 * digit + j]
+            for s in range(16):
+                if s & ((1 << (j + 1)) - 1) == 0:
+                    _fold(term[s], plane, term[s | (1 << j)])
+        equal[digit] = term[0]
 
 
 @numba.njit(
-    "void(uint64[:,:], uint64[:,:], uint64[:,:], int64[:], int64[:,:], boolean, uint64[:], uint64[:])",
+    "void(uint64[:,:], uint64[:,:], uint64[:,:], int64[:], int64[:,:], int64[:,:], int64[:,:,:], boolean, uint64[:,:])",
     cache=True,
     nogil=True,
 )
-def join_digits(less, equal, dealt, equal_rows, less_rows, first, out_less, out_equal):  # type: ignore[no-untyped-def]
-    """Shares of less and equal of a group of digits from their opened masked bits.
+def join_digits(  # type: ignore[no-untyped-def]
+    public, masks, products, sizes, inputs, equal_rows, less_rows, first, joined
+):
+    """Shares of less and equal of each group of digits, from their opened masked bits.
 
     Args:
-        less, equal: public l_j xor lambda_j and e_j xor epsilon_j, uint64 (size, words), lowest digit first.
-        dealt: shares of all dealt products, uint64 (rows, words).
-        equal_rows: the row of the product of epsilon over set S, -1 where there is none, int64 (16,).
-        less_rows: the row of lambda_j times the product of epsilon over S, int64 (4, 16).
+        public: the opened l_j xor lambda_j and e_j xor epsilon_j of all groups, uint64 (rows, words).
+        masks, products: shares of the masks (as many rows as `public`) and of the dealt products of masks.
+        sizes: digits of each group, int64 (groups,).
+        inputs: rows of `public` for each group, int64 (groups, 8): less of digit j at j, equal at 4 + j.
+        equal_rows: the row of the product of epsilon over set S, -1 where there is none, int64 (groups, 16).
+        less_rows: the row of lambda_j times the product of epsilon over S, int64 (groups, 4, 16). Rows count through
+            `masks` and then through `products`.
         first: whether this party adds public constants.
+        joined: output, uint64 (2 * groups, words): less of every group, then equal.
 
-    less = sum over j of l_j times the product of the e_k above j; equal = the product of all e_k. Each product of
-    opened and dealt bits is folded one variable at a time, as for the digits.
+    less = sum over j of l_j times the product of the e_k above j; equal = the product of all e_k. Each product of opened
+    and dealt bits is folded one variable at a time, as for the digits.
     """
-    size, words = less.shape
+    groups, words = len(sizes), public.shape[1]
     one = np.uint64(0xFFFFFFFFFFFFFFFF) if first else np.uint64(0)
-    term = np.zeros(16, dtype=np.uint64)
-    whole = (1 << size) - 1
-    for word in range(words):
-        result = np.uint64(0)
+    term = np.empty((16, words), dtype=np.uint64)
+    for group in range(groups):
+        size = sizes[group]
+        whole = (1 << size) - 1
+        result = joined[group]
+        result[:] = np.uint64(0)
         for j in range(size):
             above = whole & ~((1 << (j + 1)) - 1)
+            less = public[inputs[group, j]]
             for s in range(16):
                 if s & ~above == 0:
-                    product = one if s == 0 else dealt[equal_rows[s], word]
-                    term[s] = (less[j, word] & product) ^ dealt[less_rows[j, s], word]
+                    if s == 0:
+                        term[s] = one
+                    else:
+                        term[s] = _row(masks, products, equal_rows[group, s])
+                    other = _row(masks, products, less_rows[group, j, s])
+                    for word in range(words):
+                        term[s, word] = (less[word] & term[s, word]) ^ other[word]
             done = 0
             for k in range(j + 1, size):
                 done |= 1 << k
                 for s in range(16):
                     if s & ~above == 0 and s & done == 0:
-                        term[s] = term[s | (1 << k)] ^ (equal[k, word] & term[s])
-            result ^= term[0]
-        out_less[word] = result
-        if equal_rows[whole] >= 0:
+                        _fold_bit(term[s], public[inputs[group, 4 + k]], term[s | (1 << k)])
+            for word in range(words):
+                result[word] ^= term[0, word]
+        if equal_rows[group, whole] >= 0:
             for s in range(whole + 1):
-                term[s] = one if s == 0 else dealt[equal_rows[s], word]
+                if s == 0:
+                    term[s] = one
+                else:
+                    term[s] = _row(masks, products, equal_rows[group, s])
             done = 0
             for k in range(size):
                 done |= 1 << k
                 for s in range(whole + 1):
                     if s & done == 0:
-                        term[s] = term[s | (1 << k)] ^ (equal[k, word] & term[s])
-            out_equal[word] = term[0]
+                        _fold_bit(term[s], public[inputs[group, 4 + k]], term[s | (1 << k)])
+            joined[groups + group] = term[0]
+
+
+@numba.njit(
+    "void(uint64[:,:], uint64[:,:], uint64[:,:], int64[:,:], uint64[:,:], int64[:,:], boolean, uint64[:,:])",
+    cache=True,
+    nogil=True,
+)
+def conjunctions(public, masks, products, inputs, flips, rows, first, out):  # type: ignore[no-untyped-def]
+    """Shares of the AND of each group's bits, from their opened masked bits.
+
+    Args:
+        public: opened masked bits, uint64 (rows, words).
+        masks, products: shares of the masks, and of the dealt products of masks.
+        inputs: rows of `public` of each group, int64 (groups, size), size at most 4.
+        flips: all ones where the group takes the complement of a bit, uint64 (groups, size).
+        rows: where the product of the masks of set S stands, int64 (groups, 16), counting through `masks` first.
+        first: whether this party adds public constants.
+        out: output, uint64 (groups, words).
+    """
+    groups, size = inputs.shape
+    words = public.shape[1]
+    one = np.uint64(0xFFFFFFFFFFFFFFFF) if first else np.uint64(0)
+    term = np.empty((16, words), dtype=np.uint64)
+    bit = np.empty(words, dtype=np.uint64)
+    for group in range(groups):
+        for s in range(1 << size):
+            if s == 0:
+                term[s] = one
+            else:
+                term[s] = _row(masks, products, rows[group, s])
+        for k in range(size):
+            plane, flip = public[inputs[group, k]], flips[group, k]
+            for word in range(words):
+                bit[word] = plane[word] ^ flip
+            for s in range(1 << size):
+                if s & ((1 << (k + 1)) - 1) == 0:
+                    _fold_bit(term[s], bit, term[s | (1 << k)])
+        out[group] = term[0]

@@ -87,6 +87,11 @@ class LinearMask(Correlation, frozen=True):
         return [a, c1.add_(self.apply(a, masks[self.layer]))]
 
 
+def laid_out(weight: torch.Tensor) -> torch.Tensor:
+    """The same weights in the order of memory that products read fastest: a linear layer's by columns."""
+    return weight.t().contiguous().t() if weight.dim() == 2 else weight.contiguous()
+
+
 def linear(
     context: Context, share: torch.Tensor, item: LinearMask, *, weight: torch.Tensor | None, bias: torch.Tensor | None
 ) -> torch.Tensor:

@@ -1,4 +1,7 @@
-"""What client and server say to each other inside a prediction session, and to the dealer about it."""
+"""What client and server say to each other inside a prediction session, and to the dealer about it.
+
+Masked values inside a query travel as raw frames, see `Peer.send_raw`.
+"""
 
 from __future__ import annotations
 
@@ -26,23 +29,21 @@ class Run(Message, frozen=True):
     query: int
 
 
-class Exchange(Message, frozen=True):
-    """Both ways: masked values of one step; both parties count the steps alike."""
-
-    step: int
-
-
 class MaskedWeights(Message, frozen=True):
     """Server to client, once a session: each layer's weights minus their mask, one int64 tensor a layer."""
 
     layers: tuple[int, ...]
 
 
+class Ping(Message, frozen=True):
+    """Client to server and back: measures the link's round trip."""
+
+
 class Close(Message, frozen=True):
     """Client to server: the session is over."""
 
 
-SessionBody: TypeAlias = MaskedWeights | Prepare | Ready | Run | Exchange | Close | Refused
+SessionBody: TypeAlias = MaskedWeights | Ping | Prepare | Ready | Run | Close | Refused
 session_codec: Codec[SessionBody] = Codec(SessionBody)
 
 

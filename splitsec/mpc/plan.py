@@ -16,7 +16,8 @@ import torch
 
 from splitsec.errors import MessageError
 from splitsec.mpc.correlation import Masks
-from splitsec.mpc.linear import LinearMask
+from splitsec.mpc.linear import LinearMask, laid_out
+from splitsec.mpc.maximum import MaxMask
 from splitsec.mpc.prg import Stream
 from splitsec.mpc.selection import ReluMask
 from splitsec.mpc.triples import BinaryTriple, RandomBit, SquarePair, Triple
@@ -24,7 +25,9 @@ from splitsec.mpc.truncation import Truncation
 from splitsec.transport.codec import MAX_SIZE, expect_tensor
 from splitsec.transport.sockets import MAX_FRAME_BYTES
 
-AnyCorrelation: TypeAlias = Triple | SquarePair | BinaryTriple | RandomBit | Truncation | LinearMask | ReluMask
+AnyCorrelation: TypeAlias = (
+    Triple | SquarePair | BinaryTriple | RandomBit | Truncation | LinearMask | ReluMask | MaxMask
+)
 Plan: TypeAlias = tuple[AnyCorrelation, ...]
 # As corrections they must fit one frame.
 MAX_ELEMENTS = MAX_FRAME_BYTES // 8
@@ -59,7 +62,7 @@ def weight_masks(plan: Plan, server_seed: bytes) -> dict[int, torch.Tensor]:
     stream = Stream(server_seed, WEIGHT_STREAM)
     found: dict[int, torch.Tensor] = {}
     for layer, shape in weight_shapes(plan).items():
-        found[layer] = stream.ring(shape)
+        found[layer] = laid_out(stream.ring(shape))
     return found
 
 

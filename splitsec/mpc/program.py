@@ -29,7 +29,7 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One operation. Inputs are numbers of earlier values: 0 is the program's input, k the output of step k.
 
     `name` is the layer's own name, for messages; shapes include the batch dimension. `bits` bounds the inputs: their
-    magnitude is below 2**bits.
+    magnitude is below 2**bits. `zero` makes max pooling the ReLU of the maximum.
     """
 
     op: str
@@ -43,6 +43,7 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dilation: Shape = (1, 1)
     groups: int = 1
     bits: int = 0
+    zero: bool = False
     dim: int = -1
 
 
@@ -79,7 +80,7 @@ def input_scale(step: Step, scale: int, precision: int) -> int:
         return scale if scale <= precision + FREE_BITS else precision
     if step.op == "add":
         return scale if scale <= 2 * precision else precision
-    if step.op in ("relu", "reshape"):
+    if step.op in ("relu", "max_pool2d", "reshape"):
         return scale
     if step.op == "avg_pool2d":
         return scale if scale <= 2 * precision and _power_of_two(step) else precision

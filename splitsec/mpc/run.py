@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from splitsec.errors import UnsupportedLayerError
 from splitsec.mpc.context import CLIENT, SERVER, Context
 from splitsec.mpc.linear import LinearMask, linear
+from splitsec.mpc.maximum import MOST, maximum
 from splitsec.mpc.program import CRYPTEN_OPS, Program, Step, Weights, input_scale, output_scale
 from splitsec.mpc.ring import encode
 from splitsec.mpc.selection import relu
@@ -83,7 +84,7 @@ def _apply(number: int, step: Step, inputs: list[Value], held: Weights | None, c
             high = step.bits + inputs[0].scale + 1
             made = relu(context, share, shift=inputs[0].scale - context.precision, high=high)
         case "max_pool2d":
-            made = _max_pool(step, share, context)
+            made = _max_pool(step, inputs[0], context)
         case "avg_pool2d":
             made = F.avg_pool2d(share, step.kernel, step.stride, step.padding, divisor_override=1)
             if scale > inputs[0].scale + context.precision:
@@ -106,14 +107,14 @@ def _scaled(x: Value, scale: int, context: Context) -> Value:
     return Value(truncate(context, x.share, x.scale - scale), scale)
 
 
-def _max_pool(step: Step, share: torch.Tensor, context: Context) -> torch.Tensor:
-    """The maximum of each window by a tree of max(a, b) = b + relu(a - b), all windows at once."""
+def _max_pool(step: Step, x: Value, context: Context) -> torch.Tensor:
+    """The maximum of each window, up to four candidates at a time until one is left."""
     height, width = step.padding
     # Padding must lose every comparison, and stay within the bound of differences.
-    lowest = -(1 << (step.bits + context.precision)) if context.rank == SERVER else 0
-    share = F.pad(share, (width, width, height, height), value=lowest)
+    lowest = -(1 << (step.bits + x.scale)) if context.rank == SERVER else 0
+    share = F.pad(x.share, (width, width, height, height), value=lowest)
     rows, columns = step.shape[-2:]
-    windows = torch.stack(
+    candidates = torch.stack(
         [
             share[
                 :,
@@ -124,13 +125,27 @@ def _max_pool(step: Step, share: torch.Tensor, context: Context) -> torch.Tensor
             for i in range(step.kernel[0])
             for j in range(step.kernel[1])
         ]
-    )
-    while len(windows) > 1:
-        half = len(windows) // 2
-        left, right, rest = windows[:half], windows[half : 2 * half], windows[2 * half :]
-        larger = right + relu(context, left - right, high=step.bits + context.precision + 2)
-        windows = torch.cat([larger, rest])
-    return windows[0].contiguous()
+    ).view(math.prod(step.kernel), -1)
+    scale = x.scale
+    while True:
+        last = len(candidates) <= MOST
+        groups = -(-len(candidates) // MOST)
+        size = -(-len(candidates) // groups)
+        missing = groups * size - len(candidates)
+        if missing:
+            # A candidate more often changes no maximum.
+            candidates = torch.cat([candidates, candidates[-1:].expand(missing, -1)])
+        windows = candidates.view(groups, size, -1).transpose(0, 1).reshape(size, -1)
+        candidates = maximum(
+            context,
+            windows,
+            zero=step.zero and last,
+            shift=scale - context.precision,
+            high=step.bits + scale + 2,
+        ).view(groups, -1)
+        scale = context.precision
+        if last:
+            return candidates.view(step.shape)
 
 
 def _crypten(step: Step, share: torch.Tensor, context: Context) -> torch.Tensor:

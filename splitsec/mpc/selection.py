@@ -17,7 +17,7 @@ import torch
 from splitsec.mpc import comparison
 from splitsec.mpc.context import SERVER, Context
 from splitsec.mpc.correlation import Correlation, Masks, Shape
-from splitsec.mpc.kernels import Words, bits_of, select, truncate_and_select, words_for
+from splitsec.mpc.kernels import Ints, Words, bits_of, select, truncate_and_select, words_for
 from splitsec.mpc.prg import Stream
 from splitsec.mpc.ring import HEADROOM_BITS, shift_right, top_bit
 
@@ -40,14 +40,9 @@ class ReluMask(Correlation, frozen=True):
         """Bits that are compared."""
         return self.high - self.shift
 
-    @property
-    def products(self) -> int:
-        """Vectors of ring elements that depend on r and t: r >> shift, msb(r), t and t times each; or t and t * r."""
-        return 5 if self.shift else 2
-
     def correction_shapes(self) -> list[Shape]:
         words = words_for(self.count)
-        return [(comparison.corrected_planes(self.width), words), (self.products, self.count)]
+        return [(comparison.corrected_planes(self.width), words), (selection_vectors(self.shift), self.count)]
 
     def part_shapes(self, rank: int) -> list[Shape]:
         words = words_for(self.count)
@@ -60,18 +55,12 @@ class ReluMask(Correlation, frozen=True):
 
     def deal(self, server: Stream, client: Stream, masks: Masks) -> list[torch.Tensor]:
         (r, sign_masks, t), (r1, sign_masks1, t1) = self._own(server), self._own(client)
-        r, bits = r + r1, torch.from_numpy(bits_of((t ^ t1)[0], self.count))
+        r, bits = r + r1, bits_of((t ^ t1)[0], self.count)
         planes = comparison.deal_comparison(sign_masks ^ sign_masks1, r, self.shift, self.high)
-        whole = torch.empty(self.products, self.count, dtype=torch.int64)
-        if self.shift:
-            whole[0], whole[1], whole[2] = shift_right(r, self.shift), top_bit(r), bits
-            torch.mul(whole[:2], bits, out=whole[3:])
-        else:
-            whole[0] = bits
-            torch.mul(r, bits, out=whole[1])
+        vectors = deal_selection(r, bits, self.shift)
         planes ^= comparison.draw_planes(client, len(planes), self.count)
-        whole -= client.ring(whole.shape)
-        return [torch.from_numpy(planes.view(np.int64)), whole]
+        vectors -= client.ring(vectors.shape)
+        return [torch.from_numpy(planes.view(np.int64)), vectors]
 
     def expand(
         self, rank: int, stream: Stream, corrections: Sequence[torch.Tensor], masks: Masks
@@ -108,20 +97,52 @@ def relu(context: Context, share: torch.Tensor, *, shift: int = 0, high: int = H
     mask, sign_masks, choice_mask, dealt, products = context.take(item)
     flat = share.reshape(-1) + mask
     (theirs,) = context.exchange([flat])
-    first = context.rank == SERVER
     opened = flat + theirs
-    signs = comparison.sign(context, opened + (1 << high), _planes(sign_masks), _planes(dealt), low=shift, high=high)
+    shifted = opened + (1 << high)
+    signs = comparison.sign(context, shifted, _planes(sign_masks), _planes(dealt), low=shift, high=high)
     choice = comparison.open_planes(context, signs[None] ^ _planes(choice_mask))[0]
-    result = torch.empty_like(flat)
     if context.planning:
-        return result.zero_().view(share.shape)
-    parts = [part.numpy() for part in products]
+        return torch.zeros_like(share)
+    return select_value(context, opened, choice, mask, products, shift).view(share.shape)
+
+
+def selection_vectors(shift: int) -> int:
+    """Vectors of ring elements dealt for a selection: r >> shift, msb(r), t and t times both; or t and t * r."""
+    return 5 if shift else 2
+
+
+def deal_selection(r: torch.Tensor, bits: Ints, shift: int) -> torch.Tensor:
+    """The true values of these vectors, int64 (vectors, n)."""
+    t = torch.from_numpy(bits)
+    whole = torch.empty(selection_vectors(shift), r.numel(), dtype=torch.int64)
     if shift:
-        opened += 1 << HEADROOM_BITS
-        truncate_and_select(opened.numpy(), choice, *parts, shift, first, result.numpy())
+        whole[0], whole[1], whole[2] = shift_right(r, shift), top_bit(r), t
+        torch.mul(whole[:2], t, out=whole[3:])
+    else:
+        whole[0] = t
+        torch.mul(r, t, out=whole[1])
+    return whole
+
+
+def select_value(
+    context: Context, opened: torch.Tensor, choice: Words, mask: torch.Tensor, vectors: torch.Tensor, shift: int
+) -> torch.Tensor:
+    """Shares of b * (z >> shift) from the opened c = z + r and the opened plane of b xor t; local.
+
+    Args:
+        opened: c, int64 (n,).
+        mask: share of r, int64 (n,).
+        vectors: shares of the dealt vectors, int64 (selection_vectors(shift), n).
+    """
+    result = torch.empty_like(opened)
+    first = context.rank == SERVER
+    parts = [part.numpy() for part in vectors]
+    if shift:
+        moved = opened + (1 << HEADROOM_BITS)
+        truncate_and_select(moved.numpy(), choice, *parts, shift, first, result.numpy())
     else:
         select(opened.numpy(), choice, mask.numpy(), *parts, first, result.numpy())
-    return result.view(share.shape)
+    return result
 
 
 def _planes(tensor: torch.Tensor) -> Words:

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 
 import torch
 
-from splitsec.errors import MessageError, RandomnessError
+from splitsec.errors import RandomnessError
 from splitsec.mpc.context import CLIENT
 from splitsec.mpc.correlation import Correlation
-from splitsec.mpc.messages import Exchange, SessionBody, session_codec
+from splitsec.mpc.messages import SessionBody
 from splitsec.mpc.plan import AnyCorrelation, Plan, expand
 from splitsec.mpc.prg import Stream
 from splitsec.mpc.ring import PRECISION_BITS
-from splitsec.transport.codec import expect_tensor
-from splitsec.transport.sockets import Peer
+from splitsec.transport.sockets import RAW_HEADER, Peer
 
 
 @dataclass
@@ -48,6 +47,11 @@ class Planner:
         """What has been taken so far."""
         return tuple(self._taken)
 
+    @property
+    def hops(self) -> int:
+        """Messages that follow one another so far; an exchange is one."""
+        return self._step
+
     def take(self, wanted: Correlation) -> list[torch.Tensor]:
         self._taken.append(wanted)  # type: ignore[arg-type]
         return wanted.zeros(self.rank)
@@ -72,9 +76,8 @@ class Planner:
         return torch.zeros(tuple(shape), dtype=torch.int64)
 
     def _message(self, tensors: Sequence[torch.Tensor]) -> int:
-        frames = session_codec.encode(Exchange(self._step), tensors)
         self._step += 1
-        return sum(len(frame) for frame in frames)
+        return RAW_HEADER.size + sum(8 * tensor.numel() for tensor in tensors)
 
 
 class Session:
@@ -161,13 +164,13 @@ class Session:
         return parts
 
     def exchange(self, mine: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        self.peer.send(Exchange(self._step), mine)
+        self.peer.send_raw(self._step, mine)
         return self._receive(mine)
 
     def collect(self, mine: torch.Tensor, to: int) -> torch.Tensor | None:
         if to == self.rank:
             return self._receive([mine])[0]
-        self.peer.send(Exchange(self._step), [mine])
+        self.peer.send_raw(self._step, [mine])
         self._step += 1
         return None
 
@@ -177,11 +180,6 @@ class Session:
         return self._common.ring(shape)
 
     def _receive(self, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        body, tensors = self.peer.receive()
-        if not isinstance(body, Exchange) or body.step != self._step or len(tensors) != len(like):
-            raise MessageError(f"{self.peer.peer} sent {type(body).__name__} where step {self._step} was due")
+        tensors = self.peer.receive_raw(self._step, like)
         self._step += 1
-        return [
-            expect_tensor(theirs, what=f"the masked value of {self.peer.peer}", dtype=torch.int64, shape=mine.shape)
-            for theirs, mine in zip(tensors, like, strict=True)
-        ]
+        return tensors

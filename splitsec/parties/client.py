@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -17,10 +17,12 @@ from splitsec.cut import load_segment
 from splitsec.errors import AuthenticationError, MessageError, RefusedError, SplitsecError
 from splitsec.mpc.context import CLIENT
 from splitsec.mpc.costing import Prediction, predict_cost
+from splitsec.mpc.linear import laid_out
 from splitsec.mpc.messages import (
     Close,
     JoinSession,
     MaskedWeights,
+    Ping,
     Prepare,
     Ready,
     Run,
@@ -329,7 +331,7 @@ def _masked_weights(peer: Peer[SessionBody], shapes: Mapping[int, tuple[int, ...
     if not isinstance(body, MaskedWeights) or body.layers != tuple(shapes) or len(tensors) != len(shapes):
         raise MessageError(f"the server sent {type(body).__name__} where its masked weights were due")
     return {
-        layer: expect_tensor(tensor, what="a masked weight", dtype=torch.int64, shape=shape)
+        layer: laid_out(expect_tensor(tensor, what="a masked weight", dtype=torch.int64, shape=shape))
         for (layer, shape), tensor in zip(shapes.items(), tensors, strict=True)
     }
 
@@ -349,6 +351,16 @@ class ClientSession:
         self.bytes_offline = correction_count(session.plan) * 8
         self.last_cost = (0, 0, 0)
 
+    def round_trip_ms(self, count: int = 200) -> float:
+        """Median milliseconds of an empty message to the server and back."""
+        times = []
+        for _ in range(count):
+            began = time.perf_counter()
+            self._peer.send(Ping())
+            self._peer.receive(spin=True)
+            times.append((time.perf_counter() - began) * 1e3)
+        return median(times)
+
     def prepare(self) -> None:
         """Get the next query's randomness ready at both parties."""
         self._peer.send(Prepare(self._session.next_query))
@@ -357,7 +369,7 @@ class ClientSession:
         if not isinstance(answer, Ready) or answer.query != self._prepared:
             raise MessageError(f"the server answered {type(answer).__name__} to Prepare")
 
-    def run(self, activation: torch.Tensor) -> torch.Tensor:
+    def run(self, activation: torch.Tensor, *, on_step: Callable[[int], None] | None = None) -> torch.Tensor:
         """The tail's result for a real activation of the session's shape: float32 of the program's output shape."""
         shape = self.program.input_shape
         expect_tensor(activation, what=f"the activation at cut '{self._cut}'", dtype=activation.dtype, shape=shape)
@@ -374,7 +386,7 @@ class ClientSession:
         self._peer.send(Run(self._prepared))
         self._session.begin(self._prepared)
         self._prepared = None
-        result = run_program(self.program, self._session, activation=activation)
+        result = run_program(self.program, self._session, activation=activation, on_step=on_step)
         self._session.end()
         cost = self._peer.traffic.since(before)
         self.last_cost = (cost.rounds, cost.bytes_sent, cost.bytes_received)

@@ -1,4 +1,8 @@
-"""The TOML file of one party, and running that party from it."""
+"""The TOML file of one party, and running that party from it.
+
+`threads` is how many torch may use; `cpu` puts the whole process on one processor, which keeps a party's thread and
+ZeroMQ's together and cuts the waiting where several parties share a machine (docs/performance.md).
+"""
 
 from __future__ import annotations
 
@@ -33,10 +37,14 @@ class DealerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     address: str
     keys: str = "keys"
     minimum: int = 2
+    threads: int = 1
+    cpu: int | None = None
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`splitsec server`. `out` receives the trained tail; `weights` is a tail to begin with.
+
+    `calibration` is a safetensors file with `activations`, see `Server`.
 
     `seed` fixes the tail's first weights, for a run that can be repeated: whoever knows it knows them.
     """
@@ -52,11 +60,13 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     learning_rate: float = 2e-3
     seed: int | None = None
     weights: str | None = None
+    calibration: str | None = None
     out: str | None = None
     stay: bool = False
     timeout: float = 60.0
     join_timeout: float = 120.0
     threads: int = 1
+    cpu: int | None = None
 
 
 class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,6 +88,7 @@ class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout: float = 60.0
     join_timeout: float = 120.0
     threads: int = 1
+    cpu: int | None = None
 
 
 ConfigT = TypeVar("ConfigT", DealerConfig, ServerConfig, ClientConfig)
@@ -130,18 +141,20 @@ def make_server(config: ServerConfig, base: Path, report: Report) -> Server:
         timeout=config.timeout,
         join_timeout=config.join_timeout,
         stay=config.stay,
+        calibration=None if config.calibration is None else _load_weights(base / config.calibration)["activations"],
         report=report,
     )
 
 
 def run_dealer(config: DealerConfig, base: Path, report: Report) -> None:
     """Serve until interrupted."""
+    _settle(config.threads, config.cpu)
     make_dealer(config, base, report).serve()
 
 
 def run_server(config: ServerConfig, base: Path, report: Report) -> None:
     """Run the schedule; the trained tail is saved even when predictions are interrupted."""
-    torch.set_num_threads(config.threads)
+    _settle(config.threads, config.cpu)
     began = time.monotonic()
     server = make_server(config, base, report)
     try:
@@ -154,7 +167,7 @@ def run_server(config: ServerConfig, base: Path, report: Report) -> None:
 
 def run_client(config: ClientConfig, base: Path, report: Report) -> None:
     """Train, then predict the held-out images encrypted; front and predictions are saved under `out`."""
-    torch.set_num_threads(config.threads)
+    _settle(config.threads, config.cpu)
     began = time.monotonic()
     keys = base / config.keys
     pair, peers = load_key_pair(keys, config.name), load_public_keys(keys)
@@ -187,6 +200,18 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
                 _save({"logits": found.logits}, base / config.out / "predictions.safetensors", costs)
         client.leave()
     report(Finished(config.name, time.monotonic() - began))
+
+
+def _settle(threads: int, cpu: int | None) -> None:
+    torch.set_num_threads(threads)
+    if cpu is not None:
+        settle_on(cpu)
+
+
+def settle_on(cpu: int) -> None:
+    """Let this process, and the threads that it starts from now on, run on one processor; a number too high wraps."""
+    available = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {available[cpu % len(available)]})
 
 
 def _split(model: str, cut: str, seed: int | None) -> SplitModel:

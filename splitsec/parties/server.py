@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import fx
 
+from splitsec.cut import INPUT
 from splitsec.errors import (
     AuthenticationError,
     ConfigError,
@@ -74,6 +75,8 @@ class Server:
         timeout: seconds without progress after which the missing party is named and the run ends.
         join_timeout: seconds to wait for all clients to come.
         stay: go on answering predictions when all clients have left.
+        calibration: activations (N, ...) of no client, from which the bounds of a deep tail's values are measured;
+            without them the bounds are computed from the weights.
 
     Raises:
         AddressError: the address cannot be bound.
@@ -99,9 +102,12 @@ class Server:
         timeout: float = 60.0,
         join_timeout: float = 120.0,
         stay: bool = False,
+        calibration: torch.Tensor | None = None,
         report: Report = ignore,
     ) -> None:
         _check_schedule(schedule, peers)
+        if cut == INPUT and schedule.epochs:
+            raise ConfigError("a cut at the input would train on the clients' inputs in plain; choose a later cut")
         self.tail = tail
         self._cut = cut
         self._schedule = schedule
@@ -110,6 +116,7 @@ class Server:
         self._timeout = timeout
         self._join_timeout = join_timeout
         self._stay = stay
+        self._calibration = calibration
         self._report = report
         self._stop = threading.Event()
         self._run = secrets.token_hex(16)
@@ -353,6 +360,7 @@ class Server:
                 dealer_address=self._dealer_address,
                 host=urlsplit(self.address).hostname or "127.0.0.1",
                 timeout=self._timeout,
+                calibration=self._calibration,
             )
         return self._service
 

@@ -25,6 +25,7 @@ from splitsec.mpc.messages import (
     JoinSession,
     LeaveSession,
     MaskedWeights,
+    Ping,
     Prepare,
     Ready,
     Run,
@@ -63,6 +64,7 @@ class PredictionService:
         dealer_address: str,
         host: str,
         timeout: float,
+        calibration: torch.Tensor | None = None,
         limit: int = 16,
     ) -> None:
         self._tail = copy.deepcopy(tail).eval()
@@ -72,6 +74,7 @@ class PredictionService:
         self._host = host
         self._timeout = timeout
         self._limit = limit
+        self._calibration = calibration
         self._compiled: dict[tuple[int, ...], tuple[Program, dict[int, Weights]]] = {}
         self._threads: dict[str, threading.Thread] = {}
 
@@ -110,7 +113,7 @@ class PredictionService:
 
     def _compile(self, shape: tuple[int, ...]) -> tuple[Program, dict[int, Weights]]:
         try:
-            program, weights = compile_tail(self._tail, shape)
+            program, weights = compile_tail(self._tail, shape, calibration=self._calibration)
         except RangeError as error:
             # The value is the server's; the client learns that there is one.
             log.warning("the tail cannot run encrypted: %s", error)
@@ -183,7 +186,8 @@ class PredictionService:
         self, peer: Peer[SessionBody], session: Session, program: Program, weights: Mapping[int, Weights]
     ) -> None:
         while True:
-            body, _ = peer.receive()
+            # A client that has just been told that its query is ready asks at once.
+            body, _ = peer.receive(spin=True)
             peer.set_timeout(self._timeout)
             match body:
                 case Prepare(query):
@@ -195,6 +199,9 @@ class PredictionService:
                     session.begin(query)
                     run_program(program, session, weights=weights)
                     session.end()
+                    peer.set_timeout(IDLE_SECONDS)
+                case Ping():
+                    peer.send(Ping())
                     peer.set_timeout(IDLE_SECONDS)
                 case Close():
                     return

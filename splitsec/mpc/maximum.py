@@ -1,0 +1,204 @@
+"""The maximum of a few values on shares, and of the values and zero: max pooling, with its ReLU, in five rounds.
+
+All pairs are compared at once: the differences of opened masked values are masked by the differences of their masks,
+which the dealer knows, so one opening serves every pair and the truncation too. A value is the largest if it wins all
+its comparisons, a product of up to four bits; the winner is then selected as in `selection`. Comparisons are exact to
+the last bit, so that there is exactly one winner, ties included: of equal values the first wins.
+
+Products of many bits in one opening: A. Patra, T. Schneider, A. Suresh, H. Yalame, "ABY2.0", USENIX Security 2021,
+section 3.1, with masks and products from the dealer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from splitsec.mpc import comparison
+from splitsec.mpc.context import SERVER, Context
+from splitsec.mpc.correlation import Correlation, Masks, Shape
+from splitsec.mpc.kernels import WORD, Words, bits_of, conjunctions, words_for
+from splitsec.mpc.prg import Stream
+from splitsec.mpc.ring import HEADROOM_BITS
+from splitsec.mpc.selection import deal_selection, select_value, selection_vectors
+
+MOST = 4
+
+
+@dataclass(frozen=True)
+class _Contest:
+    """Who is compared with whom: rows of `inputs` are the candidates, entries the comparisons that each must win."""
+
+    pairs: tuple[tuple[int, int], ...]
+    inputs: np.ndarray[tuple[int, int], np.dtype[np.int64]]
+    flips: np.ndarray[tuple[int, int], np.dtype[np.uint64]]
+    rows: np.ndarray[tuple[int, int], np.dtype[np.int64]]
+    products: tuple[tuple[int, int], ...]
+
+
+@cache
+def _contest(size: int, zero: bool) -> _Contest:
+    """Pairs (i, j) ask whether value i is at least value j; (i, -1) whether it is at least zero."""
+    pairs = [(i, j) for i in range(size) for j in range(i + 1, size)] + [(i, -1) for i in range(size) if zero]
+    wins: list[list[tuple[int, bool]]] = [[] for _ in range(size)]
+    for row, (i, j) in enumerate(pairs):
+        wins[i].append((row, False))
+        if j >= 0:
+            wins[j].append((row, True))
+    inputs = np.array([[row for row, _ in one] for one in wins], dtype=np.int64)
+    flips = np.array([[0xFFFFFFFFFFFFFFFF if lost else 0 for _, lost in one] for one in wins], dtype=np.uint64)
+    rows = np.full((size, 16), -1, dtype=np.int64)
+    products: list[tuple[int, int]] = []
+    for candidate in range(size):
+        for subset in range(1, 1 << inputs.shape[1]):
+            high = 1 << (subset.bit_length() - 1)
+            if subset == high:
+                rows[candidate, subset] = inputs[candidate, subset.bit_length() - 1]
+            else:
+                products.append((int(rows[candidate, high]), int(rows[candidate, subset ^ high])))
+                rows[candidate, subset] = len(pairs) + len(products) - 1
+    return _Contest(tuple(pairs), inputs, flips, rows, tuple(products))
+
+
+class MaxMask(Correlation, frozen=True):
+    """What the maximum of `size` values takes, for `count` windows at once.
+
+    Args:
+        count: windows.
+        size: values a window, 1 to 4.
+        zero: whether zero takes part, so that the result is the ReLU of the maximum.
+        shift: fractional bits to drop; 0 keeps the scale.
+        high: every value and every difference is below 2**high - 1 in magnitude; at most 62.
+    """
+
+    count: int
+    size: int
+    zero: bool
+    shift: int
+    high: int
+
+    @property
+    def words(self) -> int:
+        """Words a plane of one candidate; candidates are padded to whole words."""
+        return words_for(self.count)
+
+    @property
+    def padded(self) -> int:
+        """Elements a candidate, padding included."""
+        return self.words * WORD
+
+    def _planes(self) -> tuple[int, int]:
+        contest = _contest(self.size, self.zero)
+        return comparison.corrected_planes(self.high), len(contest.pairs)
+
+    def correction_shapes(self) -> list[Shape]:
+        corrected, pairs = self._planes()
+        products = len(_contest(self.size, self.zero).products)
+        vectors = selection_vectors(self.shift)
+        return [(corrected, pairs * self.words), (products, self.words), (vectors, self.size * self.padded)]
+
+    def part_shapes(self, rank: int) -> list[Shape]:
+        _, pairs = self._planes()
+        own: list[Shape] = [
+            (self.size, self.padded),
+            (comparison.mask_planes(self.high), pairs * self.words),
+            (pairs, self.words),
+            (1, self.size * self.words),
+        ]
+        return own + self.correction_shapes()
+
+    def check(self) -> None:
+        fits = self.count > 0 and 1 <= self.size <= MOST and self.size + self.zero > 1
+        if not (fits and 0 <= self.shift < self.high <= HEADROOM_BITS):
+            raise ValueError(f"a maximum of {self.size} values in {self.count} windows, {self.high} bits")
+
+    def deal(self, server: Stream, client: Stream, masks: Masks) -> list[torch.Tensor]:
+        r, *own = self._own(server)
+        r1, *others = self._own(client)
+        r, (sign_masks, win_masks, choice) = r + r1, [one ^ other for one, other in zip(own, others, strict=True)]
+        contest = _contest(self.size, self.zero)
+        planes = comparison.deal_comparison(sign_masks, differences(r, contest.pairs), 0, self.high)
+        held = np.empty((len(contest.pairs) + len(contest.products), self.words), dtype=np.uint64)
+        held[: len(contest.pairs)] = win_masks
+        for row, (one, other) in enumerate(contest.products, len(contest.pairs)):
+            np.bitwise_and(held[one], held[other], out=held[row])
+        products = held[len(contest.pairs) :]
+        vectors = deal_selection(r.reshape(-1), bits_of(choice[0], r.numel()), self.shift)
+        planes ^= _draw(client, planes.shape)
+        products ^= _draw(client, products.shape)
+        vectors -= client.ring(vectors.shape)
+        return [torch.from_numpy(planes.view(np.int64)), torch.from_numpy(products.view(np.int64)), vectors]
+
+    def expand(
+        self, rank: int, stream: Stream, corrections: Sequence[torch.Tensor], masks: Masks
+    ) -> list[torch.Tensor]:
+        r, *own = self._own(stream)
+        parts = [r, *(torch.from_numpy(one.view(np.int64)) for one in own)]
+        if rank == SERVER:
+            return [*parts, *corrections]
+        return [*parts, *(stream.ring(shape) for shape in self.correction_shapes())]
+
+    def _own(self, stream: Stream) -> tuple[torch.Tensor, Words, Words, Words]:
+        shapes = self.part_shapes(SERVER)
+        return stream.ring(shapes[0]), _draw(stream, shapes[1]), _draw(stream, shapes[2]), _draw(stream, shapes[3])
+
+
+def _draw(stream: Stream, shape: Sequence[int]) -> Words:
+    return stream.ring(shape).numpy().view(np.uint64)
+
+
+def differences(values: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Value i minus value j for every pair, or value i where j is -1: int64 (size, n) to (pairs * n,)."""
+    out = torch.empty(len(pairs), values.shape[1], dtype=torch.int64)
+    for row, (i, j) in enumerate(pairs):
+        if j < 0:
+            out[row] = values[i]
+        else:
+            torch.sub(values[i], values[j], out=out[row])
+    return out.view(-1)
+
+
+def maximum(
+    context: Context, share: torch.Tensor, *, zero: bool, shift: int = 0, high: int = HEADROOM_BITS
+) -> torch.Tensor:
+    """Shares of the largest of each window's values (and of zero), divided by 2**shift.
+
+    Args:
+        share: int64 (size, windows), 1 to 4 values a window; magnitudes and differences below 2**high - 1.
+        zero: take zero as one of the values.
+        shift: fractional bits to drop; the result is off by at most one unit in the last place, exact where 0.
+
+    Returns:
+        int64 (windows,). Rounds: one to open, two for the comparisons, one to find the winner (none if a single
+        comparison decides), one to select it.
+    """
+    size, count = share.shape
+    item = MaxMask(count, size, zero, shift, high)
+    contest = _contest(size, zero)
+    mask, *bits, dealt, products, vectors = context.take(item)
+    sign_masks, win_masks, choice_mask, dealt_planes, product_planes = (
+        one.numpy().view(np.uint64) for one in (*bits, dealt, products)
+    )
+    masked = F.pad(share, (0, item.padded - count)) + mask
+    (theirs,) = context.exchange([masked])
+    opened = masked + theirs
+    asked = differences(opened, contest.pairs) + (1 << high)
+    won = comparison.sign(context, asked, sign_masks, dealt_planes, 0, high).reshape(len(contest.pairs), item.words)
+    winners = np.zeros((size, item.words), dtype=np.uint64)
+    first = context.rank == SERVER
+    if contest.inputs.shape[1] > 1:
+        public = comparison.open_planes(context, won ^ win_masks)
+        if not context.planning:
+            conjunctions(public, win_masks, product_planes, contest.inputs, contest.flips, contest.rows, first, winners)
+    else:
+        winners = won[contest.inputs[:, 0]] ^ (contest.flips if first else np.uint64(0))
+    choice = comparison.open_planes(context, winners.reshape(1, -1) ^ choice_mask)[0]
+    if context.planning:
+        return torch.zeros(count, dtype=torch.int64)
+    chosen = select_value(context, opened.view(-1), choice, mask.view(-1), vectors, shift)
+    return chosen.view(size, -1).sum(0)[:count]
