@@ -193,7 +193,7 @@ def our_parties(work: Workload) -> Iterator[Ours]:
         save_file(
             {key: value.contiguous().clone() for key, value in split.tail.state_dict().items()}, directory / "tail"
         )
-        write_config(directory / "dealer.toml", DealerConfig("tcp://127.0.0.1:*", threads=work.threads, cpu=2))
+        write_config(directory / "dealer.toml", DealerConfig("tcp://127.0.0.1:*", threads=work.threads))
         group.start(DEALER, DEALER, directory / "dealer.toml")
         dealer = group.wait_listening(DEALER, START_SECONDS)
         calibration = None
@@ -241,7 +241,7 @@ def our_parties(work: Workload) -> Iterator[Ours]:
 class StockCrypten:
     """Three processes of stock CrypTen; see `crypten_peer`."""
 
-    def __init__(self, work: Workload) -> None:
+    def __init__(self, work: Workload, processors: set[int]) -> None:
         self._work = work
         self._times: list[float] = []
         self._answers: list[dict[str, float]] = []
@@ -260,6 +260,9 @@ class StockCrypten:
             )
             for rank in range(3)
         ]
+        for process in self._processes:
+            # This process is the client of ours and keeps to one processor; its children must not.
+            os.sched_setaffinity(process.pid, processors)
 
     def run(self, *, count: bool) -> None:
         """One prediction; `count` is False for a warm-up."""
@@ -319,13 +322,14 @@ def measure(work: Workload, engines: Sequence[str], *, runs: int, warm_up: int =
     unknown = sorted(set(engines) - set(ENGINES))
     if unknown:
         raise ConfigError(f"unknown engine '{unknown[0]}'; choose from {', '.join(ENGINES)}")
+    processors = os.sched_getaffinity(0)
     with contextlib.ExitStack() as stack:
         started: list[Ours | StockCrypten] = []
         for engine in engines:
             if engine == "splitsec":
                 started.append(stack.enter_context(our_parties(work)))
             else:
-                started.append(stack.enter_context(StockCrypten(work)))
+                started.append(stack.enter_context(StockCrypten(work, processors)))
         for index in range(-warm_up, runs):
             for one in started:
                 one.run(count=index >= 0)

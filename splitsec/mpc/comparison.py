@@ -4,7 +4,7 @@ The sign of a shared z is found from the opened c = z + r and dealt bits of r, a
 secure constant-rounds multi-party computation for equality, comparison, bits and exponentiation", TCC 2006, section 6,
 with the digits and multi-input products of S. Ohata and K. Nuida, "Communication-efficient (client-aided) secure
 two-party protocols and its application", FC 2020, section 4: digits of 4 bits are compared locally, since one side is
-public, and groups of up to 4 digits are joined by one opening of masked bits. Windows of 5 to 16 digits take two
+public, and groups of up to 4 (or 8) digits are joined by one opening of masked bits. Windows of 5 to 16 digits take two
 openings.
 
 Everything here is bits in XOR sharing, held as planes (see `kernels`).
@@ -19,12 +19,16 @@ import numpy as np
 import torch
 
 from splitsec.mpc.context import SERVER, Context
-from splitsec.mpc.kernels import Words, compare_digits, join_digits, planes_of, words_for
+from splitsec.mpc.kernels import Words, and_rows, compare_digits, join_digits, planes_of, words_for
 from splitsec.mpc.prg import Stream
 
 DIGIT_BITS = 4
 MONOMIALS = 15
+# Digits that one opening joins. Eight need ten times the dealt bits of two times four, and save a round: the better
+# choice where there are so few elements that rounds are all that counts.
 GROUP = 4
+WIDE_GROUP = 8
+FEW_WORDS = 16
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,17 @@ class _Rows:
 
     equal: np.ndarray[tuple[int], np.dtype[np.int64]]
     less: np.ndarray[tuple[int, int], np.dtype[np.int64]]
-    products: tuple[tuple[int, int], ...]
+    products: np.ndarray[tuple[int, int], np.dtype[np.int64]]
     count: int
 
 
 @cache
-def levels(width: int) -> tuple[tuple[_Group, ...], ...]:
+def levels(width: int, wide: bool) -> tuple[tuple[_Group, ...], ...]:
     """The gates for a comparison of `width` bits, level by level."""
     found = []
     digits = -(-width // DIGIT_BITS)
     while digits > 1:
-        count = -(-digits // GROUP)
+        count = -(-digits // (WIDE_GROUP if wide else GROUP))
         sizes = [digits // count + (index < digits % count) for index in range(count)]
         starts = [sum(sizes[:index]) for index in range(count)]
         found.append(tuple(_Group(start, size, start > 0) for start, size in zip(starts, sizes, strict=True)))
@@ -68,8 +72,8 @@ def levels(width: int) -> tuple[tuple[_Group, ...], ...]:
 @cache
 def _rows(group: _Group) -> _Rows:
     """Masks first (less of each digit, then equal), then products, each as (row of one factor, row of the other)."""
-    equal = np.full(16, -1, dtype=np.int64)
-    less = np.full((4, 16), -1, dtype=np.int64)
+    equal = np.full(1 << WIDE_GROUP, -1, dtype=np.int64)
+    less = np.full((WIDE_GROUP, 1 << WIDE_GROUP), -1, dtype=np.int64)
     row = 0
     for digit in range(group.size):
         less[digit, 0] = row
@@ -94,7 +98,7 @@ def _rows(group: _Group) -> _Rows:
                 products.append((int(less[digit, 0]), int(equal[subset])))
                 less[digit, subset] = row
                 row += 1
-    return _Rows(equal, less, tuple(products), row)
+    return _Rows(equal, less, np.array(products, dtype=np.int64).reshape(-1, 2), row)
 
 
 def digit_count(width: int) -> int:
@@ -102,20 +106,22 @@ def digit_count(width: int) -> int:
     return -(-width // DIGIT_BITS)
 
 
-def corrected_planes(width: int) -> int:
+def is_wide(words: int) -> bool:
+    """Whether a comparison on planes of so many words joins more digits at once."""
+    return words <= FEW_WORDS
+
+
+@cache
+def corrected_planes(width: int, words: int) -> int:
     """Planes that the dealer corrects: monomials of r's digits, r's sign bit, products of masks."""
-    gates = [group for level in levels(width) for group in level]
+    gates = [group for level in levels(width, is_wide(words)) for group in level]
     return digit_count(width) * MONOMIALS + 1 + sum(len(_rows(group).products) for group in gates)
 
 
-def mask_planes(width: int) -> int:
-    """Planes of masks that each party draws for the bits to be opened."""
-    return sum(group.masks for level in levels(width) for group in level)
-
-
-def opened_bits(width: int) -> int:
-    """Bits an element that each party sends until the sign is shared."""
-    return mask_planes(width)
+@cache
+def mask_planes(width: int, words: int) -> int:
+    """Planes of masks that each party draws for the bits to be opened: so many bits an element each sends."""
+    return sum(group.masks for level in levels(width, is_wide(words)) for group in level)
 
 
 def draw_planes(stream: Stream, planes: int, count: int) -> Words:
@@ -137,7 +143,7 @@ def deal_comparison(masks: Words, values: torch.Tensor, low: int, high: int) -> 
     bits = np.zeros((digits * DIGIT_BITS, words_for(len(flat))), dtype=np.uint64)
     bits[:width] = planes_of(flat, low, high)
     by_digit = bits.reshape(digits, DIGIT_BITS, -1)
-    out = np.empty((corrected_planes(width), bits.shape[1]), dtype=np.uint64)
+    out = np.empty((corrected_planes(width, bits.shape[1]), bits.shape[1]), dtype=np.uint64)
     monomials = out[: digits * MONOMIALS].reshape(digits, MONOMIALS, -1)
     for subset in range(1, 16):
         top = subset.bit_length() - 1
@@ -150,13 +156,12 @@ def deal_comparison(masks: Words, values: torch.Tensor, low: int, high: int) -> 
     out[at] = planes_of(flat, high, high + 1)[0]
     at += 1
     start = 0
-    for level in levels(width):
+    for level in levels(width, is_wide(bits.shape[1])):
         for group in level:
             rows = _rows(group)
             held = np.empty((rows.count, bits.shape[1]), dtype=np.uint64)
             held[: group.masks] = masks[start : start + group.masks]
-            for offset, (one, other) in enumerate(rows.products, group.masks):
-                np.bitwise_and(held[one], held[other], out=held[offset])
+            and_rows(held, rows.products, group.masks)
             out[at : at + len(rows.products)] = held[group.masks :]
             at += len(rows.products)
             start += group.masks
@@ -177,12 +182,12 @@ class _Tables:
 
 
 @cache
-def _tables(width: int) -> tuple[_Tables, ...]:
+def _tables(width: int, wide: bool) -> tuple[_Tables, ...]:
     found = []
     digits = digit_count(width)
-    for level in levels(width):
+    for level in levels(width, wide):
         order: list[int] = []
-        inputs = np.full((len(level), 8), -1, dtype=np.int64)
+        inputs = np.full((len(level), 2 * WIDE_GROUP), -1, dtype=np.int64)
         masks, products = sum(group.masks for group in level), 0
         equal, less = [], []
         for index, group in enumerate(level):
@@ -191,7 +196,7 @@ def _tables(width: int) -> tuple[_Tables, ...]:
             lowest = 0 if group.equal else 1
             order += range(digits + group.start + lowest, digits + group.start + group.size)
             inputs[index, : group.size] = range(at, at + group.size)
-            inputs[index, 4 + lowest : 4 + group.size] = range(at + group.size, at + group.masks)
+            inputs[index, WIDE_GROUP + lowest : WIDE_GROUP + group.size] = range(at + group.size, at + group.masks)
             # A group's rows count through its own masks and products; the kernel's through those of the whole level.
             first = masks + products
             moved = np.array([*range(at, at + group.masks), *range(first, first + len(rows.products))])
@@ -234,7 +239,7 @@ def sign(context: Context, opened: torch.Tensor, masks: Words, dealt: Words, low
         compare_digits(planes, dealt[:at], first, state[:digits], state[digits:])
     at += 1
     start = 0
-    for level in _tables(width):
+    for level in _tables(width, is_wide(words)):
         own = masks[start : start + level.masks]
         public = open_planes(context, state[level.order] ^ own)
         state = np.zeros((2 * len(level.sizes), words), dtype=np.uint64)

@@ -191,19 +191,19 @@ def join_digits(  # type: ignore[no-untyped-def]
         public: the opened l_j xor lambda_j and e_j xor epsilon_j of all groups, uint64 (rows, words).
         masks, products: shares of the masks (as many rows as `public`) and of the dealt products of masks.
         sizes: digits of each group, int64 (groups,).
-        inputs: rows of `public` for each group, int64 (groups, 8): less of digit j at j, equal at 4 + j.
-        equal_rows: the row of the product of epsilon over set S, -1 where there is none, int64 (groups, 16).
-        less_rows: the row of lambda_j times the product of epsilon over S, int64 (groups, 4, 16). Rows count through
+        inputs: rows of `public` for each group, int64 (groups, 16): less of digit j at j, equal at 8 + j.
+        equal_rows: the row of the product of epsilon over set S, -1 where there is none, int64 (groups, 256).
+        less_rows: the row of lambda_j times the product of epsilon over S, int64 (groups, 8, 256). Rows count through
             `masks` and then through `products`.
         first: whether this party adds public constants.
         joined: output, uint64 (2 * groups, words): less of every group, then equal.
 
-    less = sum over j of l_j times the product of the e_k above j; equal = the product of all e_k. Each product of opened
-    and dealt bits is folded one variable at a time, as for the digits.
+    less = sum over j of l_j times the product of the e_k above j; equal = the product of all e_k. Each product of
+    opened and dealt bits is folded one variable at a time, as for the digits.
     """
     groups, words = len(sizes), public.shape[1]
     one = np.uint64(0xFFFFFFFFFFFFFFFF) if first else np.uint64(0)
-    term = np.empty((16, words), dtype=np.uint64)
+    term = np.empty((1 << np.max(sizes), words), dtype=np.uint64)
     for group in range(groups):
         size = sizes[group]
         whole = (1 << size) - 1
@@ -212,7 +212,7 @@ def join_digits(  # type: ignore[no-untyped-def]
         for j in range(size):
             above = whole & ~((1 << (j + 1)) - 1)
             less = public[inputs[group, j]]
-            for s in range(16):
+            for s in range(whole + 1):
                 if s & ~above == 0:
                     if s == 0:
                         term[s] = one
@@ -224,9 +224,9 @@ def join_digits(  # type: ignore[no-untyped-def]
             done = 0
             for k in range(j + 1, size):
                 done |= 1 << k
-                for s in range(16):
+                for s in range(whole + 1):
                     if s & ~above == 0 and s & done == 0:
-                        _fold_bit(term[s], public[inputs[group, 4 + k]], term[s | (1 << k)])
+                        _fold_bit(term[s], public[inputs[group, 8 + k]], term[s | (1 << k)])
             for word in range(words):
                 result[word] ^= term[0, word]
         if equal_rows[group, whole] >= 0:
@@ -240,7 +240,7 @@ def join_digits(  # type: ignore[no-untyped-def]
                 done |= 1 << k
                 for s in range(whole + 1):
                     if s & done == 0:
-                        _fold_bit(term[s], public[inputs[group, 4 + k]], term[s | (1 << k)])
+                        _fold_bit(term[s], public[inputs[group, 8 + k]], term[s | (1 << k)])
             joined[groups + group] = term[0]
 
 
@@ -280,3 +280,12 @@ def conjunctions(public, masks, products, inputs, flips, rows, first, out):  # t
                 if s & ((1 << (k + 1)) - 1) == 0:
                     _fold_bit(term[s], bit, term[s | (1 << k)])
         out[group] = term[0]
+
+
+@numba.njit("void(uint64[:,:], int64[:,:], int64)", cache=True, nogil=True)
+def and_rows(held, factors, start):  # type: ignore[no-untyped-def]
+    """Row start + i becomes the AND of the two earlier rows factors[i]: products of masks, one by one."""
+    for i in range(factors.shape[0]):
+        one, other, out = held[factors[i, 0]], held[factors[i, 1]], held[start + i]
+        for word in range(held.shape[1]):
+            out[word] = one[word] & other[word]

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from splitsec.mpc import comparison
 from splitsec.mpc.context import SERVER, Context
 from splitsec.mpc.correlation import Correlation, Masks, Shape
-from splitsec.mpc.kernels import WORD, Words, bits_of, conjunctions, words_for
+from splitsec.mpc.kernels import WORD, Words, and_rows, bits_of, conjunctions, words_for
 from splitsec.mpc.prg import Stream
 from splitsec.mpc.ring import HEADROOM_BITS
 from splitsec.mpc.selection import deal_selection, select_value, selection_vectors
@@ -38,7 +38,7 @@ class _Contest:
     inputs: np.ndarray[tuple[int, int], np.dtype[np.int64]]
     flips: np.ndarray[tuple[int, int], np.dtype[np.uint64]]
     rows: np.ndarray[tuple[int, int], np.dtype[np.int64]]
-    products: tuple[tuple[int, int], ...]
+    products: np.ndarray[tuple[int, int], np.dtype[np.int64]]
 
 
 @cache
@@ -62,7 +62,8 @@ def _contest(size: int, zero: bool) -> _Contest:
             else:
                 products.append((int(rows[candidate, high]), int(rows[candidate, subset ^ high])))
                 rows[candidate, subset] = len(pairs) + len(products) - 1
-    return _Contest(tuple(pairs), inputs, flips, rows, tuple(products))
+    factors = np.array(products, dtype=np.int64).reshape(-1, 2)
+    return _Contest(tuple(pairs), inputs, flips, rows, factors)
 
 
 class MaxMask(Correlation, frozen=True):
@@ -94,7 +95,8 @@ class MaxMask(Correlation, frozen=True):
 
     def _planes(self) -> tuple[int, int]:
         contest = _contest(self.size, self.zero)
-        return comparison.corrected_planes(self.high), len(contest.pairs)
+        pairs = len(contest.pairs)
+        return comparison.corrected_planes(self.high, pairs * self.words), pairs
 
     def correction_shapes(self) -> list[Shape]:
         corrected, pairs = self._planes()
@@ -106,7 +108,7 @@ class MaxMask(Correlation, frozen=True):
         _, pairs = self._planes()
         own: list[Shape] = [
             (self.size, self.padded),
-            (comparison.mask_planes(self.high), pairs * self.words),
+            (comparison.mask_planes(self.high, pairs * self.words), pairs * self.words),
             (pairs, self.words),
             (1, self.size * self.words),
         ]
@@ -125,8 +127,7 @@ class MaxMask(Correlation, frozen=True):
         planes = comparison.deal_comparison(sign_masks, differences(r, contest.pairs), 0, self.high)
         held = np.empty((len(contest.pairs) + len(contest.products), self.words), dtype=np.uint64)
         held[: len(contest.pairs)] = win_masks
-        for row, (one, other) in enumerate(contest.products, len(contest.pairs)):
-            np.bitwise_and(held[one], held[other], out=held[row])
+        and_rows(held, contest.products, len(contest.pairs))
         products = held[len(contest.pairs) :]
         vectors = deal_selection(r.reshape(-1), bits_of(choice[0], r.numel()), self.shift)
         planes ^= _draw(client, planes.shape)

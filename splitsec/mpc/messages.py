@@ -24,9 +24,7 @@ class Ready(Message, frozen=True):
 
 
 class Run(Message, frozen=True):
-    """Client to server: evaluate the program with the randomness of this query."""
-
-    query: int
+    """Client to server: evaluate the program. Only where the client's first masked values do not say so themselves."""
 
 
 class MaskedWeights(Message, frozen=True):

@@ -42,11 +42,11 @@ class ReluMask(Correlation, frozen=True):
 
     def correction_shapes(self) -> list[Shape]:
         words = words_for(self.count)
-        return [(comparison.corrected_planes(self.width), words), (selection_vectors(self.shift), self.count)]
+        return [(comparison.corrected_planes(self.width, words), words), (selection_vectors(self.shift), self.count)]
 
     def part_shapes(self, rank: int) -> list[Shape]:
         words = words_for(self.count)
-        masks = comparison.mask_planes(self.width)
+        masks = comparison.mask_planes(self.width, words)
         return [(self.count,), (masks, words), (1, words), *self.correction_shapes()]
 
     def check(self) -> None:
@@ -76,7 +76,7 @@ class ReluMask(Correlation, frozen=True):
         r = stream.ring((self.count,))
         return (
             r,
-            comparison.draw_planes(stream, comparison.mask_planes(self.width), self.count),
+            comparison.draw_planes(stream, comparison.mask_planes(self.width, words_for(self.count)), self.count),
             (comparison.draw_planes(stream, 1, self.count)),
         )
 

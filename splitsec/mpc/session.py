@@ -127,6 +127,11 @@ class Session:
         """The number that the next `prepare` will use."""
         return self._next_query
 
+    @property
+    def next_ready(self) -> int:
+        """The number of the oldest query that is prepared and has not run; -1 if there is none."""
+        return min(self._ready, default=-1)
+
     def prepare(self) -> int:
         """Make the next query's randomness ready (the offline phase); returns its number."""
         query = self._next_query

@@ -365,7 +365,7 @@ class ClientSession:
         """Get the next query's randomness ready at both parties."""
         self._peer.send(Prepare(self._session.next_query))
         self._prepared = self._session.prepare()
-        answer, _ = self._peer.receive()
+        answer, _ = self._peer.receive(spin=True)
         if not isinstance(answer, Ready) or answer.query != self._prepared:
             raise MessageError(f"the server answered {type(answer).__name__} to Prepare")
 
@@ -383,7 +383,8 @@ class ClientSession:
             self.prepare()
         assert self._prepared is not None
         before = self._peer.traffic.copy()
-        self._peer.send(Run(self._prepared))
+        if not self.predicted.total.bytes_sent:
+            self._peer.send(Run())
         self._session.begin(self._prepared)
         self._prepared = None
         result = run_program(self.program, self._session, activation=activation, on_step=on_step)

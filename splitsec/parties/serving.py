@@ -150,7 +150,7 @@ class PredictionService:
                 raise MessageError(f"the dealer answered {type(joined).__name__} to a request for a seed")
 
             def corrections(query: int) -> torch.Tensor:
-                body, tensors = dealer.request(DealQuery(name, query))
+                body, tensors = dealer.request(DealQuery(name, query), spin=True)
                 if not isinstance(body, Corrections) or body.query != query or len(tensors) != 1:
                     raise MessageError("the dealer answered another request")
                 return tensors[0]
@@ -186,19 +186,22 @@ class PredictionService:
         self, peer: Peer[SessionBody], session: Session, program: Program, weights: Mapping[int, Weights]
     ) -> None:
         while True:
-            # A client that has just been told that its query is ready asks at once.
-            body, _ = peer.receive(spin=True)
+            # A client that was just told that its query is ready asks at once, with its first masked values.
+            raw = peer.wait_raw()
             peer.set_timeout(self._timeout)
+            if raw:
+                self._run_query(session, program, weights)
+                peer.set_timeout(IDLE_SECONDS)
+                continue
+            body, _ = peer.receive()
             match body:
                 case Prepare(query):
                     if session.prepare() != query:
                         raise MessageError(f"query {query} is out of order")
                     peer.send(Ready(query))
                     peer.set_timeout(IDLE_SECONDS)
-                case Run(query):
-                    session.begin(query)
-                    run_program(program, session, weights=weights)
-                    session.end()
+                case Run():
+                    self._run_query(session, program, weights)
                     peer.set_timeout(IDLE_SECONDS)
                 case Ping():
                     peer.send(Ping())
@@ -207,3 +210,9 @@ class PredictionService:
                     return
                 case other:
                     raise MessageError(f"{type(other).__name__} was not due")
+
+    @staticmethod
+    def _run_query(session: Session, program: Program, weights: Mapping[int, Weights]) -> None:
+        session.begin(session.next_ready)
+        run_program(program, session, weights=weights)
+        session.end()

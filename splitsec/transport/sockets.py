@@ -33,6 +33,7 @@ MAX_FRAME_BYTES = 1 << 30
 SPIN_SECONDS = 0.02
 # A raw frame begins with a byte that no msgpack message begins with, so the two kinds cannot be taken for each other.
 RAW_MARK = 0xC1
+RAW_START = bytes([RAW_MARK])
 RAW_HEADER = struct.Struct("<B3xI")
 _REFUSALS = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
@@ -182,9 +183,11 @@ class Hub(Generic[BodyT]):
         self._socket, self.address = wire.bind(zmq.ROUTER, address, self._domain)
         self.traffic: dict[str, Traffic] = {name: Traffic() for name in allowed}
 
-    def receive(self, timeout: float) -> Incoming[BodyT] | None:
-        """The next well-formed message, or None after `timeout` seconds."""
+    def receive(self, timeout: float, *, spin: bool = False) -> Incoming[BodyT] | None:
+        """The next well-formed message, or None after `timeout` seconds; `spin` as in `Peer.receive`."""
         deadline = time.monotonic() + timeout
+        if spin:
+            _spin_until_readable(self._socket)
         while True:
             left = max(0, deadline - time.monotonic())
             if not self._socket.poll(int(left * 1000)):
@@ -253,8 +256,8 @@ class Link(Generic[BodyT]):
         self.traffic.bytes_sent += sum(len(frame) for frame in frames)
         self._socket.send_multipart(frames, copy=False)
 
-    def receive(self, timeout: float | None = None) -> tuple[BodyT, list[torch.Tensor]]:
-        """The peer's next message.
+    def receive(self, timeout: float | None = None, *, spin: bool = False) -> tuple[BodyT, list[torch.Tensor]]:
+        """The peer's next message; `spin` as in `Peer.receive`.
 
         Raises:
             PartyTimeoutError: nothing came within `timeout` seconds (the link's own limit if None).
@@ -263,6 +266,8 @@ class Link(Generic[BodyT]):
         """
         limit = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
+        if spin:
+            _spin_until_readable(self._socket)
         while True:
             left = max(0, deadline - time.monotonic())
             ready: dict[Any, int] = dict(self._poller.poll(int(left * 1000)))
@@ -287,11 +292,11 @@ class Link(Generic[BodyT]):
                 )
 
     def request(
-        self, body: BodyT, tensors: Sequence[torch.Tensor] = (), *, timeout: float | None = None
+        self, body: BodyT, tensors: Sequence[torch.Tensor] = (), *, timeout: float | None = None, spin: bool = False
     ) -> tuple[BodyT, list[torch.Tensor]]:
         """Send, then wait for the answer."""
         self.send(body, tensors)
-        return self.receive(timeout)
+        return self.receive(timeout, spin=spin)
 
     def close(self) -> None:
         self._socket.disable_monitor()
@@ -307,6 +312,7 @@ class Peer(Generic[BodyT]):
         self.traffic = Traffic()
         self._codec = codec
         self._socket = socket
+        self._held: list[zmq.Frame] | None = None
         self.set_timeout(timeout)
 
     def set_timeout(self, timeout: float) -> None:
@@ -343,7 +349,7 @@ class Peer(Generic[BodyT]):
         frames = self._frames(spin=True)
         expected = RAW_HEADER.size + sum(8 * tensor.numel() for tensor in like)
         data = frames[0].buffer
-        if len(data) < RAW_HEADER.size or data[0] != RAW_MARK:
+        if not _is_raw(frames):
             body, _ = self._decoded(frames)
             raise MessageError(f"{self.peer} sent {type(body).__name__} where masked values were due")
         _, theirs = RAW_HEADER.unpack_from(data)
@@ -371,13 +377,21 @@ class Peer(Generic[BodyT]):
         """
         return self._decoded(self._frames(spin=spin))
 
+    def wait_raw(self) -> bool:
+        """Wait for the peer's next message; True if it is a raw one. It stays to be received."""
+        self._held = self._frames(spin=True)
+        return _is_raw(self._held)
+
     def _frames(self, *, spin: bool) -> list[zmq.Frame]:
-        frames = self._spin() if spin else None
-        if frames is None:
-            try:
-                frames = self._socket.recv_multipart(copy=False)
-            except zmq.Again:
-                raise self._missing() from None
+        if self._held is not None:
+            held, self._held = self._held, None
+            return held
+        if spin:
+            _spin_until_readable(self._socket)
+        try:
+            frames = self._socket.recv_multipart(copy=False)
+        except zmq.Again:
+            raise self._missing() from None
         self.traffic.messages_received += 1
         self.traffic.rounds += 1
         self.traffic.bytes_received += sum(len(frame.buffer) for frame in frames)
@@ -388,16 +402,6 @@ class Peer(Generic[BodyT]):
         if isinstance(body, Refused):
             raise error_from(body, self.peer)
         return body, tensors
-
-    def _spin(self) -> list[zmq.Frame] | None:
-        deadline = time.perf_counter() + SPIN_SECONDS
-        while time.perf_counter() < deadline:
-            try:
-                return self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                # On a machine with fewer cores than busy threads, the one that brings the message must get to run.
-                os.sched_yield()
-        return None
 
     def refuse(self, error: Exception) -> None:
         """Tell the peer that this end gives up; never raises."""
@@ -412,6 +416,18 @@ class Peer(Generic[BodyT]):
 
     def _missing(self) -> PartyTimeoutError:
         return PartyTimeoutError(f"{self.peer} fell silent for {self.timeout:g} s in the middle of a session")
+
+
+def _is_raw(frames: Sequence[zmq.Frame]) -> bool:
+    data = frames[0].buffer
+    return len(data) >= RAW_HEADER.size and bytes(data[:1]) == RAW_START
+
+
+def _spin_until_readable(socket: zmq.Socket[bytes]) -> None:
+    deadline = time.perf_counter() + SPIN_SECONDS
+    while not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN and time.perf_counter() < deadline:
+        # Where there are fewer processors than busy threads, the one that brings the message must get to run.
+        os.sched_yield()
 
 
 def raw_frame(step: int, tensors: Sequence[torch.Tensor]) -> bytes:
