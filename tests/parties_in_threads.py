@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ class World:
     dealer: Dealer
     server: Server
     split: SplitModel
+    # What every client begins with. torch.fx traces in one thread only, so clients copy it instead of making their own.
+    front: nn.Module
     server_error: list[BaseException] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
 
@@ -56,7 +59,7 @@ class World:
             "join_timeout": 10,
             **options,
         }
-        return Client(front or SplitModel(model(), CUT).front, **settings)
+        return Client(copy.deepcopy(self.front) if front is None else front, **settings)
 
     def together(self, *actions: Callable[[], Any]) -> list[Any]:
         """Run the actions in threads; a result or the exception of each."""
@@ -83,12 +86,12 @@ def world(directory: Path, *, epochs: int = 2, timeout: float = 10, **options: A
     keys = {name: load_key_pair(directory, name) for name in names}
     peers = {name: key for name, key in load_public_keys(directory).items() if name != "stranger"}
     split = SplitModel(options.pop("model", model)(), CUT)
+    front = SplitModel(model(), CUT).front
     dealer = Dealer(keys=keys["dealer"], peers=peers, address="tcp://127.0.0.1:*")
     schedule = Schedule(clients=("client-1", "client-2"), epochs=epochs, batch_size=8)
-    settings: dict[str, Any] = {"join_timeout": timeout, **options}
+    settings: dict[str, Any] = {"join_timeout": timeout, "cut": CUT, **options}
     server = Server(
         split.tail,
-        cut=CUT,
         schedule=schedule,
         keys=keys["server"],
         peers=peers,
@@ -97,7 +100,7 @@ def world(directory: Path, *, epochs: int = 2, timeout: float = 10, **options: A
         timeout=timeout,
         **settings,
     )
-    made = World(keys, peers, dealer, server, split)
+    made = World(keys, peers, dealer, server, split, front)
 
     def serve() -> None:
         try:

@@ -20,11 +20,22 @@ Protocol = Callable[[Context], Any]
 
 
 class Recorder(Session):
-    """A session that keeps what this party received, in order."""
+    """A session that keeps what this party received, in order, and what it knows from it and its own message.
+
+    `opened` holds the sum and the XOR of both parties' messages: a value may look uniform alone and not be, once this
+    party adds what it sent itself.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.received: list[torch.Tensor] = []
+        self.opened: list[torch.Tensor] = []
+
+    def exchange(self, mine: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        theirs = super().exchange(mine)
+        for one, other in zip(mine, theirs, strict=True):
+            self.opened += [one + other, one ^ other]
+        return theirs
 
     def _receive(self, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         tensors = super()._receive(like)

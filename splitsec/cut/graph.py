@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 from torch import fx, nn
 
 from splitsec.errors import CutError
 
+# torch.fx puts wrappers around every module of the process while it traces: never two traces at once, and no module may
+# run in another thread meanwhile, so split models before you start threads.
+_tracing = threading.Lock()
 # The cut before the first layer: the whole network is the tail.
 INPUT = "input"
 
@@ -29,7 +33,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
         return model
     modes = {module: module.training for module in model.modules()}
     try:
-        traced, other = fx.symbolic_trace(model), fx.symbolic_trace(model.train(not model.training))
+        with _tracing:
+            traced, other = fx.symbolic_trace(model), fx.symbolic_trace(model.train(not model.training))
     except Exception as error:  # torch.fx raises many kinds, all of them about the user's model
         reason = str(error).splitlines()[0]
         raise CutError(f"{type(model).__name__} cannot be traced by torch.fx: {reason}") from error

@@ -25,7 +25,7 @@ from splitsec.mpc.messages import Done
 from splitsec.mpc.ring import check_range
 from splitsec.parties.events import EpochDone, Joined, Listening, Report, ignore
 from splitsec.parties.names import DEALER, SERVER
-from splitsec.parties.serving import IDLE_SECONDS, PredictionService
+from splitsec.parties.serving import IDLE_SECONDS, LEAVE_SECONDS, PredictionService
 from splitsec.training.aggregation import MAX_TOTAL_WEIGHT, combine
 from splitsec.training.loop import EpochBook, TailTrainer
 from splitsec.training.messages import (
@@ -164,7 +164,6 @@ class Server:
                     self._answer(incoming)
                 self._check_time()
                 self._keep_waiting()
-            self._wait_for_sessions()
         except _RunFailed as failed:
             self._tell_all(failed.reason)
             raise failed.reason from failed.__cause__
@@ -175,6 +174,8 @@ class Server:
             self._tell_all(RefusedError("the server failed; see its log"))
             raise
         finally:
+            if self._service is not None:
+                self._service.close(self._timeout + LEAVE_SECONDS)
             self._dealer.close()
             self._hub.close()
             self._wire.close()
@@ -382,11 +383,6 @@ class Server:
         elif not self._stay and silent > IDLE_SECONDS and not (self._service and self._service.active):
             missing = sorted(set(self._schedule.clients) - self._left)
             raise PartyTimeoutError(f"{', '.join(missing)} neither asked nor left for {IDLE_SECONDS:g} s")
-
-    def _wait_for_sessions(self) -> None:
-        deadline = time.monotonic() + self._timeout
-        while self._service is not None and self._service.active and time.monotonic() < deadline:
-            time.sleep(0.02)
 
 
 def _check_schedule(schedule: Schedule, peers: Mapping[str, bytes]) -> None:

@@ -7,6 +7,7 @@ import copy
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -44,6 +45,7 @@ from splitsec.transport import Link, Peer, Wire
 
 log = logging.getLogger(__name__)
 IDLE_SECONDS = 600.0
+LEAVE_SECONDS = 10.0
 
 
 class PredictionService:
@@ -77,6 +79,7 @@ class PredictionService:
         self._calibration = calibration
         self._compiled: dict[tuple[int, ...], tuple[Program, dict[int, Weights]]] = {}
         self._threads: dict[str, threading.Thread] = {}
+        self._stopping = threading.Event()
 
     def open(self, client: str, wanted: OpenSession) -> SessionOpened:
         """Compile the tail for the client's shape, bind a socket for it alone and start its thread.
@@ -121,6 +124,13 @@ class PredictionService:
                 "the tail's weights are out of range for fixed point; the server's log names them"
             ) from None
         return program, encode_weights(program, weights)
+
+    def close(self, patience: float) -> None:
+        """Let running queries end, tell idle clients, and wait for all sessions, at most `patience` seconds."""
+        self._stopping.set()
+        deadline = time.monotonic() + patience
+        for thread in self._threads.values():
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     @property
     def active(self) -> bool:
@@ -176,8 +186,8 @@ class PredictionService:
             log.exception("session %s of %s failed", name[:8], peer.peer)
             peer.refuse(RefusedError("the server failed; see its log"))
         finally:
-            with contextlib.suppress(SplitsecError):
-                dealer.request(LeaveSession(name), timeout=5.0)
+            with contextlib.suppress(SplitsecError, zmq.ZMQError):
+                dealer.request(LeaveSession(name), timeout=LEAVE_SECONDS / 2)
             dealer.close()
             peer.close()
             self._wire.gate.close(name)
@@ -185,13 +195,12 @@ class PredictionService:
     def _answer(
         self, peer: Peer[SessionBody], session: Session, program: Program, weights: Mapping[int, Weights]
     ) -> None:
+        patience = self._timeout
         while True:
-            # A client that was just told that its query is ready asks at once, with its first masked values.
-            raw = peer.wait_raw()
-            peer.set_timeout(self._timeout)
-            if raw:
+            self._wait(peer, patience)
+            patience = IDLE_SECONDS
+            if peer.next_is_raw():
                 self._run_query(session, program, weights)
-                peer.set_timeout(IDLE_SECONDS)
                 continue
             body, _ = peer.receive()
             match body:
@@ -199,17 +208,25 @@ class PredictionService:
                     if session.prepare() != query:
                         raise MessageError(f"query {query} is out of order")
                     peer.send(Ready(query))
-                    peer.set_timeout(IDLE_SECONDS)
                 case Run():
                     self._run_query(session, program, weights)
-                    peer.set_timeout(IDLE_SECONDS)
                 case Ping():
                     peer.send(Ping())
-                    peer.set_timeout(IDLE_SECONDS)
                 case Close():
                     return
                 case other:
                     raise MessageError(f"{type(other).__name__} was not due")
+
+    def _wait(self, peer: Peer[SessionBody], patience: float) -> None:
+        # A client that was just told that its query is ready asks at once, so begin with the short and quick wait.
+        deadline = time.monotonic() + patience
+        readable = peer.poll(0)
+        while not readable:
+            if self._stopping.is_set():
+                raise RefusedError("the server is stopping")
+            if time.monotonic() > deadline:
+                raise PartyTimeoutError(f"{peer.peer} asked nothing for {patience:g} s; its session is closed")
+            readable = peer.poll(0.25)
 
     @staticmethod
     def _run_query(session: Session, program: Program, weights: Mapping[int, Weights]) -> None:

@@ -377,9 +377,16 @@ class Peer(Generic[BodyT]):
         """
         return self._decoded(self._frames(spin=spin))
 
-    def wait_raw(self) -> bool:
-        """Wait for the peer's next message; True if it is a raw one. It stays to be received."""
-        self._held = self._frames(spin=True)
+    def poll(self, timeout: float) -> bool:
+        """Whether a message comes within `timeout` seconds; it stays to be received."""
+        if timeout <= SPIN_SECONDS:
+            _spin_until_readable(self._socket)
+            timeout = 0
+        return bool(self._socket.poll(int(timeout * 1000)))
+
+    def next_is_raw(self) -> bool:
+        """Whether the peer's next message, which must be there, is a raw one; it stays to be received."""
+        self._held = self._frames(spin=False)
         return _is_raw(self._held)
 
     def _frames(self, *, spin: bool) -> list[zmq.Frame]:

@@ -83,3 +83,27 @@ def test_weights_that_do_not_fit_are_named() -> None:
         load_segment(split.front, {**split.front.state_dict(), "extra": torch.zeros(1)})
     with pytest.raises(CutError, match="of another shape conv1.bias"):
         load_segment(split.front, {**split.front.state_dict(), "conv1.bias": torch.zeros(1)})
+
+
+class DropsByHand(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return self.fc(nn.functional.dropout(self.fc(x), 0.5, training=self.training))
+
+
+def test_a_forward_that_asks_for_its_mode_is_refused_and_modes_are_kept() -> None:
+    model = DropsByHand().eval()
+    with pytest.raises(CutError, match=r"uses self\.training\); use modules such as nn\.Dropout"):
+        SplitModel(model, "fc")
+    assert not any(module.training for module in model.modules())
+
+
+def test_the_cut_at_the_input_leaves_everything_to_the_tail() -> None:
+    model = digits_cnn()
+    split, x = SplitModel(model, "input"), torch.randn(2, 1, 8, 8)
+    assert list(split.front.state_dict()) == []
+    assert split.tail.state_dict().keys() == model.state_dict().keys()
+    assert torch.equal(split(x), model(x))

@@ -1,5 +1,6 @@
 """Whole runs of dealer, server and clients over real sockets, and what goes wrong in them."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from splitsec import Client, SplitModel
 from splitsec.errors import (
     AuthenticationError,
+    ConfigError,
     CutError,
     MessageError,
     PartyTimeoutError,
@@ -20,13 +22,15 @@ from splitsec.errors import (
     UnsupportedLayerError,
 )
 from splitsec.mpc.prg import fresh_seed
+from splitsec.training.loop import segment_digest
 from splitsec.training.messages import PROTOCOL, Batch, DealerBody, Hello, JoinRun, OpenMasks, OpenSession, dealer_codec
 from splitsec.transport import Link, Wire
 
 
 def _train(here: World, name: str, seed: int) -> Any:
+    split = SplitModel(model(), CUT)
+
     def run() -> SplitModel:
-        split = SplitModel(model(), CUT)
         with here.client(name, split.front) as client:
             client.train(part(seed), seed=seed)
             client.leave()
@@ -37,9 +41,10 @@ def _train(here: World, name: str, seed: int) -> Any:
 
 def test_two_clients_train_and_predict(tmp_path: Path) -> None:
     with world(tmp_path, epochs=3) as here:
+        splits = {name: SplitModel(model(), CUT) for name in ("client-1", "client-2")}
 
         def run(name: str, seed: int) -> Any:
-            split = SplitModel(model(), CUT)
+            split = splits[name]
             with here.client(name, split.front) as client:
                 client.train(part(seed), seed=seed)
                 found = client.predict(part(seed).test_images[:5], batch_size=2)
@@ -83,17 +88,11 @@ def test_a_client_that_falls_silent_is_named_to_the_others(tmp_path: Path) -> No
 
         def vanishes() -> None:
             with here.client("client-2") as client:
-                client._server.request(Hello(PROTOCOL, CUT, _digest(), 30, 12))
+                client._server.request(Hello(PROTOCOL, CUT, segment_digest(client.front), 30, 12))
 
         error, _ = here.together(_train(here, "client-1", 1), vanishes)
         assert isinstance(error, PartyTimeoutError)
         assert "client-2 sent nothing for 1.5 s in epoch 1" in str(error)
-
-
-def _digest() -> str:
-    from splitsec.training.loop import segment_digest
-
-    return segment_digest(SplitModel(model(), CUT).front)
 
 
 def test_clients_that_do_not_fit_are_told_why(tmp_path: Path) -> None:
@@ -275,3 +274,137 @@ def _dealer_transcript(directory: Path, x: torch.Tensor, monkeypatch: pytest.Mon
 def test_wrong_cut_in_the_api() -> None:
     with pytest.raises(CutError, match="the valid cuts are"):
         SplitModel(model(), "99")
+
+
+def test_the_server_hears_nothing_of_a_clients_values(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An error at the client, its own or its user's, reaches the server without its words."""
+    with world(tmp_path, epochs=0, stay=True) as here, _serving(here) as client:
+        with pytest.raises(RangeError, match="magnitude"):
+            client.predict(torch.full((1, 4), 1e12))
+        with pytest.raises(ValueError, match="patient 4711"), client.session((1, 6)):
+            raise ValueError("patient 4711")
+        assert client.predict(torch.ones(1, 4)).logits.shape == (1, 3)
+    assert "the client gave up" in caplog.text
+    assert "magnitude" not in caplog.text
+    assert "4711" not in caplog.text
+
+
+def test_a_client_hears_nothing_of_the_servers_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def heavy() -> nn.Module:
+        made = model()
+        with torch.no_grad():
+            made[4].weight[0, 0] = 1234567890.0
+        return made
+
+    with world(tmp_path, epochs=0, stay=True, model=heavy) as here, _serving(here) as client:
+        with pytest.raises(RangeError, match="the server's log names them") as refused:
+            client.predict(torch.ones(1, 4))
+        assert "1.23457e+09" not in str(refused.value)
+    assert "layer '4' holds a value of magnitude 1.23457e+09" in caplog.text
+
+
+def test_an_activation_of_another_shape_is_refused(tmp_path: Path) -> None:
+    with world(tmp_path, epochs=0, stay=True) as here, _serving(here) as client, client.session((4, 6)) as session:
+        for wrong in (torch.randn(1, 6), torch.tensor(1.0)):
+            with pytest.raises(MessageError, match="expected 4x6"):
+                session.run(wrong)
+        assert session.run(torch.randn(4, 6)).shape == (4, 3)
+
+
+def test_bytes_that_are_no_message_end_neither_server_nor_dealer(tmp_path: Path) -> None:
+    rubbish = [b"\x82\xa4body\x81\xa4type\xa2\xff\xff"]
+    with world(tmp_path, epochs=0, stay=True) as here, _serving(here) as client:
+        for link in (client._server, client._dealer):
+            link._socket.send_multipart(rubbish)
+            with pytest.raises(MessageError, match="malformed"):
+                link.receive()
+        assert client.predict(torch.ones(1, 4)).logits.shape == (1, 3)
+
+
+def test_what_torch_cannot_do_is_refused_and_the_server_stays_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with world(tmp_path) as here, here.client("client-1") as one:
+
+        def fails(*_args: object) -> None:
+            raise ZeroDivisionError("something of 4711")
+
+        monkeypatch.setattr(here.server, "_welcome", fails)
+        with pytest.raises(RefusedError, match="could not handle the message; see its log") as refused:
+            one._server.request(Hello(PROTOCOL, CUT, "x", 30, 1))
+        assert "4711" not in str(refused.value)
+        assert here.threads[1].is_alive()
+
+
+def test_a_client_waits_for_a_slow_one_beyond_its_own_time_limit(tmp_path: Path) -> None:
+    with world(tmp_path, epochs=1, timeout=6.0) as here:
+        first, second = SplitModel(model(), CUT), SplitModel(model(), CUT)
+
+        def slow() -> Any:
+            split = second
+            with here.client("client-2", split.front) as client:
+                ask = client._ask
+
+                def delayed(body: Any, tensors: Any = (), **options: Any) -> Any:
+                    if isinstance(body, Batch):
+                        time.sleep(2.5)
+                    return ask(body, tensors, **options)
+
+                client._ask = delayed  # type: ignore[method-assign]
+                client.train(part(2), seed=2)
+                client.leave()
+            return split
+
+        def hasty() -> Any:
+            split = first
+            # One batch only: it waits for the other's two in its upload, longer than its limit.
+            with here.client("client-1", split.front, timeout=2.0, join_timeout=2.0) as client:
+                client.train(part(1, rows=8), seed=1)
+                client.leave()
+            return split
+
+        results = here.together(hasty, slow)
+        assert all(isinstance(result, SplitModel) for result in results), results
+
+
+def test_a_round_that_cannot_be_combined_ends_the_run_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with world(tmp_path, epochs=1) as here:
+
+        def refuses(*_args: object) -> Any:
+            raise RandomnessError("no masks today")
+
+        monkeypatch.setattr(here.dealer, "_book", lambda run: _Unwilling(refuses))
+        results = here.together(_train(here, "client-1", 1), _train(here, "client-2", 2))
+        assert [type(result) for result in results] == [RandomnessError, RandomnessError]
+        assert all("no masks today" in str(result) for result in results)
+
+
+class _Unwilling:
+    def __init__(self, refuses: Any) -> None:
+        self.open_sum = refuses
+
+    def seed_for(self, _name: str) -> bytes:
+        return fresh_seed()
+
+
+def test_sessions_are_given_back_and_no_client_takes_them_all(tmp_path: Path) -> None:
+    with world(tmp_path, epochs=0, stay=True, timeout=2.0) as here:
+        with _serving(here) as client:
+            for _ in range(3):
+                with pytest.raises(ValueError), client.session((1, 6)):
+                    raise ValueError
+            deadline = time.monotonic() + 10
+            while len(here.dealer._sessions) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert len(here.dealer._sessions) == 0
+            for _ in range(8):
+                client._server.request(OpenSession((1, 6), fresh_seed()))
+            with pytest.raises(RefusedError, match="open already"):
+                client._server.request(OpenSession((1, 6), fresh_seed()))
+        with _serving(here, "client-2") as other:
+            assert other.predict(torch.ones(1, 4)).logits.shape == (1, 3)
+
+
+def test_training_on_the_inputs_themselves_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="inputs in plain"), world(tmp_path, cut="input"):
+        pass
