@@ -104,6 +104,9 @@ def test_clients_that_do_not_fit_are_told_why(tmp_path: Path) -> None:
         with pytest.raises(RefusedError, match="no samples"):
             one._server.request(Hello(PROTOCOL, CUT, "x", 30, 0))
         one._server.send(Hello(PROTOCOL, CUT, "x", 30, 5))
+        deadline = time.monotonic() + 10
+        while "client-1" not in here.server._members and time.monotonic() < deadline:
+            time.sleep(0.02)
         with pytest.raises(RefusedError, match="does not begin like that of client-1"):
             two._server.request(Hello(PROTOCOL, CUT, "y", 30, 5))
 
