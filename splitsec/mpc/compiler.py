@@ -7,7 +7,6 @@ helped: products keep their doubled scale until the next opening, which truncate
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,10 +17,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from splitsec.errors import MessageError, RangeError, UnsupportedLayerError
+from splitsec.errors import MessageError, UnsupportedLayerError
+from splitsec.mpc.bounds import guaranteed_bounds, input_bits, largest_value, measured_bounds
 from splitsec.mpc.linear import laid_out
 from splitsec.mpc.program import Program, Shape, Step, Weights, value_scales
-from splitsec.mpc.ring import HEADROOM_BITS, PRECISION_BITS, check_range, encode, real_limit
+from splitsec.mpc.ring import PRECISION_BITS, check_range, encode, real_limit
 
 # What an activation may reach unless a session asks for more: beyond what normalised networks show, and small enough
 # for narrow comparisons.
@@ -65,13 +65,10 @@ def compile_tail(
         tail.train(training)
     _fuse_relu_and_max_pool(compiler.steps, input_shape)
     if calibration is None:
-        bounds, limit, limited_by = _guaranteed_bounds(compiler.steps, compiler.weights, precision, limit)
+        bounds, limit, limited_by = guaranteed_bounds(compiler.steps, compiler.weights, precision, limit)
     else:
-        bounds, limited_by = _measured_bounds(compiler.steps, compiler.weights, calibration, precision), "calibration"
-    steps = [
-        msgspec.structs.replace(step, bits=max(0, math.ceil(math.log2(max(bounds[index] for index in step.inputs)))))
-        for step in compiler.steps
-    ]
+        bounds, limited_by = measured_bounds(compiler.steps, compiler.weights, calibration, precision), "calibration"
+    steps = [msgspec.structs.replace(step, bits=input_bits(step, bounds)) for step in compiler.steps]
     return Program(input_shape, tuple(steps), limit, limited_by, precision), compiler.weights
 
 
@@ -96,7 +93,7 @@ class _Compiler:
         for number, held in self.weights.items():
             name = self.steps[number - 1].name
             check_range(held.weight, limit=real_limit(self.precision), what=f"the weight of layer '{name}'")
-            check_range(held.bias, limit=_most(self.precision), what=f"the bias of layer '{name}'")
+            check_range(held.bias, limit=largest_value(self.precision), what=f"the bias of layer '{name}'")
 
     def _check_output(self, node: fx.Node) -> None:
         result = node.args[0]
@@ -215,6 +212,28 @@ def _relu(compiler: _Compiler, node: fx.Node, name: str, *layer: nn.Module) -> i
     return compiler.emit("relu", name, node, (compiler.value(node.args[0]),))
 
 
+def _leaky_relu(compiler: _Compiler, node: fx.Node, name: str, *layer: nn.Module) -> int:
+    options: dict[str, Any] = {**dict(zip(("negative_slope", "inplace"), node.args[1:], strict=False)), **node.kwargs}
+    slope: float = getattr(layer[0], "negative_slope", 0.01) if layer else options.get("negative_slope", 0.01)
+    if getattr(layer[0], "inplace", False) if layer else options.get("inplace", False):
+        compiler.refuse_in_place(node, name)
+    if not -1 <= slope <= 1:
+        raise UnsupportedLayerError(f"layer '{name}' has slope {slope}; give it one between -1 and 1")
+    return compiler.emit("leaky_relu", name, node, (compiler.value(node.args[0]),), slope=float(slope))
+
+
+def _hardtanh(compiler: _Compiler, node: fx.Node, name: str, *layer: nn.Module) -> int:
+    names = ("inplace",) if node.target is F.relu6 else ("min_val", "max_val", "inplace")
+    options: dict[str, Any] = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+    low, high = (0.0, 6.0) if node.target is F.relu6 else (options.get("min_val", -1.0), options.get("max_val", 1.0))
+    if layer:
+        known: Any = layer[0]
+        low, high, options = known.min_val, known.max_val, {"inplace": known.inplace}
+    if options.get("inplace", False):
+        compiler.refuse_in_place(node, name)
+    return compiler.emit("hardtanh", name, node, (compiler.value(node.args[0]),), low=float(low), high=float(high))
+
+
 def _pool(compiler: _Compiler, node: fx.Node, name: str, options: Mapping[str, Any], op: str) -> int:
     if len(_shape(node)) != 4:
         raise UnsupportedLayerError(
@@ -307,6 +326,9 @@ _MODULES: dict[type[nn.Module], Callable[..., int]] = {
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.ReLU: _relu,
+    nn.LeakyReLU: _leaky_relu,
+    nn.Hardtanh: _hardtanh,
+    nn.ReLU6: _hardtanh,
     nn.Sigmoid: _crypten("sigmoid"),
     nn.Tanh: _crypten("tanh"),
     nn.Softmax: _crypten("softmax"),
@@ -322,6 +344,9 @@ _MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "retur
 _AVG_POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 _FUNCTIONS: dict[Any, Callable[[_Compiler, fx.Node, str], int]] = {
     F.relu: _relu,
+    F.leaky_relu: _leaky_relu,
+    F.hardtanh: _hardtanh,
+    F.relu6: _hardtanh,
     torch.sigmoid: _crypten("sigmoid"),
     torch.tanh: _crypten("tanh"),
     torch.relu: _relu,
@@ -364,107 +389,6 @@ def _fuse_relu_and_max_pool(steps: list[Step], input_shape: Shape) -> None:
             step, op="reshape", shape=before, kernel=(), stride=(1, 1), padding=(0, 0)
         )
         steps[users[0] - 1] = msgspec.structs.replace(steps[users[0] - 1], inputs=(number,))
-
-
-def _most(precision: int) -> float:
-    # Differences of two values are compared too, and rounding takes a unit: two bits below the headroom.
-    return float(2 ** (HEADROOM_BITS - 2 * precision - 2))
-
-
-def _room(step: Step, scale: int, precision: int) -> float:
-    # What a value takes beyond a product's scale, and a window's sum before it is divided.
-    return float(max(2.0 ** (scale - 2 * precision), math.prod(step.kernel) if step.op == "avg_pool2d" else 1))
-
-
-def _guaranteed_bounds(
-    steps: list[Step], weights: Mapping[int, Weights], precision: int, wanted: float
-) -> tuple[list[float], float, str]:
-    """A bound for every value, the largest power of two up to `wanted` that no input may reach, and what sets it.
-
-    If the input's magnitude is below b, that of value k is below gain[k] * b + offset[k]. The bound is a guarantee,
-    not a measurement. Rounding it down to a power of two keeps what it tells the client about the weights to a few
-    bits.
-    """
-    most, scales = _most(precision), value_scales(steps, precision)
-    lines: list[tuple[float, float]] = [(1.0, 0.0)]
-    limit, limited_by = min(most, wanted), "the input"
-    for number, step in enumerate(steps, 1):
-        gain = sum(lines[index][0] for index in step.inputs)
-        offset = sum(lines[index][1] for index in step.inputs)
-        if number in weights:
-            held = weights[number]
-            rounded = torch.round(held.weight * 2.0**precision) / 2.0**precision
-            if held.weight.abs().max() and rounded.abs().max() < 2.0 ** (4 - precision):
-                raise RangeError(
-                    f"the weights of layer '{step.name}' are too small for {precision} fractional bits; scale them up"
-                )
-            norm = rounded.abs().flatten(1).sum(1).max().item()
-            gain, offset = norm * gain, norm * offset + held.bias.abs().max().item()
-        elif step.op in ("sigmoid", "tanh", "softmax"):
-            gain, offset = 0.0, 1.0
-        # Rounding of weights and activations to fixed point adds a little to each.
-        offset += 2.0**-8
-        lines.append((gain, offset))
-        room = _room(step, scales[number], precision)
-        if gain and (most / room - offset) / gain < limit:
-            limit, limited_by = (most / room - offset) / gain, step.name
-        elif offset >= most / room:
-            limit, limited_by = 0.0, step.name
-    if limit < 2.0**-precision:
-        raise RangeError(
-            f"layer '{limited_by}' can overflow the fixed-point range whatever the input; scale its weights down, or "
-            "give a calibration batch"
-        )
-    limit = 2.0 ** math.floor(math.log2(limit))
-    return [gain * limit + offset for gain, offset in lines], limit, limited_by
-
-
-MARGIN = 16.0
-
-
-def _measured_bounds(
-    steps: list[Step], weights: Mapping[int, Weights], calibration: torch.Tensor, precision: int
-) -> list[float]:
-    """`MARGIN` times the largest magnitude of every value when the calibration activations run in plain."""
-    values = evaluate(steps, weights, calibration)
-    bounds = [MARGIN * max(value.abs().max().item(), 2.0**-4) for value in values]
-    scales = value_scales(steps, precision)
-    for step, bound, scale in zip([None, *steps], bounds, scales, strict=True):
-        room = 1.0 if step is None else _room(step, scale, precision)
-        if not bound * room < _most(precision):
-            name = "the input" if step is None else f"layer '{step.name}'"
-            raise RangeError(f"{name} reaches {bound / MARGIN:g} in calibration: too much")
-    return bounds
-
-
-def evaluate(
-    steps: list[Step] | tuple[Step, ...], weights: Mapping[int, Weights], x: torch.Tensor
-) -> list[torch.Tensor]:
-    """The program in plain float64: every value, the input first. Any batch size will do."""
-    values = [x.detach().double()]
-    for number, step in enumerate(steps, 1):
-        one = values[step.inputs[0]]
-        held = weights.get(number)
-        match step.op:
-            case "linear" if held is not None:
-                made = F.linear(one, held.weight, held.bias)
-            case "conv2d" if held is not None:
-                made = F.conv2d(one, held.weight, held.bias, step.stride, step.padding, step.dilation, step.groups)
-            case "max_pool2d":
-                made = F.max_pool2d(one, step.kernel, step.stride, step.padding)
-                made = made.clamp(min=0) if step.zero else made
-            case "avg_pool2d":
-                made = F.avg_pool2d(one, step.kernel, step.stride, step.padding)
-            case "add":
-                made = one + values[step.inputs[1]]
-            case "reshape":
-                made = one.reshape(len(one), *step.shape[1:])
-            case "softmax":
-                made = one.softmax(step.dim)
-            case op:
-                made = getattr(torch, op)(one)
-        values.append(made)
-    return values
 
 
 def encode_weights(program: Program, weights: Mapping[int, Weights]) -> dict[int, Weights]:

@@ -20,7 +20,7 @@ from splitsec.mpc.ring import HEADROOM_BITS, PRECISION_BITS
 Shape: TypeAlias = tuple[int, ...]
 # Functions that run through CrypTen's approximations.
 CRYPTEN_OPS = ("sigmoid", "tanh", "softmax", "exp")
-OPS = ("linear", "conv2d", "relu", "max_pool2d", "avg_pool2d", "add", "reshape", *CRYPTEN_OPS)
+OPS = ("linear", "conv2d", "relu", "leaky_relu", "hardtanh", "max_pool2d", "avg_pool2d", "add", "reshape", *CRYPTEN_OPS)
 MAX_STEPS = 10_000
 FREE_BITS = 6
 
@@ -29,7 +29,8 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One operation. Inputs are numbers of earlier values: 0 is the program's input, k the output of step k.
 
     `name` is the layer's own name, for messages; shapes include the batch dimension. `bits` bounds the inputs: their
-    magnitude is below 2**bits. `zero` makes max pooling the ReLU of the maximum.
+    magnitude is below 2**bits. `zero` makes max pooling the ReLU of the maximum;
+    `slope` is leaky ReLU's, `low` and `high` hardtanh's.
     """
 
     op: str
@@ -44,6 +45,9 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     groups: int = 1
     bits: int = 0
     zero: bool = False
+    slope: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
     dim: int = -1
 
 
@@ -80,7 +84,7 @@ def input_scale(step: Step, scale: int, precision: int) -> int:
         return scale if scale <= precision + FREE_BITS else precision
     if step.op == "add":
         return scale if scale <= 2 * precision else precision
-    if step.op in ("relu", "max_pool2d", "reshape"):
+    if step.op in ("relu", "leaky_relu", "hardtanh", "max_pool2d", "reshape"):
         return scale
     if step.op == "avg_pool2d":
         return scale if scale <= 2 * precision and _power_of_two(step) else precision
@@ -93,6 +97,8 @@ def output_scale(step: Step, scales: Sequence[int], precision: int) -> int:
         return scales[0] + precision
     if step.op in ("add", "reshape"):
         return max(scales)
+    if step.op == "leaky_relu":
+        return 2 * precision
     if step.op == "avg_pool2d":
         extra = (math.prod(step.kernel) - 1).bit_length()
         return scales[0] + extra if _power_of_two(step) else scales[0] + precision + extra
@@ -123,6 +129,8 @@ def check_program(program: Program) -> None:
             raise MessageError(f"the program has an unknown operation '{step.op[:32]}'")
         if not step.inputs or any(not 0 <= index < number for index in step.inputs):
             raise MessageError(f"step {number} of the program reads a value that is not there")
+        if not max(abs(step.slope), abs(step.low), abs(step.high)) < 2.0 ** (30 - program.precision):
+            raise MessageError(f"step {number} of the program has an impossible constant")
         if not 0 <= step.bits <= HEADROOM_BITS - 2 * program.precision - 2:
             raise MessageError(f"step {number} of the program has an impossible bound")
         if any(size < 1 for size in (*step.shape, *step.weight)) or math.prod(step.shape) > 1 << 26:

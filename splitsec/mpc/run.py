@@ -85,6 +85,10 @@ def _apply(number: int, step: Step, inputs: list[Value], held: Weights | None, c
             # One bit above the bound, for rounding and for what the truncation's low bits may carry.
             high = step.bits + inputs[0].scale + 1
             made = relu(context, share, shift=inputs[0].scale - context.precision, high=high)
+        case "leaky_relu":
+            made = _leaky_relu(step, inputs[0], context)
+        case "hardtanh":
+            made = _hardtanh(step, inputs[0], context)
         case "max_pool2d":
             made = _max_pool(step, inputs[0], context)
         case "avg_pool2d":
@@ -107,6 +111,27 @@ def _scaled(x: Value, scale: int, context: Context) -> Value:
     if x.scale == scale:
         return x
     return Value(truncate(context, x.share, x.scale - scale), scale)
+
+
+def _leaky_relu(step: Step, x: Value, context: Context) -> torch.Tensor:
+    """slope * x + (1 - slope) * relu(x) with a product's scale."""
+    precision = context.precision
+    positive = relu(context, x.share, shift=x.scale - precision, high=step.bits + x.scale + 1)
+    # At this scale the slope's digits beyond the working precision and the input's are both kept.
+    slope: int = round(step.slope * 2**precision)
+    rest = _scaled(x, precision, context).share
+    made: torch.Tensor = rest * slope + positive * (2**precision - slope)
+    return made
+
+
+def _hardtanh(step: Step, x: Value, context: Context) -> torch.Tensor:
+    """low + relu(x - low) - relu(x - high), both at once."""
+    ends = torch.tensor([step.low, step.high], dtype=torch.float64)
+    moved = torch.round(ends * 2.0**x.scale).to(torch.int64).view(2, *[1] * x.share.dim())
+    both = x.share[None] - moved if context.rank == SERVER else x.share[None].expand(2, *x.share.shape)
+    above = relu(context, both, shift=x.scale - context.precision, high=step.bits + x.scale + 1)
+    made: torch.Tensor = above[0] - above[1]
+    return made + round(step.low * 2**context.precision) if context.rank == SERVER else made
 
 
 def _max_pool(step: Step, x: Value, context: Context) -> torch.Tensor:

@@ -19,7 +19,7 @@ from splitsec.mpc.messages import SessionBody
 from splitsec.mpc.plan import AnyCorrelation, Plan, expand
 from splitsec.mpc.prg import Stream
 from splitsec.mpc.ring import PRECISION_BITS
-from splitsec.transport.sockets import RAW_HEADER, Peer
+from splitsec.transport.peer import RAW_HEADER, Peer
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
 from splitsec.transport.codec import Codec, Message, Refused, expect_tensor
 from splitsec.transport.keys import KeyPair, load_key_pair, load_public_key, load_public_keys, make_keys
-from splitsec.transport.sockets import Hub, Incoming, Link, Peer, Sender, Traffic, Wire
+from splitsec.transport.peer import Peer
+from splitsec.transport.sockets import Hub, Incoming, Link, Sender, Traffic, Wire
 
 __all__ = [
     "Codec",

@@ -1,8 +1,8 @@
 """ZeroMQ sockets of a party: CURVE on every one, the peer's identity taken from its authenticated key.
 
-`Wire` owns a party's ZeroMQ context and decides which public keys may connect. From it come three kinds of
-sockets: `Hub` (bound, many peers), `Link` (connected, one peer) and, for the two ends of a prediction session,
-`Peer` (one on one). Every wait has a time limit and says whom it waited for.
+`Wire` owns a party's ZeroMQ context and decides which public keys may connect. From it come two kinds of
+sockets: `Hub` (bound, many peers) and `Link` (connected, one peer); `peer` has a third. Every wait has a time limit and
+says whom it waited for.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import struct
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -31,10 +30,6 @@ log = logging.getLogger(__name__)
 BodyT = TypeVar("BodyT")
 MAX_FRAME_BYTES = 1 << 30
 SPIN_SECONDS = 0.02
-# A raw frame begins with a byte that no msgpack message begins with, so the two kinds cannot be taken for each other.
-RAW_MARK = 0xC1
-RAW_START = bytes([RAW_MARK])
-RAW_HEADER = struct.Struct("<B3xI")
 _REFUSALS = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
@@ -184,10 +179,10 @@ class Hub(Generic[BodyT]):
         self.traffic: dict[str, Traffic] = {name: Traffic() for name in allowed}
 
     def receive(self, timeout: float, *, spin: bool = False) -> Incoming[BodyT] | None:
-        """The next well-formed message, or None after `timeout` seconds; `spin` as in `Peer.receive`."""
+        """The next well-formed message, or None after `timeout` seconds; `spin` as in `peer.Peer.receive`."""
         deadline = time.monotonic() + timeout
         if spin:
-            _spin_until_readable(self._socket)
+            spin_until_readable(self._socket)
         while True:
             left = max(0, deadline - time.monotonic())
             if not self._socket.poll(int(left * 1000)):
@@ -257,7 +252,7 @@ class Link(Generic[BodyT]):
         self._socket.send_multipart(frames, copy=False)
 
     def receive(self, timeout: float | None = None, *, spin: bool = False) -> tuple[BodyT, list[torch.Tensor]]:
-        """The peer's next message; `spin` as in `Peer.receive`.
+        """The peer's next message; `spin` as in `peer.Peer.receive`.
 
         Raises:
             PartyTimeoutError: nothing came within `timeout` seconds (the link's own limit if None).
@@ -267,7 +262,7 @@ class Link(Generic[BodyT]):
         limit = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
         if spin:
-            _spin_until_readable(self._socket)
+            spin_until_readable(self._socket)
         while True:
             left = max(0, deadline - time.monotonic())
             ready: dict[Any, int] = dict(self._poller.poll(int(left * 1000)))
@@ -304,142 +299,12 @@ class Link(Generic[BodyT]):
         self._socket.close()
 
 
-class Peer(Generic[BodyT]):
-    """One end of a one-on-one socket, made for short round trips: no poller, no monitor, no routing."""
-
-    def __init__(self, socket: zmq.Socket[bytes], *, peer: str, codec: Codec[BodyT], timeout: float) -> None:
-        self.peer = peer
-        self.traffic = Traffic()
-        self._codec = codec
-        self._socket = socket
-        self._held: list[zmq.Frame] | None = None
-        self.set_timeout(timeout)
-
-    def set_timeout(self, timeout: float) -> None:
-        """How many seconds a send or a receive may take from now on."""
-        self.timeout = timeout
-        self._socket.setsockopt(zmq.RCVTIMEO, max(1, int(timeout * 1000)))
-        self._socket.setsockopt(zmq.SNDTIMEO, max(1, int(timeout * 1000)))
-
-    def send(self, body: BodyT, tensors: Sequence[torch.Tensor] = ()) -> None:
-        frames = self._codec.encode(body, tensors)
-        self.traffic.messages_sent += 1
-        self.traffic.bytes_sent += sum(len(frame) for frame in frames)
-        try:
-            self._socket.send_multipart(frames, copy=False)
-        except zmq.Again:
-            raise self._missing() from None
-
-    def send_raw(self, step: int, tensors: Sequence[torch.Tensor]) -> None:
-        """Send int64 tensors whose shapes the peer knows, as one frame without a description: the short way."""
-        frame = raw_frame(step, tensors)
-        self.traffic.messages_sent += 1
-        self.traffic.bytes_sent += len(frame)
-        try:
-            self._socket.send(frame, copy=False)
-        except zmq.Again:
-            raise self._missing() from None
-
-    def receive_raw(self, step: int, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """What the peer sent with `send_raw` in the same step: int64 tensors of the shapes of `like`.
-
-        Raises:
-            MessageError: another message, another step or another size.
-        """
-        frames = self._frames(spin=True)
-        expected = RAW_HEADER.size + sum(8 * tensor.numel() for tensor in like)
-        data = frames[0].buffer
-        if not _is_raw(frames):
-            body, _ = self._decoded(frames)
-            raise MessageError(f"{self.peer} sent {type(body).__name__} where masked values were due")
-        _, theirs = RAW_HEADER.unpack_from(data)
-        if theirs != step or len(frames) != 1 or len(data) != expected:
-            raise MessageError(
-                f"{self.peer} sent {len(data)} bytes for step {theirs}; expected {expected} bytes for step {step}"
-            )
-        values = (
-            torch.frombuffer(data, dtype=torch.int64, offset=RAW_HEADER.size) if expected > RAW_HEADER.size else None
-        )
-        found, at = [], 0
-        for tensor in like:
-            count = tensor.numel()
-            empty = values is None or not count
-            found.append(torch.empty_like(tensor) if empty else values[at : at + count].view(tensor.shape))  # type: ignore[index]
-            at += count
-        return found
-
-    def receive(self, *, spin: bool = False) -> tuple[BodyT, list[torch.Tensor]]:
-        """The peer's next message; raises `PartyTimeoutError` naming the peer, or the error that it sent.
-
-        Args:
-            spin: ask again and again for a few milliseconds before going to sleep. A sleeping thread is woken through
-                ZeroMQ's own thread, which costs several times what the message takes (docs/performance.md).
-        """
-        return self._decoded(self._frames(spin=spin))
-
-    def poll(self, timeout: float) -> bool:
-        """Whether a message comes within `timeout` seconds; it stays to be received."""
-        if timeout <= SPIN_SECONDS:
-            _spin_until_readable(self._socket)
-            timeout = 0
-        return bool(self._socket.poll(int(timeout * 1000)))
-
-    def next_is_raw(self) -> bool:
-        """Whether the peer's next message, which must be there, is a raw one; it stays to be received."""
-        self._held = self._frames(spin=False)
-        return _is_raw(self._held)
-
-    def _frames(self, *, spin: bool) -> list[zmq.Frame]:
-        if self._held is not None:
-            held, self._held = self._held, None
-            return held
-        if spin:
-            _spin_until_readable(self._socket)
-        try:
-            frames = self._socket.recv_multipart(copy=False)
-        except zmq.Again:
-            raise self._missing() from None
-        self.traffic.messages_received += 1
-        self.traffic.rounds += 1
-        self.traffic.bytes_received += sum(len(frame.buffer) for frame in frames)
-        return frames
-
-    def _decoded(self, frames: list[zmq.Frame]) -> tuple[BodyT, list[torch.Tensor]]:
-        body, tensors = self._codec.decode(frames)
-        if isinstance(body, Refused):
-            raise error_from(body, self.peer)
-        return body, tensors
-
-    def refuse(self, error: Exception) -> None:
-        """Tell the peer that this end gives up; never raises."""
-        try:
-            frames = self._codec.encode(Refused(reason=str(error), error=type(error).__name__))  # type: ignore[arg-type]
-            self._socket.send_multipart(frames, zmq.NOBLOCK)
-        except zmq.ZMQError:
-            log.debug("%s could not be told: %s", self.peer, error)
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def _missing(self) -> PartyTimeoutError:
-        return PartyTimeoutError(f"{self.peer} fell silent for {self.timeout:g} s in the middle of a session")
-
-
-def _is_raw(frames: Sequence[zmq.Frame]) -> bool:
-    data = frames[0].buffer
-    return len(data) >= RAW_HEADER.size and bytes(data[:1]) == RAW_START
-
-
-def _spin_until_readable(socket: zmq.Socket[bytes]) -> None:
+def spin_until_readable(socket: zmq.Socket[bytes]) -> None:
+    """Ask for a message again and again for `SPIN_SECONDS`, or until there is one."""
     deadline = time.perf_counter() + SPIN_SECONDS
     while not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN and time.perf_counter() < deadline:
         # Where there are fewer processors than busy threads, the one that brings the message must get to run.
         os.sched_yield()
-
-
-def raw_frame(step: int, tensors: Sequence[torch.Tensor]) -> bytes:
-    """The bytes that `Peer.send_raw` sends."""
-    return b"".join((RAW_HEADER.pack(RAW_MARK, step), *(tensor.contiguous().numpy().data for tensor in tensors)))
 
 
 def error_from(refused: Refused, peer: str) -> errors.SplitsecError:

@@ -46,6 +46,14 @@ MODELS = {
     ),
     "groups": (lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=4, dilation=2), nn.ReLU()), (1, 4, 7, 7)),
     "residual": (Residual, (2, 4, 5, 5)),
+    "leaky": (lambda: nn.Sequential(nn.Linear(12, 8), nn.LeakyReLU(0.2), nn.Linear(8, 3), nn.LeakyReLU()), (2, 12)),
+    "leaky first": (lambda: nn.Sequential(nn.LeakyReLU(0.3)), (2, 12)),
+    "clipped": (
+        lambda: nn.Sequential(nn.Linear(12, 8), nn.Hardtanh(-0.3, 0.5), nn.Linear(8, 3), nn.ReLU6()),
+        (2, 12),
+    ),
+    "large pools": (lambda: nn.Sequential(nn.MaxPool2d(3), nn.ReLU(), nn.MaxPool2d(2)), (2, 2, 12, 12)),
+    "relu then pool": (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2)), (2, 1, 9, 9)),
 }
 
 

@@ -1,0 +1,156 @@
+"""The two ends of a prediction session: one on one, made for short round trips.
+
+Messages are those of a codec, or raw frames: ring elements whose shapes both ends know, without a description.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import torch
+import zmq
+
+from splitsec.errors import MessageError, PartyTimeoutError
+from splitsec.transport.codec import Codec, Refused
+from splitsec.transport.sockets import SPIN_SECONDS, Traffic, error_from, spin_until_readable
+
+log = logging.getLogger(__name__)
+BodyT = TypeVar("BodyT")
+# A raw frame begins with a byte that no msgpack message begins with, so the two kinds cannot be taken for each other.
+RAW_MARK = 0xC1
+RAW_START = bytes([RAW_MARK])
+RAW_HEADER = struct.Struct("<B3xI")
+
+
+class Peer(Generic[BodyT]):
+    """One end of a one-on-one socket, made for short round trips: no poller, no monitor, no routing."""
+
+    def __init__(self, socket: zmq.Socket[bytes], *, peer: str, codec: Codec[BodyT], timeout: float) -> None:
+        self.peer = peer
+        self.traffic = Traffic()
+        self._codec = codec
+        self._socket = socket
+        self._held: list[zmq.Frame] | None = None
+        self.set_timeout(timeout)
+
+    def set_timeout(self, timeout: float) -> None:
+        """How many seconds a send or a receive may take from now on."""
+        self.timeout = timeout
+        self._socket.setsockopt(zmq.RCVTIMEO, max(1, int(timeout * 1000)))
+        self._socket.setsockopt(zmq.SNDTIMEO, max(1, int(timeout * 1000)))
+
+    def send(self, body: BodyT, tensors: Sequence[torch.Tensor] = ()) -> None:
+        frames = self._codec.encode(body, tensors)
+        self.traffic.messages_sent += 1
+        self.traffic.bytes_sent += sum(len(frame) for frame in frames)
+        try:
+            self._socket.send_multipart(frames, copy=False)
+        except zmq.Again:
+            raise self._missing() from None
+
+    def send_raw(self, step: int, tensors: Sequence[torch.Tensor]) -> None:
+        """Send int64 tensors whose shapes the peer knows, as one frame without a description: the short way."""
+        frame = raw_frame(step, tensors)
+        self.traffic.messages_sent += 1
+        self.traffic.bytes_sent += len(frame)
+        try:
+            self._socket.send(frame, copy=False)
+        except zmq.Again:
+            raise self._missing() from None
+
+    def receive_raw(self, step: int, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What the peer sent with `send_raw` in the same step: int64 tensors of the shapes of `like`.
+
+        Raises:
+            MessageError: another message, another step or another size.
+        """
+        frames = self._frames(spin=True)
+        expected = RAW_HEADER.size + sum(8 * tensor.numel() for tensor in like)
+        data = frames[0].buffer
+        if not _is_raw(frames):
+            body, _ = self._decoded(frames)
+            raise MessageError(f"{self.peer} sent {type(body).__name__} where masked values were due")
+        _, theirs = RAW_HEADER.unpack_from(data)
+        if theirs != step or len(frames) != 1 or len(data) != expected:
+            raise MessageError(
+                f"{self.peer} sent {len(data)} bytes for step {theirs}; expected {expected} bytes for step {step}"
+            )
+        values = (
+            torch.frombuffer(data, dtype=torch.int64, offset=RAW_HEADER.size) if expected > RAW_HEADER.size else None
+        )
+        found, at = [], 0
+        for tensor in like:
+            count = tensor.numel()
+            empty = values is None or not count
+            found.append(torch.empty_like(tensor) if empty else values[at : at + count].view(tensor.shape))  # type: ignore[index]
+            at += count
+        return found
+
+    def receive(self, *, spin: bool = False) -> tuple[BodyT, list[torch.Tensor]]:
+        """The peer's next message; raises `PartyTimeoutError` naming the peer, or the error that it sent.
+
+        Args:
+            spin: ask again and again for a few milliseconds before going to sleep. A sleeping thread is woken through
+                ZeroMQ's own thread, which costs several times what the message takes (docs/performance.md).
+        """
+        return self._decoded(self._frames(spin=spin))
+
+    def poll(self, timeout: float) -> bool:
+        """Whether a message comes within `timeout` seconds; it stays to be received."""
+        if timeout <= SPIN_SECONDS:
+            spin_until_readable(self._socket)
+            timeout = 0
+        return bool(self._socket.poll(int(timeout * 1000)))
+
+    def next_is_raw(self) -> bool:
+        """Whether the peer's next message, which must be there, is a raw one; it stays to be received."""
+        self._held = self._frames(spin=False)
+        return _is_raw(self._held)
+
+    def _frames(self, *, spin: bool) -> list[zmq.Frame]:
+        if self._held is not None:
+            held, self._held = self._held, None
+            return held
+        if spin:
+            spin_until_readable(self._socket)
+        try:
+            frames = self._socket.recv_multipart(copy=False)
+        except zmq.Again:
+            raise self._missing() from None
+        self.traffic.messages_received += 1
+        self.traffic.rounds += 1
+        self.traffic.bytes_received += sum(len(frame.buffer) for frame in frames)
+        return frames
+
+    def _decoded(self, frames: list[zmq.Frame]) -> tuple[BodyT, list[torch.Tensor]]:
+        body, tensors = self._codec.decode(frames)
+        if isinstance(body, Refused):
+            raise error_from(body, self.peer)
+        return body, tensors
+
+    def refuse(self, error: Exception) -> None:
+        """Tell the peer that this end gives up; never raises."""
+        try:
+            frames = self._codec.encode(Refused(reason=str(error), error=type(error).__name__))  # type: ignore[arg-type]
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.ZMQError:
+            log.debug("%s could not be told: %s", self.peer, error)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _missing(self) -> PartyTimeoutError:
+        return PartyTimeoutError(f"{self.peer} fell silent for {self.timeout:g} s in the middle of a session")
+
+
+def _is_raw(frames: Sequence[zmq.Frame]) -> bool:
+    data = frames[0].buffer
+    return len(data) >= RAW_HEADER.size and bytes(data[:1]) == RAW_START
+
+
+def raw_frame(step: int, tensors: Sequence[torch.Tensor]) -> bytes:
+    """The bytes that `Peer.send_raw` sends."""
+    return b"".join((RAW_HEADER.pack(RAW_MARK, step), *(tensor.contiguous().numpy().data for tensor in tensors)))

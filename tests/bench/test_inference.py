@@ -1,0 +1,75 @@
+"""The benchmark as a user runs it: real processes, one table, records in a file."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from splitsec.bench.models import MODELS, find_model
+from splitsec.cli import main
+
+FIELDS = (
+    "engine provider model cut batch plaintext_ms online_ms offline_ms total_ms rounds bytes_online_client "
+    "bytes_online_server bytes_offline max_abs_error agreement floor_ms layers"
+)
+
+
+def test_a_model_of_the_users_own_against_its_floor(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3))\n"
+    )
+    target = tmp_path / "records.json"
+    command = [sys.executable, "-m", "splitsec", "bench", "inference", "--model", f"{tmp_path / 'mine.py'}:make"]
+    done = subprocess.run(
+        [*command, "--input", "1,8,8", "--batch", "2", "--runs", "3", "--json", str(target)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (record,) = json.loads(target.read_text())
+    assert set(FIELDS.split()) <= set(record)
+    assert record["batch"] == 2
+    assert record["max_abs_error"] < 1e-3
+    assert record["agreement"] == 1.0
+    assert record["total_ms"] >= record["online_ms"] > record["floor_ms"] / 2 > 0
+    # Exact counts a layer add up to the counters of the run.
+    assert sum(layer["rounds"] for layer in record["layers"]) == record["rounds"]
+    assert (
+        sum(layer["bytes"] for layer in record["layers"])
+        == record["bytes_online_client"] + record["bytes_online_server"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nope"], "unknown model 'nope'; choose one of m1"),
+        (["--model", "x.py:y"], "say the shape of one input"),
+        (["--batch", "0"], "whole numbers of at least 1"),
+        (["--batch", "one"], "whole numbers of at least 1"),
+        (["--model", "m1", "--engine", "other"], "unknown engine 'other'; choose from splitsec, crypten"),
+        (["--model", "m1", "--json", "/nowhere/x"], "cannot write"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", "inference", *arguments])
+    assert exit_.value.code == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert len(errors.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_built_in_models_take_their_inputs(name: str) -> None:
+    import torch
+
+    known = find_model(name, None)
+    with torch.no_grad():
+        assert known.make()(torch.randn(2, *known.input_shape)).shape[0] == 2
