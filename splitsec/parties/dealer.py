@@ -77,8 +77,13 @@ class Dealer:
                     body, tensors = self._answer(incoming)
                 except SplitsecError as error:
                     self._hub.refuse(incoming.sender, error)
-                except Exception:
-                    log.exception("a request of %s failed", incoming.sender.name)
+                except Exception as error:
+                    log.error(
+                        "a request of %s failed: %r",
+                        incoming.sender.name,
+                        error,
+                        exc_info=log.isEnabledFor(logging.DEBUG),
+                    )
                     self._hub.refuse(incoming.sender, RandomnessError("the dealer could not handle the request"))
                 else:
                     self._hub.send(incoming.sender, body, tensors)

@@ -191,9 +191,11 @@ class Server:
             self._hub.refuse(incoming.sender, error)
         except _RunFailed:
             raise
-        except Exception:
+        except Exception as error:
             # What one client sends must not end the run of the others, whatever torch thinks of it.
-            log.exception("a message of %s failed", incoming.sender.name)
+            log.error(
+                "a message of %s failed: %r", incoming.sender.name, error, exc_info=log.isEnabledFor(logging.DEBUG)
+            )
             self._hub.refuse(incoming.sender, RefusedError("the server could not handle the message; see its log"))
 
     def _tell_all(self, error: SplitsecError) -> None:

@@ -182,8 +182,10 @@ class PredictionService:
         except SplitsecError as error:
             log.warning("session %s of %s ended: %s", name[:8], peer.peer, error)
             peer.refuse(error)
-        except Exception:
-            log.exception("session %s of %s failed", name[:8], peer.peer)
+        except Exception as error:
+            log.error(
+                "session %s of %s failed: %r", name[:8], peer.peer, error, exc_info=log.isEnabledFor(logging.DEBUG)
+            )
             peer.refuse(RefusedError("the server failed; see its log"))
         finally:
             with contextlib.suppress(SplitsecError, zmq.ZMQError):
