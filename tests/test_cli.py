@@ -44,6 +44,7 @@ def _parties_of(directory: Path) -> list[str]:
     ("arguments", "code", "message"),
     [
         (["demo", "--cut", "nope"], 2, "there is no cut 'nope'; the valid cuts are: conv1, relu1"),
+        (["demo", "--cut", "input"], 2, "inputs in plain; choose a later cut"),
         (["demo", "--clients", "1"], 2, "at least two clients"),
         (["demo", "--epochs", "0"], 2, "at least one epoch"),
         (["demo", "--dataset", "mnist"], 2, "--data-dir DIR"),
