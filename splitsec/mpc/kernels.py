@@ -289,3 +289,22 @@ def and_rows(held, factors, start):  # type: ignore[no-untyped-def]
         one, other, out = held[factors[i, 0]], held[factors[i, 1]], held[start + i]
         for word in range(held.shape[1]):
             out[word] = one[word] & other[word]
+
+
+@numba.njit(
+    ["int64[:](float32[:], float64, float64[:])", "int64[:](float64[:], float64, float64[:])"], cache=True, nogil=True
+)
+def to_fixed_point(values, scale, largest):  # type: ignore[no-untyped-def]
+    """round(values * scale) as int64 (n,), half to even; `largest` (1,) receives the largest magnitude or NaN."""
+    out = np.empty(values.shape[0], dtype=np.int64)
+    most = 0.0
+    for i in range(values.shape[0]):
+        value = np.float64(values[i])
+        size = abs(value)
+        if not size <= most:
+            most = size
+            if size != size:
+                break
+        out[i] = np.int64(np.rint(value * scale)) if size < 9e18 / scale else 0
+    largest[0] = most
+    return out

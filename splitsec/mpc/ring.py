@@ -6,9 +6,11 @@ a secret is the sum of one share a party.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from splitsec.errors import RangeError
+from splitsec.mpc.kernels import to_fixed_point
 
 RING_BITS = 64
 PRECISION_BITS = 16
@@ -22,14 +24,29 @@ def real_limit(precision: int = PRECISION_BITS) -> float:
     return float(2 ** (HEADROOM_BITS - 2 * precision))
 
 
-def encode(x: torch.Tensor, precision: int = PRECISION_BITS, *, what: str = "value") -> torch.Tensor:
+def encode(
+    x: torch.Tensor,
+    precision: int = PRECISION_BITS,
+    *,
+    what: str = "value",
+    limit: float | None = None,
+    why: str = "the fixed-point range",
+) -> torch.Tensor:
     """Real tensor of any float dtype to int64 ring elements, rounded to the nearest.
 
     Raises:
-        RangeError: an element is not finite or its magnitude reaches `real_limit(precision)`.
+        RangeError: an element is not finite or its magnitude reaches `limit`, or else `real_limit(precision)`; see
+            `check_range` for the words.
     """
-    check_range(x, limit=real_limit(precision), what=what)
-    return torch.round(x.detach().double() * (1 << precision)).to(torch.int64)
+    limit = real_limit(precision) if limit is None else limit
+    real = x.detach()
+    if real.dtype not in (torch.float32, torch.float64):
+        real = real.double()
+    largest = np.zeros(1)
+    encoded = to_fixed_point(real.contiguous().view(-1).numpy(), float(1 << precision), largest)
+    if not largest[0] < limit:
+        check_range(x, limit=limit, what=what, why=why)
+    return torch.from_numpy(encoded).view(x.shape)
 
 
 def decode(x: torch.Tensor, precision: int = PRECISION_BITS) -> torch.Tensor:

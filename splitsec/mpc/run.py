@@ -41,7 +41,8 @@ def run_program(
     """Evaluate the program with the other party and open the result to the client.
 
     Args:
-        activation: at the client, its real tensor of `program.input_shape`; None at the server.
+        activation: at the client, its tensor of `program.input_shape`, real or encoded by `encode_activation`; None at
+            the server.
         weights: at the server, its encoded weights by step number; None at the client.
         on_step: called with a step's number when it is done.
 
@@ -49,7 +50,7 @@ def run_program(
         At the client the real result, float32 of `program.output_shape`; at the server None.
     """
     if context.rank == CLIENT and activation is not None:
-        first = encode(activation, context.precision, what="the activation")
+        first = encode_activation(program, activation) if activation.is_floating_point() else activation
     else:
         first = torch.zeros(program.input_shape, dtype=torch.int64)
     values = [Value(first, context.precision)]
@@ -61,6 +62,21 @@ def run_program(
     result = values[-1]
     theirs = context.collect(result.share.contiguous(), CLIENT)
     return None if theirs is None else ((result.share + theirs).double() / 2.0**result.scale).float()
+
+
+def encode_activation(program: Program, activation: torch.Tensor, cut: str = "input") -> torch.Tensor:
+    """The client's real activation as ring elements, int64.
+
+    Raises:
+        RangeError: it is not finite or reaches `program.limit`; names the cut and the layer that sets the limit.
+    """
+    return encode(
+        activation,
+        program.precision,
+        limit=program.limit,
+        what=f"the activation at cut '{cut}'",
+        why=f"the largest for which layer '{program.limited_by}' cannot overflow; scale the input down",
+    )
 
 
 def _apply(number: int, step: Step, inputs: list[Value], held: Weights | None, context: Context) -> Value:

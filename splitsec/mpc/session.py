@@ -21,6 +21,9 @@ from splitsec.mpc.prg import Stream
 from splitsec.mpc.ring import PRECISION_BITS
 from splitsec.transport.peer import RAW_HEADER, Peer
 
+STEPS = 1 << 16
+QUERIES = 1 << 16
+
 
 @dataclass
 class Cost:
@@ -152,7 +155,8 @@ class Session:
             raise RandomnessError(f"the randomness of query {query} {state}; one-time randomness serves once")
         self._current = self._ready.pop(query)
         self._common = Stream(self._pair_seed, query)
-        self._step = 0
+        # Steps begin at the query's number, so that two parties in different queries find out at the first message.
+        self._step = (query % QUERIES) * STEPS
 
     def end(self) -> None:
         """Finish a query; raises `RandomnessError` if it left part of its plan unused."""

@@ -34,7 +34,7 @@ from splitsec.mpc.plan import correction_count, weight_shapes
 from splitsec.mpc.prg import fresh_seed
 from splitsec.mpc.program import Program, check_program
 from splitsec.mpc.ring import check_range
-from splitsec.mpc.run import run_program
+from splitsec.mpc.run import encode_activation, run_program
 from splitsec.mpc.session import Session
 from splitsec.parties.events import EpochDone, Joined, Predicted, Report, ignore
 from splitsec.parties.names import DEALER, SERVER
@@ -373,12 +373,8 @@ class ClientSession:
         """The tail's result for a real activation of the session's shape: float32 of the program's output shape."""
         shape = self.program.input_shape
         expect_tensor(activation, what=f"the activation at cut '{self._cut}'", dtype=activation.dtype, shape=shape)
-        check_range(
-            activation,
-            limit=self.program.limit,
-            what=f"the activation at cut '{self._cut}'",
-            why=f"the largest for which layer '{self.program.limited_by}' cannot overflow; scale the input down",
-        )
+        # Before the query begins: a value out of range must not use up this party's randomness and not the server's.
+        encoded = encode_activation(self.program, activation, self._cut)
         if self._prepared is None:
             self.prepare()
         assert self._prepared is not None
@@ -387,7 +383,7 @@ class ClientSession:
             self._peer.send(Run())
         self._session.begin(self._prepared)
         self._prepared = None
-        result = run_program(self.program, self._session, activation=activation, on_step=on_step)
+        result = run_program(self.program, self._session, activation=encoded, on_step=on_step)
         self._session.end()
         cost = self._peer.traffic.since(before)
         self.last_cost = (cost.rounds, cost.bytes_sent, cost.bytes_received)

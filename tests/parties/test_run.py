@@ -411,3 +411,29 @@ def test_sessions_are_given_back_and_no_client_takes_them_all(tmp_path: Path) ->
 def test_training_on_the_inputs_themselves_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="inputs in plain"), world(tmp_path, cut="input"):
         pass
+
+
+def test_a_value_out_of_range_does_not_part_the_queries_of_the_two(tmp_path: Path) -> None:
+    with world(tmp_path, epochs=0, stay=True) as here, _serving(here) as client, client.session((2, 6)) as session:
+        x = torch.rand(2, 6)
+        with torch.no_grad():
+            plain = here.split.tail.eval()(x)
+        for _ in range(3):
+            session.prepare()
+            with pytest.raises(RangeError):
+                session.run(torch.full((2, 6), 1e12))
+            torch.testing.assert_close(session.run(x), plain, atol=1e-3, rtol=0)
+
+
+def test_parties_in_different_queries_find_out(tmp_path: Path) -> None:
+    with world(tmp_path, epochs=0, stay=True) as here, _serving(here) as client:
+
+        def out_of_step() -> None:
+            with client.session((2, 6)) as session:
+                session.prepare()
+                session.prepare()
+                # The second query's randomness at this party, the first one's at the server.
+                session.run(torch.rand(2, 6))
+
+        with pytest.raises(MessageError, match="for step 0"):
+            out_of_step()
