@@ -67,11 +67,6 @@ def check_range(x: torch.Tensor, *, limit: float, what: str, why: str = "the fix
     raise RangeError(f"{what} holds a value of magnitude {largest:g}, beyond {limit:g}, {why}")
 
 
-def reconstruct(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-    """The secret of two additive shares."""
-    return mine + theirs
-
-
 def shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
     """Logical right shift of ring elements read as unsigned, 0 < bits < 64."""
     return (x >> bits) & ((1 << (RING_BITS - bits)) - 1)

@@ -15,7 +15,7 @@ from splitsec.mpc.context import CLIENT, SERVER, Context
 from splitsec.mpc.linear import LinearMask, linear
 from splitsec.mpc.maximum import MOST, maximum
 from splitsec.mpc.program import CRYPTEN_OPS, Program, Step, Weights, input_scale, output_scale
-from splitsec.mpc.ring import encode
+from splitsec.mpc.ring import decode, encode
 from splitsec.mpc.selection import relu
 from splitsec.mpc.truncation import truncate
 
@@ -61,7 +61,7 @@ def run_program(
             on_step(number)
     result = values[-1]
     theirs = context.collect(result.share.contiguous(), CLIENT)
-    return None if theirs is None else ((result.share + theirs).double() / 2.0**result.scale).float()
+    return None if theirs is None else decode(result.share + theirs, result.scale)
 
 
 def encode_activation(program: Program, activation: torch.Tensor, cut: str = "input") -> torch.Tensor:

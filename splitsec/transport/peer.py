@@ -34,10 +34,6 @@ class Peer(Generic[BodyT]):
         self._codec = codec
         self._socket = socket
         self._held: list[zmq.Frame] | None = None
-        self.set_timeout(timeout)
-
-    def set_timeout(self, timeout: float) -> None:
-        """How many seconds a send or a receive may take from now on."""
         self.timeout = timeout
         self._socket.setsockopt(zmq.RCVTIMEO, max(1, int(timeout * 1000)))
         self._socket.setsockopt(zmq.SNDTIMEO, max(1, int(timeout * 1000)))
