@@ -64,19 +64,23 @@ def bits_of(plane, count):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(
-    "void(int64[:], uint64[:], int64[:], int64[:], int64[:], int64[:], int64[:], int64, boolean, int64[:])",
+    [
+        f"void(int64[:], uint64[:], int64[:], int64[:], int64[:], {small}[:], {small}[:], int64, boolean, int64[:])"
+        for small in ("uint16", "uint32", "uint64")
+    ],
     cache=True,
     nogil=True,
 )
 def truncate_and_select(  # type: ignore[no-untyped-def]
-    opened, choice, shifted, top, bit, bit_shifted, bit_top, shift, first, product
+    opened, choice, shifted, bit, bit_shifted, top, bit_top, shift, first, product
 ):
     """Shares of b * x where x is z truncated by `shift` and b the bit whose masked form is `choice`; see `selection`.
 
     Args:
         opened: c = z + 2**62 + r, public.
         choice: plane of s = b xor t, public.
-        shifted, top, bit, bit_shifted, bit_top: shares of r >> shift, msb(r), t, t * (r >> shift), t * msb(r).
+        shifted, bit, bit_shifted: shares of r >> shift, t, t * (r >> shift).
+        top, bit_top: shares of msb(r) and t * msb(r) modulo 2**16, 2**32 or 2**64, whichever holds `shift` bits.
         first: whether this party adds public constants.
         product: output, int64 (n,).
     """

@@ -2,8 +2,9 @@
 
 All pairs are compared at once: the differences of opened masked values are masked by the differences of their masks,
 which the dealer knows, so one opening serves every pair and the truncation too. A value is the largest if it wins all
-its comparisons, a product of up to four bits; the winner is then selected as in `selection`. Comparisons are exact to
-the last bit, so that there is exactly one winner, ties included: of equal values the first wins.
+its comparisons, a product of up to four bits; the winner is then selected as in `selection`. What is compared are the
+truncated values, which the opening fixes (c >> shift minus r >> shift, with one wrap-around), to the last bit, so that
+there is one winner, ties included: of equal values the first wins.
 
 Products of many bits in one opening: A. Patra, T. Schneider, A. Suresh, H. Yalame, "ABY2.0", USENIX Security 2021,
 section 3.1, with masks and products from the dealer.
@@ -24,8 +25,8 @@ from splitsec.mpc.context import SERVER, Context
 from splitsec.mpc.correlation import Correlation, Masks, Shape
 from splitsec.mpc.kernels import WORD, Words, and_rows, bits_of, conjunctions, words_for
 from splitsec.mpc.prg import Stream
-from splitsec.mpc.ring import HEADROOM_BITS
-from splitsec.mpc.selection import deal_selection, select_value, selection_vectors
+from splitsec.mpc.ring import HEADROOM_BITS, shift_right
+from splitsec.mpc.selection import deal_selection, select_value, selection_shapes
 
 MOST = 4
 
@@ -74,7 +75,7 @@ class MaxMask(Correlation, frozen=True):
         size: values a window, 1 to 4.
         zero: whether zero takes part, so that the result is the ReLU of the maximum.
         shift: fractional bits to drop; 0 keeps the scale.
-        high: every value and every difference is below 2**high - 1 in magnitude; at most 62.
+        high: every value and every difference is below 2**high - 2**(shift + 1) in magnitude; at most 62.
     """
 
     count: int
@@ -93,22 +94,27 @@ class MaxMask(Correlation, frozen=True):
         """Elements a candidate, padding included."""
         return self.words * WORD
 
+    @property
+    def width(self) -> int:
+        """Bits that are compared."""
+        return self.high - self.shift
+
     def _planes(self) -> tuple[int, int]:
         contest = _contest(self.size, self.zero)
         pairs = len(contest.pairs)
-        return comparison.corrected_planes(self.high, pairs * self.words), pairs
+        return comparison.corrected_planes(self.width, pairs * self.words), pairs
 
     def correction_shapes(self) -> list[Shape]:
         corrected, pairs = self._planes()
         products = len(_contest(self.size, self.zero).products)
-        vectors = selection_vectors(self.shift)
-        return [(corrected, pairs * self.words), (products, self.words), (vectors, self.size * self.padded)]
+        selected = selection_shapes(self.shift, self.size * self.padded)
+        return [(corrected, pairs * self.words), (products, self.words), *selected]
 
     def part_shapes(self, rank: int) -> list[Shape]:
         _, pairs = self._planes()
         own: list[Shape] = [
             (self.size, self.padded),
-            (comparison.mask_planes(self.high, pairs * self.words), pairs * self.words),
+            (comparison.mask_planes(self.width, pairs * self.words), pairs * self.words),
             (pairs, self.words),
             (1, self.size * self.words),
         ]
@@ -124,16 +130,16 @@ class MaxMask(Correlation, frozen=True):
         r1, *others = self._own(client)
         r, (sign_masks, win_masks, choice) = r + r1, [one ^ other for one, other in zip(own, others, strict=True)]
         contest = _contest(self.size, self.zero)
-        planes = comparison.deal_comparison(sign_masks, differences(r, contest.pairs), 0, self.high)
+        asked = differences(_truncated(r, self.shift), contest.pairs)
+        planes = comparison.deal_comparison(sign_masks, asked, 0, self.width)
         held = np.empty((len(contest.pairs) + len(contest.products), self.words), dtype=np.uint64)
         held[: len(contest.pairs)] = win_masks
         and_rows(held, contest.products, len(contest.pairs))
         products = held[len(contest.pairs) :]
-        vectors = deal_selection(r.reshape(-1), bits_of(choice[0], r.numel()), self.shift)
         planes ^= _draw(client, planes.shape)
         products ^= _draw(client, products.shape)
-        vectors -= client.ring(vectors.shape)
-        return [torch.from_numpy(planes.view(np.int64)), torch.from_numpy(products.view(np.int64)), vectors]
+        selected = deal_selection(client, r.reshape(-1), bits_of(choice[0], r.numel()), self.shift)
+        return [torch.from_numpy(planes.view(np.int64)), torch.from_numpy(products.view(np.int64)), *selected]
 
     def expand(
         self, rank: int, stream: Stream, corrections: Sequence[torch.Tensor], masks: Masks
@@ -153,6 +159,10 @@ def _draw(stream: Stream, shape: Sequence[int]) -> Words:
     return stream.ring(shape).numpy().view(np.uint64)
 
 
+def _truncated(values: torch.Tensor, shift: int) -> torch.Tensor:
+    return shift_right(values, shift) if shift else values
+
+
 def differences(values: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
     """Value i minus value j for every pair, or value i where j is -1: int64 (size, n) to (pairs * n,)."""
     out = torch.empty(len(pairs), values.shape[1], dtype=torch.int64)
@@ -170,7 +180,8 @@ def maximum(
     """Shares of the largest of each window's values (and of zero), divided by 2**shift.
 
     Args:
-        share: int64 (size, windows), 1 to 4 values a window; magnitudes and differences below 2**high - 1.
+        share: int64 (size, windows), 1 to 4 values a window; magnitudes and differences below
+            2**high - 2**(shift + 1).
         zero: take zero as one of the values.
         shift: fractional bits to drop; the result is off by at most one unit in the last place, exact where 0.
 
@@ -181,25 +192,26 @@ def maximum(
     size, count = share.shape
     item = MaxMask(count, size, zero, shift, high)
     contest = _contest(size, zero)
-    mask, *bits, dealt, products, vectors = context.take(item)
-    sign_masks, win_masks, choice_mask, dealt_planes, product_planes = (
-        one.numpy().view(np.uint64) for one in (*bits, dealt, products)
-    )
+    mask, *bits = context.take(item)
+    bits, selected = bits[:5], bits[5:]
+    sign_masks, win_masks, choice_mask, dealt_planes, product_planes = (one.numpy().view(np.uint64) for one in bits)
     masked = F.pad(share, (0, item.padded - count)) + mask
     (theirs,) = context.exchange([masked])
     opened = masked + theirs
-    asked = differences(opened, contest.pairs) + (1 << high)
-    won = comparison.sign(context, asked, sign_masks, dealt_planes, 0, high).reshape(len(contest.pairs), item.words)
+    public = _truncated(opened + (1 << HEADROOM_BITS), shift) - (1 << (HEADROOM_BITS - shift))
+    asked = differences(public, contest.pairs) + (1 << item.width)
+    won = comparison.sign(context, asked, sign_masks, dealt_planes, 0, item.width)
+    won = won.reshape(len(contest.pairs), item.words)
     winners = np.zeros((size, item.words), dtype=np.uint64)
     first = context.rank == SERVER
     if contest.inputs.shape[1] > 1:
-        public = comparison.open_planes(context, won ^ win_masks)
+        shown = comparison.open_planes(context, won ^ win_masks)
         if not context.planning:
-            conjunctions(public, win_masks, product_planes, contest.inputs, contest.flips, contest.rows, first, winners)
+            conjunctions(shown, win_masks, product_planes, contest.inputs, contest.flips, contest.rows, first, winners)
     else:
         winners = won[contest.inputs[:, 0]] ^ (contest.flips if first else np.uint64(0))
     choice = comparison.open_planes(context, winners.reshape(1, -1) ^ choice_mask)[0]
     if context.planning:
         return torch.zeros(count, dtype=torch.int64)
-    chosen = select_value(context, opened.view(-1), choice, mask.view(-1), vectors, shift)
+    chosen = select_value(context, opened.view(-1), choice, mask.view(-1), selected, shift)
     return chosen.view(size, -1).sum(0)[:count]

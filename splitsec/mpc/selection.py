@@ -10,6 +10,7 @@ EUROCRYPT 2021, section 4, and of Orca (N. Jawalkar et al., IEEE S&P 2024, secti
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from splitsec.mpc.context import SERVER, Context
 from splitsec.mpc.correlation import Correlation, Masks, Shape
 from splitsec.mpc.kernels import Ints, Words, bits_of, select, truncate_and_select, words_for
 from splitsec.mpc.prg import Stream
-from splitsec.mpc.ring import HEADROOM_BITS, shift_right, top_bit
+from splitsec.mpc.ring import HEADROOM_BITS, shift_right
 
 
 class ReluMask(Correlation, frozen=True):
@@ -42,7 +43,7 @@ class ReluMask(Correlation, frozen=True):
 
     def correction_shapes(self) -> list[Shape]:
         words = words_for(self.count)
-        return [(comparison.corrected_planes(self.width, words), words), (selection_vectors(self.shift), self.count)]
+        return [(comparison.corrected_planes(self.width, words), words), *selection_shapes(self.shift, self.count)]
 
     def part_shapes(self, rank: int) -> list[Shape]:
         words = words_for(self.count)
@@ -57,10 +58,8 @@ class ReluMask(Correlation, frozen=True):
         (r, sign_masks, t), (r1, sign_masks1, t1) = self._own(server), self._own(client)
         r, bits = r + r1, bits_of((t ^ t1)[0], self.count)
         planes = comparison.deal_comparison(sign_masks ^ sign_masks1, r, self.shift, self.high)
-        vectors = deal_selection(r, bits, self.shift)
         planes ^= comparison.draw_planes(client, len(planes), self.count)
-        vectors -= client.ring(vectors.shape)
-        return [torch.from_numpy(planes.view(np.int64)), vectors]
+        return [torch.from_numpy(planes.view(np.int64)), *deal_selection(client, r, bits, self.shift)]
 
     def expand(
         self, rank: int, stream: Stream, corrections: Sequence[torch.Tensor], masks: Masks
@@ -94,7 +93,7 @@ def relu(context: Context, share: torch.Tensor, *, shift: int = 0, high: int = H
         one for the sign.
     """
     item = ReluMask(share.numel(), shift, high)
-    mask, sign_masks, choice_mask, dealt, products = context.take(item)
+    mask, sign_masks, choice_mask, dealt, *products = context.take(item)
     flat = share.reshape(-1) + mask
     (theirs,) = context.exchange([flat])
     opened = flat + theirs
@@ -106,40 +105,65 @@ def relu(context: Context, share: torch.Tensor, *, shift: int = 0, high: int = H
     return select_value(context, opened, choice, mask, products, shift).view(share.shape)
 
 
-def selection_vectors(shift: int) -> int:
-    """Vectors of ring elements dealt for a selection: r >> shift, msb(r), t and t times both; or t and t * r."""
-    return 5 if shift else 2
+def _small(shift: int) -> type[np.unsignedinteger[Any]]:
+    # msb(r) is used times 2**(64 - shift), so that only `shift` bits of its shares count.
+    return np.uint16 if shift <= 16 else np.uint32 if shift <= 32 else np.uint64
 
 
-def deal_selection(r: torch.Tensor, bits: Ints, shift: int) -> torch.Tensor:
-    """The true values of these vectors, int64 (vectors, n)."""
+def selection_shapes(shift: int, count: int) -> list[Shape]:
+    """Shapes of what is dealt for a selection, int64.
+
+    With truncation (r >> shift, t, t * (r >> shift)) and msb(r), t * msb(r) in as few bytes as will do; without it
+    (t, t * r).
+    """
+    if not shift:
+        return [(2, count)]
+    return [(3, count), (-(-2 * count * np.dtype(_small(shift)).itemsize // 8),)]
+
+
+def deal_selection(client: Stream, r: torch.Tensor, bits: Ints, shift: int) -> list[torch.Tensor]:
+    """The server's shares of what is dealt for r and the bits t, by `selection_shapes`; the client's come from its
+    stream."""
     t = torch.from_numpy(bits)
-    whole = torch.empty(selection_vectors(shift), r.numel(), dtype=torch.int64)
-    if shift:
-        whole[0], whole[1], whole[2] = shift_right(r, shift), top_bit(r), t
-        torch.mul(whole[:2], t, out=whole[3:])
-    else:
+    shapes = selection_shapes(shift, r.numel())
+    whole = torch.empty(shapes[0], dtype=torch.int64)
+    if not shift:
         whole[0] = t
         torch.mul(r, t, out=whole[1])
-    return whole
+        return [whole.sub_(client.ring(shapes[0]))]
+    whole[0], whole[1] = shift_right(r, shift), t
+    torch.mul(whole[0], t, out=whole[2])
+    whole -= client.ring(shapes[0])
+    small = client.ring(shapes[1])
+    held = small.numpy().view(_small(shift))
+    top = (r.numpy() < 0).astype(held.dtype)
+    count = r.numel()
+    np.subtract(top, held[:count], out=held[:count])
+    top *= bits.astype(held.dtype)
+    np.subtract(top, held[count : 2 * count], out=held[count : 2 * count])
+    return [whole, small]
 
 
 def select_value(
-    context: Context, opened: torch.Tensor, choice: Words, mask: torch.Tensor, vectors: torch.Tensor, shift: int
+    context: Context, opened: torch.Tensor, choice: Words, mask: torch.Tensor, dealt: list[torch.Tensor], shift: int
 ) -> torch.Tensor:
     """Shares of b * (z >> shift) from the opened c = z + r and the opened plane of b xor t; local.
 
     Args:
         opened: c, int64 (n,).
         mask: share of r, int64 (n,).
-        vectors: shares of the dealt vectors, int64 (selection_vectors(shift), n).
+        dealt: shares of what `selection_shapes(shift, n)` describes.
     """
     result = torch.empty_like(opened)
     first = context.rank == SERVER
-    parts = [part.numpy() for part in vectors]
+    parts = [part.numpy() for part in dealt[0]]
     if shift:
+        small = dealt[1].numpy().view(_small(shift))
+        count = opened.numel()
         moved = opened + (1 << HEADROOM_BITS)
-        truncate_and_select(moved.numpy(), choice, *parts, shift, first, result.numpy())
+        truncate_and_select(
+            moved.numpy(), choice, *parts, small[:count], small[count : 2 * count], shift, first, result.numpy()
+        )
     else:
         select(opened.numpy(), choice, mask.numpy(), *parts, first, result.numpy())
     return result
