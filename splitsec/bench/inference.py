@@ -39,9 +39,11 @@ from splitsec.errors import ConfigError, SplitsecError
 from splitsec.launch.processes import PartyGroup
 from splitsec.mpc.linear import LinearMask
 from splitsec.mpc.prg import Stream, fresh_seed
-from splitsec.parties.client import Client, ClientSession
-from splitsec.parties.config import DealerConfig, ServerConfig, settle_on, write_config
+from splitsec.parties.asking import ClientSession
+from splitsec.parties.client import Client
+from splitsec.parties.config import DealerConfig, ServerConfig, write_config
 from splitsec.parties.events import size
+from splitsec.parties.machine import settle
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.transport import load_key_pair, load_public_keys, make_keys
 
@@ -181,7 +183,6 @@ class Ours:
 @contextlib.contextmanager
 def our_parties(work: Workload) -> Iterator[Ours]:
     """Start a server and a dealer for the workload and open a session; everything is ended on leaving."""
-    torch.set_num_threads(work.threads)
     model = work.model.make(work.weights)
     split = SplitModel(model, work.cut).eval()
     with (
@@ -223,7 +224,7 @@ def our_parties(work: Workload) -> Iterator[Ours]:
         # Parties on processors of their own, as on machines of their own; this process is the client.
         processors = os.sched_getaffinity(0)
         stack.callback(os.sched_setaffinity, 0, processors)
-        settle_on(1)
+        spread = settle(work.threads, cpu=1)
         client = Client(
             split.front,
             cut=split.cut,
@@ -232,10 +233,11 @@ def our_parties(work: Workload) -> Iterator[Ours]:
             server=server,
             dealer=dealer,
             timeout=600.0,
+            processors=spread,
         )
         with client, torch.no_grad():
             shape = split.front(work.inputs()).shape
-            with client.session(tuple(shape)) as session:
+            with client.session(tuple(shape), ahead=0) as session:
                 yield Ours(work, session, split)
 
 

@@ -131,6 +131,8 @@ def execute(
                 seed=run.seed,
                 predictions=count,
                 out="out",
+                # All parties share this machine's processors, so to prepare meanwhile would only take turns.
+                ahead=0,
                 cpu=index + 1,
             )
             _write(directory / name, client_config)

@@ -5,12 +5,13 @@ The dealer sees shapes, counts and names. It never receives a share, so nothing 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 
 from splitsec.errors import RandomnessError
-from splitsec.mpc.plan import Plan, check_plan, deal, plan_digest, weight_masks
+from splitsec.mpc.plan import Plan, check_plan, correction_count, deal, plan_digest, weight_masks
 from splitsec.mpc.prg import fresh_seed
 
 MAX_SESSIONS = 16
@@ -23,6 +24,7 @@ class _Book:
     seeded: set[int] = field(default_factory=set)
     plans: dict[int, Plan] = field(default_factory=dict)
     masks: dict[int, torch.Tensor] | None = field(default=None, repr=False)
+    size: int = 0
     next_query: int = 0
 
 
@@ -64,8 +66,10 @@ class DealerBook:
         book.seeded.add(rank)
         return book.seeds[rank]
 
-    def corrections(self, session: str, *, name: str, query: int) -> torch.Tensor:
-        """Deal query number `query` to party 0; each number is dealt once, in order.
+    def corrections(self, session: str, *, name: str, query: int) -> Iterator[torch.Tensor]:
+        """Deal query number `query` to party 0, in parts; each number is dealt once, in order.
+
+        The number counts as dealt from now on; the parts are computed as they are asked for, in any thread.
 
         Raises:
             RandomnessError: unknown session, not party 0, the client has not joined, or a number out of order.
@@ -81,8 +85,13 @@ class DealerBook:
             )
         if book.masks is None:
             book.masks = weight_masks(book.plans[0], book.seeds[0])
+            book.size = correction_count(book.plans[0])
         book.next_query += 1
         return deal(book.plans[0], book.seeds[0], book.seeds[1], query, book.masks)
+
+    def size(self, session: str) -> int:
+        """How many ring elements a query of an open session takes."""
+        return self._sessions[session].size
 
     def leave(self, session: str, *, name: str) -> None:
         """Forget a session; a member that leaves ends it for both."""

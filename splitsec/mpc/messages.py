@@ -12,15 +12,22 @@ from splitsec.transport.codec import Codec, Message, Refused
 
 
 class Prepare(Message, frozen=True):
-    """Client to server: get the randomness of this query ready."""
+    """Client to server: get the randomness of all queries below this number ready; not answered."""
+
+    below: int
+
+
+class Await(Message, frozen=True):
+    """Client to server: say when this query is ready."""
 
     query: int
 
 
 class Ready(Message, frozen=True):
-    """Server to client: the randomness of this query is ready."""
+    """Server to client: the randomness of this query is ready; it took so many milliseconds."""
 
     query: int
+    milliseconds: float
 
 
 class Run(Message, frozen=True):
@@ -28,9 +35,13 @@ class Run(Message, frozen=True):
 
 
 class MaskedWeights(Message, frozen=True):
-    """Server to client, once a session: each layer's weights minus their mask, one int64 tensor a layer."""
+    """Server to client, once a session: each layer's weights minus their mask, one int64 tensor a layer.
+
+    `ahead` is how many queries the server keeps ready at most.
+    """
 
     layers: tuple[int, ...]
+    ahead: int
 
 
 class Ping(Message, frozen=True):
@@ -41,7 +52,7 @@ class Close(Message, frozen=True):
     """Client to server: the session is over."""
 
 
-SessionBody: TypeAlias = MaskedWeights | Ping | Prepare | Ready | Run | Close | Refused
+SessionBody: TypeAlias = MaskedWeights | Ping | Prepare | Await | Ready | Run | Close | Refused
 session_codec: Codec[SessionBody] = Codec(SessionBody)
 
 
@@ -71,7 +82,7 @@ class DealQuery(Message, frozen=True):
 
 
 class Corrections(Message, frozen=True):
-    """Dealer to server: one flat int64 tensor."""
+    """Dealer to server: a part of a query's corrections, one flat int64 tensor."""
 
     query: int
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 import msgspec
@@ -31,6 +32,8 @@ AnyCorrelation: TypeAlias = (
 Plan: TypeAlias = tuple[AnyCorrelation, ...]
 # As corrections they must fit one frame.
 MAX_ELEMENTS = MAX_FRAME_BYTES // 8
+# A part of the corrections is sent as soon as it has so many ring elements.
+PART_ELEMENTS = 1 << 15
 # The stream of the server's seed that masks the weights; queries count up from 0 and never come here.
 WEIGHT_STREAM = (1 << 64) - 1
 
@@ -71,11 +74,28 @@ def weight_shapes(plan: Plan) -> dict[int, tuple[int, ...]]:
     return dict(one for one in (item.weight_shape() for item in plan) if one is not None)
 
 
-def deal(plan: Plan, server_seed: bytes, client_seed: bytes, query: int, masks: Masks) -> torch.Tensor:
-    """All corrections of one query, flat int64 in the order of the plan."""
+def deal(plan: Plan, server_seed: bytes, client_seed: bytes, query: int, masks: Masks) -> Iterator[torch.Tensor]:
+    """The corrections of one query in the order of the plan, flat int64, in parts that each cover whole tensors.
+
+    Parts can be sent while later ones are computed. Every query has at least one, and only a query without any
+    corrections has an empty one.
+    """
     server, client = Stream(server_seed, query), Stream(client_seed, query)
-    corrections = [part.reshape(-1) for item in plan for part in item.deal(server, client, masks)]
-    return torch.cat(corrections) if corrections else torch.empty(0, dtype=torch.int64)
+    small: list[torch.Tensor] = []
+    sent = False
+    for item in plan:
+        for part in item.deal(server, client, masks):
+            # Small ones travel together; to copy large ones would take as long as to make them.
+            if 0 < part.numel() < PART_ELEMENTS:
+                small.append(part.reshape(-1))
+            if small and (part.numel() >= PART_ELEMENTS or sum(one.numel() for one in small) >= PART_ELEMENTS):
+                yield torch.cat(small)
+                small, sent = [], True
+            if part.numel() >= PART_ELEMENTS:
+                yield part.view(-1)
+                sent = True
+    if small or not sent:
+        yield torch.cat([*small, torch.empty(0, dtype=torch.int64)])
 
 
 def correction_count(plan: Plan) -> int:
@@ -88,14 +108,14 @@ def expand(
     rank: int,
     seed: bytes,
     query: int,
-    corrections: torch.Tensor | None = None,
+    corrections: Iterable[torch.Tensor] | None = None,
     masks: Masks | None = None,
 ) -> list[list[torch.Tensor]]:
     """This party's parts of one query, one list a correlation.
 
     Args:
         masks: for rank 1, the masked weights by layer number.
-        corrections: for rank 0, what the dealer sent: flat int64 of `correction_count(plan)` elements.
+        corrections: for rank 0, the parts that the dealer sent, see `deal`.
 
     Raises:
         MessageError: the dealer's corrections do not fit the plan.
@@ -105,13 +125,25 @@ def expand(
         return [item.expand(1, stream, (), masks or {}) for item in plan]
     if corrections is None:
         raise MessageError("party 0 needs the dealer's corrections")
-    expect_tensor(corrections, what="the dealer's corrections", dtype=torch.int64, shape=(correction_count(plan),))
-    parts, at = [], 0
+    parts: list[list[torch.Tensor]] = []
+    received = iter(corrections)
+    left = torch.empty(0, dtype=torch.int64)
     for item in plan:
         mine = []
         for shape in item.correction_shapes():
             count = math.prod(shape)
-            mine.append(corrections[at : at + count].view(shape))
-            at += count
+            if count and not left.numel():
+                left = expect_tensor(next(received, left), what="the corrections", dtype=torch.int64, shape=(None,))
+            if left.numel() < count:
+                raise MessageError(f"the dealer's corrections end after {left.numel()} of {count} elements")
+            mine.append(left[:count].view(shape))
+            left = left[count:]
         parts.append(item.expand(0, stream, mine, {}))
+    if left.numel() or any(rest.numel() for rest in received):
+        raise MessageError("the dealer sent more corrections than the plan takes")
     return parts
+
+
+def query_bytes(plan: Plan, rank: int) -> int:
+    """How many bytes one query's randomness takes in a party's memory."""
+    return 8 * sum(math.prod(shape) for item in plan for shape in item.part_shapes(rank))

@@ -7,7 +7,7 @@ zeros, alone, to learn which correlations it will take and what it will cost.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,7 +92,7 @@ class Session:
         dealt_seed: the seed shared with the dealer.
         pair_seed: the seed shared with the other party, unknown to the dealer.
         plan: correlations of one query.
-        corrections: for the server, fetches a query's corrections from the dealer.
+        corrections: for the server, fetches a query's corrections from the dealer, part by part.
         masked_weights: for the client, each layer's masked weights.
     """
 
@@ -104,7 +104,7 @@ class Session:
         dealt_seed: bytes,
         pair_seed: bytes,
         plan: Plan,
-        corrections: Callable[[int], torch.Tensor] | None = None,
+        corrections: Callable[[int], Iterable[torch.Tensor]] | None = None,
         masked_weights: Mapping[int, torch.Tensor] | None = None,
         precision: int = PRECISION_BITS,
     ) -> None:
@@ -120,6 +120,7 @@ class Session:
         self._corrections = corrections
         self._masked_weights = masked_weights
         self._next_query = 0
+        self._next_run = 0
         self._ready: dict[int, deque[tuple[AnyCorrelation, list[torch.Tensor]]]] = {}
         self._current: deque[tuple[AnyCorrelation, list[torch.Tensor]]] | None = None
         self._common: Stream | None = None
@@ -131,17 +132,20 @@ class Session:
         return self._next_query
 
     @property
-    def next_ready(self) -> int:
-        """The number of the oldest query that is prepared and has not run; -1 if there is none."""
-        return min(self._ready, default=-1)
+    def next_run(self) -> int:
+        """The number of the query that runs next: both parties run them in order."""
+        return self._next_run
 
     def prepare(self) -> int:
-        """Make the next query's randomness ready (the offline phase); returns its number."""
+        """Make the next query's randomness ready (the offline phase); returns its number.
+
+        May run in another thread than the queries, but in one thread only.
+        """
         query = self._next_query
-        self._next_query += 1
         corrections = None if self._corrections is None else self._corrections(query)
         parts = expand(self.plan, self.rank, self._dealt_seed, query, corrections, self._masked_weights)
         self._ready[query] = deque(zip(self.plan, parts, strict=True))
+        self._next_query += 1
         return query
 
     def begin(self, query: int) -> None:
@@ -154,6 +158,7 @@ class Session:
             state = "was used before" if 0 <= query < self._next_query else "was never prepared"
             raise RandomnessError(f"the randomness of query {query} {state}; one-time randomness serves once")
         self._current = self._ready.pop(query)
+        self._next_run = query + 1
         self._common = Stream(self._pair_seed, query)
         # Steps begin at the query's number, so that two parties in different queries find out at the first message.
         self._step = (query % QUERIES) * STEPS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -14,28 +14,16 @@ import zmq
 from torch import nn
 
 from splitsec.cut import load_segment
-from splitsec.errors import AuthenticationError, MessageError, RefusedError, SplitsecError
+from splitsec.errors import AuthenticationError, MessageError, RefusedError
 from splitsec.mpc.context import CLIENT
-from splitsec.mpc.costing import Prediction, predict_cost
-from splitsec.mpc.linear import laid_out
-from splitsec.mpc.messages import (
-    Close,
-    JoinSession,
-    MaskedWeights,
-    Ping,
-    Prepare,
-    Ready,
-    Run,
-    SessionBody,
-    SessionSeed,
-    session_codec,
-)
-from splitsec.mpc.plan import correction_count, weight_shapes
+from splitsec.mpc.messages import Close, JoinSession, SessionBody, SessionSeed, session_codec
+from splitsec.mpc.plan import weight_shapes
 from splitsec.mpc.prg import fresh_seed
-from splitsec.mpc.program import Program, check_program
+from splitsec.mpc.program import check_program
 from splitsec.mpc.ring import check_range
-from splitsec.mpc.run import encode_activation, run_program
 from splitsec.mpc.session import Session
+from splitsec.mpc.supply import Supply, most_ahead
+from splitsec.parties.asking import ClientSession, predicted_cost, receive_masked_weights
 from splitsec.parties.events import EpochDone, Joined, Predicted, Report, ignore
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.training.aggregation import flatten_state, mask_upload, unflatten_state
@@ -110,6 +98,7 @@ class Client:
         server, dealer: their addresses.
         timeout: seconds to wait for an answer.
         join_timeout: seconds to wait for the other clients to come.
+        processors: where randomness may be made ready while a query runs; None leaves it to the kernel.
 
     Example:
         >>> with Client(split.front, cut=split.cut, keys=keys, peers=peers, server=..., dealer=...) as client:
@@ -128,6 +117,7 @@ class Client:
         dealer: str,
         timeout: float = 60.0,
         join_timeout: float = 120.0,
+        processors: Sequence[int] | None = None,
         report: Report = ignore,
     ) -> None:
         missing = [name for name in (SERVER, DEALER) if name not in peers]
@@ -140,6 +130,7 @@ class Client:
         self._server_address = server
         self._timeout = timeout
         self._join_timeout = join_timeout
+        self._processors = processors
         self._report = report
         self._wire = Wire(keys)
         try:
@@ -201,12 +192,14 @@ class Client:
             )
         return schedule
 
-    def predict(self, images: torch.Tensor, *, batch_size: int = 1) -> Predictions:
+    def predict(self, images: torch.Tensor, *, batch_size: int = 1, ahead: int = 1) -> Predictions:
         """Encrypted predictions: the server learns neither images, nor activations, nor results.
 
         Args:
             images: (N, ...) in the front's dtype.
             batch_size: images a query; the last query is padded with zeros and the padding dropped.
+            ahead: how many queries' randomness is made ready while one runs; it takes processors that the query
+                could use.
 
         Raises:
             RangeError: an activation is not finite, or beyond what the tail's layers can take; names the layer.
@@ -217,11 +210,11 @@ class Client:
         logits: list[torch.Tensor] = []
         online_ms: list[float] = []
         offline_ms: list[float] = []
-        with self.session(self._activation(images[:1].expand(batch_size, *images.shape[1:])).shape) as session:
+        shape = self._activation(images[:1].expand(batch_size, *images.shape[1:])).shape
+        with self.session(shape, ahead=ahead) as session:
             for start in range(0, len(images), batch_size):
                 rows = images[start : start + batch_size]
-                began = time.perf_counter()
-                session.prepare()
+                offline_ms.append(session.prepare())
                 prepared = time.perf_counter()
                 activation = self._activation(rows)
                 if len(rows) < batch_size:
@@ -229,7 +222,6 @@ class Client:
                     activation = torch.cat([activation, padding])
                 result = session.run(activation)
                 online_ms.append((time.perf_counter() - prepared) * 1e3)
-                offline_ms.append((prepared - began) * 1e3)
                 logits.append(result[: len(rows)])
                 if len(logits) % 10 == 0 or start + batch_size >= len(images):
                     self._report(Predicted(self.name, min(start + batch_size, len(images)), len(images)))
@@ -237,8 +229,12 @@ class Client:
         return Predictions(torch.cat(logits), online_ms, offline_ms, *cost, session.bytes_offline)
 
     @contextmanager
-    def session(self, shape: Sequence[int]) -> Iterator[ClientSession]:
-        """An open prediction session for activations of `shape`, batch dimension first."""
+    def session(self, shape: Sequence[int], *, ahead: int = 1) -> Iterator[ClientSession]:
+        """An open prediction session for activations of `shape`, batch dimension first.
+
+        Args:
+            ahead: how many queries' randomness is made ready while one runs; fewer if memory does not hold them.
+        """
         pair_seed = fresh_seed()
         opened, _ = self._server.request(OpenSession(tuple(shape), pair_seed))
         if not isinstance(opened, SessionOpened):
@@ -247,7 +243,7 @@ class Client:
         check_program(program)
         if program.input_shape != tuple(shape):
             raise MessageError("the server compiled its tail for another shape")
-        predicted = _predicted(program)
+        predicted = predicted_cost(program)
         plan = predicted.plan
         joined, _ = self._dealer.request(JoinSession(opened.session, CLIENT, self.name, plan))
         if not isinstance(joined, SessionSeed):
@@ -256,16 +252,22 @@ class Client:
         socket = self._wire.connect(zmq.DEALER, address, self._peers[SERVER])
         peer: Peer[SessionBody] = Peer(socket, peer=SERVER, codec=session_codec, timeout=self._timeout)
         try:
+            masked, most = receive_masked_weights(peer, weight_shapes(plan))
             session = Session(
                 peer,
                 rank=CLIENT,
                 dealt_seed=joined.seed,
                 pair_seed=pair_seed,
                 plan=plan,
-                masked_weights=_masked_weights(peer, weight_shapes(plan)),
+                masked_weights=masked,
                 precision=program.precision,
             )
-            yield ClientSession(session, peer, program, predicted, self._cut)
+            supply = Supply(session, processors=self._processors)
+            try:
+                ahead = min(ahead, min(most, most_ahead(plan, CLIENT)) - 1)
+                yield ClientSession(session, supply, peer, program, predicted, self._cut, ahead=ahead)
+            finally:
+                supply.close()
             peer.send(Close())
         except Exception:
             # Not the error's own words: they may hold the client's values.
@@ -315,77 +317,3 @@ class Client:
         check_range(average, limit=float("inf"), what="the combined front")
         load_segment(self.front, unflatten_state(average, state))
         return answer
-
-
-def _predicted(program: Program) -> Prediction:
-    try:
-        return predict_cost(program, CLIENT)
-    except SplitsecError:
-        raise
-    except Exception as error:
-        raise MessageError(f"the server sent a program that cannot run: {type(error).__name__}") from error
-
-
-def _masked_weights(peer: Peer[SessionBody], shapes: Mapping[int, tuple[int, ...]]) -> dict[int, torch.Tensor]:
-    body, tensors = peer.receive()
-    if not isinstance(body, MaskedWeights) or body.layers != tuple(shapes) or len(tensors) != len(shapes):
-        raise MessageError(f"the server sent {type(body).__name__} where its masked weights were due")
-    return {
-        layer: laid_out(expect_tensor(tensor, what="a masked weight", dtype=torch.int64, shape=shape))
-        for (layer, shape), tensor in zip(shapes.items(), tensors, strict=True)
-    }
-
-
-class ClientSession:
-    """A prediction session at the client: `prepare` (offline), then `run` (online), once each a query."""
-
-    def __init__(
-        self, session: Session, peer: Peer[SessionBody], program: Program, predicted: Prediction, cut: str
-    ) -> None:
-        self._session = session
-        self._peer = peer
-        self._cut = cut
-        self._prepared: int | None = None
-        self.program = program
-        self.predicted = predicted
-        self.bytes_offline = correction_count(session.plan) * 8
-        self.last_cost = (0, 0, 0)
-
-    def round_trip_ms(self, count: int = 200) -> float:
-        """Median milliseconds of an empty message to the server and back."""
-        times = []
-        for _ in range(count):
-            began = time.perf_counter()
-            self._peer.send(Ping())
-            self._peer.receive(spin=True)
-            times.append((time.perf_counter() - began) * 1e3)
-        return median(times)
-
-    def prepare(self) -> None:
-        """Get the next query's randomness ready at both parties."""
-        self._peer.send(Prepare(self._session.next_query))
-        self._prepared = self._session.prepare()
-        answer, _ = self._peer.receive(spin=True)
-        if not isinstance(answer, Ready) or answer.query != self._prepared:
-            raise MessageError(f"the server answered {type(answer).__name__} to Prepare")
-
-    def run(self, activation: torch.Tensor, *, on_step: Callable[[int], None] | None = None) -> torch.Tensor:
-        """The tail's result for a real activation of the session's shape: float32 of the program's output shape."""
-        shape = self.program.input_shape
-        expect_tensor(activation, what=f"the activation at cut '{self._cut}'", dtype=activation.dtype, shape=shape)
-        # Before the query begins: a value out of range must not use up this party's randomness and not the server's.
-        encoded = encode_activation(self.program, activation, self._cut)
-        if self._prepared is None:
-            self.prepare()
-        assert self._prepared is not None
-        before = self._peer.traffic.copy()
-        if not self.predicted.total.bytes_sent:
-            self._peer.send(Run())
-        self._session.begin(self._prepared)
-        self._prepared = None
-        result = run_program(self.program, self._session, activation=encoded, on_step=on_step)
-        self._session.end()
-        cost = self._peer.traffic.since(before)
-        self.last_cost = (cost.rounds, cost.bytes_sent, cost.bytes_received)
-        assert result is not None
-        return result

@@ -1,7 +1,8 @@
 """The TOML file of one party, and running that party from it.
 
 `threads` is how many torch may use; `cpu` puts the whole process on one processor, which keeps a party's thread and
-ZeroMQ's together and cuts the waiting where several parties share a machine (docs/performance.md).
+ZeroMQ's together and cuts the waiting where several parties share a machine (docs/performance.md). The server's
+prediction sessions then take processors of their own, from that one on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +26,7 @@ from splitsec.models import load_model
 from splitsec.parties.client import Client
 from splitsec.parties.dealer import Dealer
 from splitsec.parties.events import Finished, Report
+from splitsec.parties.machine import settle
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.parties.server import Server
 from splitsec.training.data import Part
@@ -70,7 +73,10 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`splitsec client`. `seed` is the same at all clients; `out` receives front and predictions."""
+    """`splitsec client`. `seed` is the same at all clients; `out` receives front and predictions.
+
+    `ahead` is how many queries' randomness is made ready while one runs.
+    """
 
     name: str
     server: str
@@ -83,6 +89,7 @@ class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights: str | None = None
     predictions: int | None = None
     batch_size: int = 1
+    ahead: int = 1
     out: str | None = None
     train: bool = True
     timeout: float = 60.0
@@ -123,8 +130,8 @@ def make_dealer(config: DealerConfig, base: Path, report: Report) -> Dealer:
     )
 
 
-def make_server(config: ServerConfig, base: Path, report: Report) -> Server:
-    """The server of a TOML file; paths in it are relative to `base`."""
+def make_server(config: ServerConfig, base: Path, report: Report, *, processors: Sequence[int] | None = None) -> Server:
+    """The server of a TOML file; paths in it are relative to `base`, `processors` as in `Server`."""
     keys = base / config.keys
     pair, peers = load_key_pair(keys, SERVER), load_public_keys(keys)
     split = _split(config.model, config.cut, config.seed)
@@ -142,21 +149,22 @@ def make_server(config: ServerConfig, base: Path, report: Report) -> Server:
         join_timeout=config.join_timeout,
         stay=config.stay,
         calibration=None if config.calibration is None else _load_weights(base / config.calibration)["activations"],
+        processors=processors,
         report=report,
     )
 
 
 def run_dealer(config: DealerConfig, base: Path, report: Report) -> None:
     """Serve until interrupted."""
-    _settle(config.threads, config.cpu)
+    settle(config.threads, config.cpu)
     make_dealer(config, base, report).serve()
 
 
 def run_server(config: ServerConfig, base: Path, report: Report) -> None:
     """Run the schedule; the trained tail is saved even when predictions are interrupted."""
-    _settle(config.threads, config.cpu)
+    processors = settle(config.threads, config.cpu)
     began = time.monotonic()
-    server = make_server(config, base, report)
+    server = make_server(config, base, report, processors=processors)
     try:
         server.serve()
     finally:
@@ -167,7 +175,7 @@ def run_server(config: ServerConfig, base: Path, report: Report) -> None:
 
 def run_client(config: ClientConfig, base: Path, report: Report) -> None:
     """Train, then predict the held-out images encrypted; front and predictions are saved under `out`."""
-    _settle(config.threads, config.cpu)
+    processors = settle(config.threads, config.cpu)
     began = time.monotonic()
     keys = base / config.keys
     pair, peers = load_key_pair(keys, config.name), load_public_keys(keys)
@@ -184,6 +192,7 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
         dealer=config.dealer,
         timeout=config.timeout,
         join_timeout=config.join_timeout,
+        processors=processors,
         report=report,
     ) as client:
         if config.train:
@@ -193,25 +202,13 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
         count = len(part.test_images) if config.predictions is None else config.predictions
         images = part.test_images[:count]
         if len(images):
-            found = client.predict(images, batch_size=config.batch_size)
+            found = client.predict(images, batch_size=config.batch_size, ahead=config.ahead)
             if config.out is not None:
                 costs = {name: value for name, value in vars(found).items() if name != "logits"}
                 # Writing costs as metadata keeps what belongs together in one file.
                 _save({"logits": found.logits}, base / config.out / "predictions.safetensors", costs)
         client.leave()
     report(Finished(config.name, time.monotonic() - began))
-
-
-def _settle(threads: int, cpu: int | None) -> None:
-    torch.set_num_threads(threads)
-    if cpu is not None:
-        settle_on(cpu)
-
-
-def settle_on(cpu: int) -> None:
-    """Let this process, and the threads that it starts from now on, run on one processor; a number too high wraps."""
-    available = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {available[cpu % len(available)]})
 
 
 def _split(model: str, cut: str, seed: int | None) -> SplitModel:

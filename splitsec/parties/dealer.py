@@ -1,10 +1,18 @@
-"""The dealer: hands out correlated randomness and sums of masks, and sees no data."""
+"""The dealer: hands out correlated randomness and sums of masks, and sees no data.
+
+One thread talks to the parties; correlations are computed in others, so that sessions do not wait for each other, and
+sent part by part while the rest is computed.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
 
 import torch
 
@@ -15,10 +23,15 @@ from splitsec.parties.events import Listening, Report, ignore
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.training.aggregation import MaskBook
 from splitsec.training.messages import DealerBody, JoinRun, MaskSum, OpenMasks, RunSeed, dealer_codec
-from splitsec.transport import Hub, Incoming, KeyPair, Wire
+from splitsec.transport import Hub, Incoming, KeyPair, Sender, Wire
 
 log = logging.getLogger(__name__)
 MAX_RUNS = 64
+MOST_THREADS = 8
+# Queries of so few elements are dealt by the hub's own thread: to wake another takes longer.
+FEW_ELEMENTS = 1 << 18
+
+_Reply: TypeAlias = tuple[Sender, DealerBody | Exception, list[torch.Tensor]]
 
 
 class Dealer:
@@ -54,6 +67,9 @@ class Dealer:
         self._stop = threading.Event()
         self._sessions = DealerBook()
         self._runs: dict[str, MaskBook] = {}
+        # What the pool's threads have made, and None for each query that is complete.
+        self._dealt: queue.SimpleQueue[_Reply | None] = queue.SimpleQueue()
+        self._dealing = 0
         self._wire = Wire(keys)
         try:
             allowed = {name: key for name, key in peers.items() if name != DEALER}
@@ -67,27 +83,23 @@ class Dealer:
         """Answer until `stop`; a request that is refused never stops the dealer."""
         self._report(Listening(DEALER, self.address))
         incoming: Incoming[DealerBody] | None = None
+        threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="deal")
         try:
             while not self._stop.is_set():
-                # Soon after one request there is often another: that of the next query.
-                incoming = self._hub.receive(0.2, spin=incoming is not None)
-                if incoming is None:
-                    continue
-                try:
-                    body, tensors = self._answer(incoming)
-                except SplitsecError as error:
-                    self._hub.refuse(incoming.sender, error)
-                except Exception as error:
-                    log.error(
-                        "a request of %s failed: %r",
-                        incoming.sender.name,
-                        error,
-                        exc_info=log.isEnabledFor(logging.DEBUG),
-                    )
-                    self._hub.refuse(incoming.sender, RandomnessError("the dealer could not handle the request"))
-                else:
-                    self._hub.send(incoming.sender, body, tensors)
+                # Soon after one request there is often another, that of the next query; but who asks again and again
+                # holds up the threads that compute.
+                incoming = self._hub.receive(0.2, spin=incoming is not None and not self._dealing)
+                if incoming is not None:
+                    self._take(incoming, pool)
+                while not self._dealt.empty():
+                    part = self._dealt.get()
+                    if part is None:
+                        self._dealing -= 1
+                    else:
+                        self._send(*part)
         finally:
+            pool.shutdown(cancel_futures=True)
             self._hub.close()
             self._wire.close()
 
@@ -95,11 +107,46 @@ class Dealer:
         """Let `serve` return; safe from any thread or signal handler."""
         self._stop.set()
 
+    def _take(self, incoming: Incoming[DealerBody], pool: ThreadPoolExecutor) -> None:
+        sender = incoming.sender
+        try:
+            match incoming.body:
+                case DealQuery(session, query):
+                    parts = self._sessions.corrections(session, name=sender.name, query=query)
+                    if self._sessions.size(session) > FEW_ELEMENTS:
+                        self._dealing += 1
+                        pool.submit(self._deal, sender, query, parts)
+                    else:
+                        for part in parts:
+                            self._send(sender, Corrections(query), [part])
+                case _:
+                    self._send(sender, *self._answer(incoming))
+        except Exception as error:
+            self._send(sender, error, [])
+
+    def _deal(self, sender: Sender, query: int, parts: Iterator[torch.Tensor]) -> None:
+        """In a thread of the pool: compute a query's corrections and leave them, part by part, for the hub's thread."""
+        try:
+            for part in parts:
+                self._dealt.put((sender, Corrections(query), [part]))
+                self._hub.wake()
+        except Exception as error:
+            self._dealt.put((sender, error, []))
+        self._dealt.put(None)
+        self._hub.wake()
+
+    def _send(self, to: Sender, body: DealerBody | Exception, tensors: list[torch.Tensor]) -> None:
+        if isinstance(body, SplitsecError):
+            self._hub.refuse(to, body)
+        elif isinstance(body, Exception):
+            log.error("a request of %s failed: %r", to.name, body, exc_info=log.isEnabledFor(logging.DEBUG) and body)
+            self._hub.refuse(to, RandomnessError("the dealer could not handle the request"))
+        else:
+            self._hub.send(to, body, tensors)
+
     def _answer(self, incoming: Incoming[DealerBody]) -> tuple[DealerBody, list[torch.Tensor]]:
         name = incoming.sender.name
         match incoming.body:
-            case DealQuery(session, query):
-                return Corrections(query), [self._sessions.corrections(session, name=name, query=query)]
             case JoinSession(session, rank, client, plan):
                 seed = self._sessions.join(session, rank=rank, name=name, server=SERVER, client=client, plan=plan)
                 return SessionSeed(seed), []

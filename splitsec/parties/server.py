@@ -6,7 +6,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 import torch
@@ -25,7 +25,9 @@ from splitsec.mpc.messages import Done
 from splitsec.mpc.ring import check_range
 from splitsec.parties.events import EpochDone, Joined, Listening, Report, ignore
 from splitsec.parties.names import DEALER, SERVER
-from splitsec.parties.serving import IDLE_SECONDS, LEAVE_SECONDS, PredictionService
+from splitsec.parties.pool import WorkerPool
+from splitsec.parties.serving import PredictionService
+from splitsec.parties.worker import IDLE_SECONDS, LEAVE_SECONDS
 from splitsec.training.aggregation import MAX_TOTAL_WEIGHT, combine
 from splitsec.training.loop import EpochBook, TailTrainer
 from splitsec.training.messages import (
@@ -77,6 +79,8 @@ class Server:
         stay: go on answering predictions when all clients have left.
         calibration: activations (N, ...) of no client, from which the bounds of a deep tail's values are measured;
             without them the bounds are computed from the weights.
+        processors: those that prediction sessions may use, each keeping to one of them in turn; None leaves it to
+            the kernel.
 
     Raises:
         AddressError: the address cannot be bound.
@@ -103,6 +107,7 @@ class Server:
         join_timeout: float = 120.0,
         stay: bool = False,
         calibration: torch.Tensor | None = None,
+        processors: Sequence[int] | None = None,
         report: Report = ignore,
     ) -> None:
         _check_schedule(schedule, peers)
@@ -111,12 +116,14 @@ class Server:
         self.tail = tail
         self._cut = cut
         self._schedule = schedule
+        self._keys = keys
         self._peers = dict(peers)
         self._dealer_address = dealer
         self._timeout = timeout
         self._join_timeout = join_timeout
         self._stay = stay
         self._calibration = calibration
+        self._processors = processors
         self._report = report
         self._stop = threading.Event()
         self._run = secrets.token_hex(16)
@@ -131,6 +138,7 @@ class Server:
         self._progress = time.monotonic()
         self._told = time.monotonic()
         self._service: PredictionService | None = None
+        self._pool: WorkerPool | None = None
         self._wire = Wire(keys)
         try:
             allowed = {name: key for name, key in peers.items() if name in schedule.clients}
@@ -157,6 +165,7 @@ class Server:
         self._report(Listening(SERVER, self.address))
         self._progress = time.monotonic()
         try:
+            self._ready_workers()
             while not self._stop.is_set() and not self._everybody_left():
                 incoming = self._hub.receive(0.2)
                 if incoming is not None:
@@ -174,8 +183,8 @@ class Server:
             self._tell_all(RefusedError("the server failed; see its log"))
             raise
         finally:
-            if self._service is not None:
-                self._service.close(self._timeout + LEAVE_SECONDS)
+            if self._pool is not None:
+                self._pool.close(self._timeout + LEAVE_SECONDS)
             self._dealer.close()
             self._hub.close()
             self._wire.close()
@@ -351,14 +360,23 @@ class Server:
         self._book = EpochBook()
         if self._epoch == self._schedule.epochs:
             self._epoch = None
+        self._ready_workers()
+
+    def _ready_workers(self) -> None:
+        """Start what workers come from: it takes seconds, so during the last epoch rather than after it."""
+        if self._pool is None and (self._epoch is None or self._epoch + 1 >= self._schedule.epochs):
+            self._pool = WorkerPool()
 
     def _prediction_service(self) -> PredictionService:
         if self._epoch is not None:
             raise RefusedError("the tail is still in training; open a session when the run is over")
         if self._service is None:
+            assert self._pool is not None
             self._service = PredictionService(
                 self.tail,
-                wire=self._wire,
+                pool=self._pool,
+                keys=self._keys,
+                processors=self._processors,
                 peers=self._peers,
                 dealer_address=self._dealer_address,
                 host=urlsplit(self.address).hostname or "127.0.0.1",

@@ -172,20 +172,27 @@ class Hub(Generic[BodyT]):
 
     def __init__(self, wire: Wire, address: str, allowed: Mapping[str, bytes], codec: Codec[BodyT]) -> None:
         self._wire = wire
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._codec = codec
         self._domain = "hub"
         wire.admit(self._domain, allowed)
         self._socket, self.address = wire.bind(zmq.ROUTER, address, self._domain)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._wake, zmq.POLLIN)
         self.traffic: dict[str, Traffic] = {name: Traffic() for name in allowed}
 
     def receive(self, timeout: float, *, spin: bool = False) -> Incoming[BodyT] | None:
-        """The next well-formed message, or None after `timeout` seconds; `spin` as in `peer.Peer.receive`."""
+        """The next well-formed message, or None after `timeout` seconds or a `wake`; `spin` as in `Peer.receive`."""
         deadline = time.monotonic() + timeout
         if spin:
             spin_until_readable(self._socket)
         while True:
             left = max(0, deadline - time.monotonic())
-            if not self._socket.poll(int(left * 1000)):
+            ready: dict[Any, int] = dict(self._poller.poll(int(left * 1000)))
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
+            if self._socket not in ready:
                 return None
             frames = self._socket.recv_multipart(copy=False)
             sender = self._sender(frames)
@@ -200,6 +207,10 @@ class Hub(Generic[BodyT]):
                 self.refuse(sender, error)
                 continue
             return Incoming(sender, body, tensors)
+
+    def wake(self) -> None:
+        """Let a `receive` that waits return; the one method that any thread may call."""
+        os.eventfd_write(self._wake, 1)
 
     def send(self, to: Sender, body: BodyT | Refused, tensors: Sequence[torch.Tensor] = ()) -> None:
         """Send to a party that has been heard from; one that is gone is logged, not an error."""
@@ -216,6 +227,7 @@ class Hub(Generic[BodyT]):
 
     def close(self) -> None:
         self._socket.close()
+        os.close(self._wake)
 
     def _sender(self, frames: list[zmq.Frame]) -> Sender | None:
         if len(frames) < 2:

@@ -3,7 +3,16 @@ import torch
 
 from splitsec.errors import MessageError
 from splitsec.mpc.linear import LinearMask
-from splitsec.mpc.plan import AnyCorrelation, check_plan, correction_count, deal, expand, plan_digest, weight_masks
+from splitsec.mpc.plan import (
+    PART_ELEMENTS,
+    AnyCorrelation,
+    check_plan,
+    correction_count,
+    deal,
+    expand,
+    plan_digest,
+    weight_masks,
+)
 from splitsec.mpc.prg import Stream, fresh_seed
 from splitsec.mpc.ring import shift_right, top_bit
 from splitsec.mpc.selection import ReluMask
@@ -13,8 +22,8 @@ from splitsec.mpc.truncation import Truncation
 
 def _dealt(item: AnyCorrelation) -> list[tuple[torch.Tensor, torch.Tensor]]:
     seeds = fresh_seed(), fresh_seed()
-    corrections = deal((item,), *seeds, 3, {})
-    assert corrections.numel() == correction_count((item,))
+    corrections = list(deal((item,), *seeds, 3, {}))
+    assert sum(part.numel() for part in corrections) == correction_count((item,))
     server = expand((item,), 0, seeds[0], 3, corrections)[0]
     client = expand((item,), 1, seeds[1], 3)[0]
     return list(zip(server, client, strict=True))
@@ -56,10 +65,31 @@ def test_queries_never_share_randomness() -> None:
 
 def test_corrections_that_do_not_fit_are_refused() -> None:
     item = (SquarePair((4,)),)
-    with pytest.raises(MessageError, match="shape 5, expected 4"):
-        expand(item, 0, fresh_seed(), 0, torch.zeros(5, dtype=torch.int64))
-    with pytest.raises(MessageError, match="dtype"):
-        expand(item, 0, fresh_seed(), 0, torch.zeros(4))
+    for parts, message in (
+        ([torch.zeros(5, dtype=torch.int64)], "more corrections than the plan takes"),
+        ([torch.zeros(4, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)], "more corrections"),
+        ([torch.zeros(3, dtype=torch.int64)], "end after 3 of 4"),
+        ([], "end after 0 of 4"),
+        ([torch.zeros(4)], "dtype"),
+        ([torch.zeros(2, 2, dtype=torch.int64)], "shape 2x2"),
+    ):
+        with pytest.raises(MessageError, match=message):
+            expand(item, 0, fresh_seed(), 0, parts)
+
+
+def test_corrections_come_in_parts_that_are_large_or_hold_several() -> None:
+    sizes, seeds = (
+        (PART_ELEMENTS + 5, 3, 4, PART_ELEMENTS // 2 + 1, PART_ELEMENTS // 2, 7),
+        (fresh_seed(), fresh_seed()),
+    )
+    plan = tuple(SquarePair((size,)) for size in sizes)
+    parts = list(deal(plan, *seeds, 0, {}))
+    assert [part.numel() for part in parts] == [sizes[0], sum(sizes[1:5]), sizes[5]]
+    assert [part.numel() for part in deal((), *seeds, 0, {})] == [0]
+    pairs = zip(expand(plan, 0, seeds[0], 0, iter(parts)), expand(plan, 1, seeds[1], 0), strict=True)
+    for server, client in pairs:
+        r, r2 = (one + other for one, other in zip(server, client, strict=True))
+        assert torch.equal(r * r, r2)
 
 
 @pytest.mark.parametrize(

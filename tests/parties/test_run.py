@@ -260,15 +260,15 @@ def _dealer_transcript(directory: Path, x: torch.Tensor, monkeypatch: pytest.Mon
     directory.mkdir()
     seen: list[str] = []
     with world(directory, epochs=0, stay=True) as here:
-        answer = here.dealer._answer
+        take = here.dealer._take
 
-        def record(incoming: Any) -> Any:
+        def record(incoming: Any, pool: Any) -> None:
             assert incoming.tensors == []
             session = getattr(incoming.body, "session", "")
             seen.append(f"{incoming.sender.name} {incoming.body}".replace(session, "SESSION"))
-            return answer(incoming)
+            take(incoming, pool)
 
-        monkeypatch.setattr(here.dealer, "_answer", record)
+        monkeypatch.setattr(here.dealer, "_take", record)
         with _serving(here) as client:
             client.predict(x)
     return sorted(seen)
@@ -279,7 +279,7 @@ def test_wrong_cut_in_the_api() -> None:
         SplitModel(model(), "99")
 
 
-def test_the_server_hears_nothing_of_a_clients_values(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_server_hears_nothing_of_a_clients_values(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """An error at the client, its own or its user's, reaches the server without its words."""
     with world(tmp_path, epochs=0, stay=True) as here, _serving(here) as client:
         with pytest.raises(RangeError, match="magnitude"):
@@ -287,9 +287,10 @@ def test_the_server_hears_nothing_of_a_clients_values(tmp_path: Path, caplog: py
         with pytest.raises(ValueError, match="patient 4711"), client.session((1, 6)):
             raise ValueError("patient 4711")
         assert client.predict(torch.ones(1, 4)).logits.shape == (1, 3)
-    assert "the client gave up" in caplog.text
-    assert "magnitude" not in caplog.text
-    assert "4711" not in caplog.text
+    logged = capfd.readouterr().err
+    assert "the client gave up" in logged
+    assert "magnitude" not in logged
+    assert "4711" not in logged
 
 
 def test_a_client_hears_nothing_of_the_servers_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -430,9 +431,10 @@ def test_parties_in_different_queries_find_out(tmp_path: Path) -> None:
 
         def out_of_step() -> None:
             with client.session((2, 6)) as session:
-                session.prepare()
-                session.prepare()
+                session._ask(2)
+                session._supply.wait(1, timeout=10)
                 # The second query's randomness at this party, the first one's at the server.
+                session._session._next_run = session._prepared = 1
                 session.run(torch.rand(2, 6))
 
         with pytest.raises(MessageError, match="for step 0"):

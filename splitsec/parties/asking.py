@@ -1,0 +1,128 @@
+"""The client's side of a prediction session."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+import torch
+
+from splitsec.errors import MessageError, SplitsecError
+from splitsec.mpc.context import CLIENT
+from splitsec.mpc.costing import Prediction, predict_cost
+from splitsec.mpc.linear import laid_out
+from splitsec.mpc.messages import Await, MaskedWeights, Ping, Prepare, Ready, Run, SessionBody
+from splitsec.mpc.plan import correction_count
+from splitsec.mpc.program import Program
+from splitsec.mpc.run import encode_activation, run_program
+from splitsec.mpc.session import Session
+from splitsec.mpc.supply import Supply
+from splitsec.transport import Peer, expect_tensor
+
+
+def predicted_cost(program: Program) -> Prediction:
+    """What a server's program costs; raises `MessageError` for one that cannot run."""
+    try:
+        return predict_cost(program, CLIENT)
+    except SplitsecError:
+        raise
+    except Exception as error:
+        raise MessageError(f"the server sent a program that cannot run: {type(error).__name__}") from error
+
+
+def receive_masked_weights(
+    peer: Peer[SessionBody], shapes: Mapping[int, tuple[int, ...]]
+) -> tuple[dict[int, torch.Tensor], int]:
+    """The masked weights by layer, and how many queries the server prepares ahead at most."""
+    body, tensors = peer.receive()
+    if not isinstance(body, MaskedWeights) or body.layers != tuple(shapes) or len(tensors) != len(shapes):
+        raise MessageError(f"the server sent {type(body).__name__} where its masked weights were due")
+    if body.ahead < 1:
+        raise MessageError("the server prepares no queries")
+    masked = {
+        layer: laid_out(expect_tensor(tensor, what="a masked weight", dtype=torch.int64, shape=shape))
+        for (layer, shape), tensor in zip(shapes.items(), tensors, strict=True)
+    }
+    return masked, body.ahead
+
+
+class ClientSession:
+    """A prediction session at the client: `prepare` (offline), then `run` (online), once each a query.
+
+    While a query runs, the randomness of the next `ahead` queries is made ready at both parties.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        supply: Supply,
+        peer: Peer[SessionBody],
+        program: Program,
+        predicted: Prediction,
+        cut: str,
+        *,
+        ahead: int,
+    ) -> None:
+        self._session = session
+        self._supply = supply
+        self._peer = peer
+        self._cut = cut
+        self._ahead = ahead
+        self._asked = 0
+        self._prepared = -1
+        self.program = program
+        self.predicted = predicted
+        self.bytes_offline = correction_count(session.plan) * 8
+        self.last_cost = (0, 0, 0)
+
+    def round_trip_ms(self, count: int = 200) -> float:
+        """Median milliseconds of an empty message to the server and back."""
+        times = []
+        for _ in range(count):
+            began = time.perf_counter()
+            self._peer.send(Ping())
+            self._peer.receive(spin=True)
+            times.append((time.perf_counter() - began) * 1e3)
+        return median(times)
+
+    def prepare(self) -> float:
+        """Wait until the next query's randomness is ready at both parties; the milliseconds that the slower took."""
+        query = self._session.next_run
+        if self._prepared == query:
+            return 0.0
+        self._ask(query + 1)
+        self._peer.send(Await(query))
+        spent = self._supply.wait(query, timeout=self._peer.timeout)
+        answer, _ = self._peer.receive(spin=True)
+        if not isinstance(answer, Ready) or answer.query != query:
+            raise MessageError(f"the server answered {type(answer).__name__} to Await")
+        self._prepared = query
+        return max(spent, answer.milliseconds)
+
+    def run(self, activation: torch.Tensor, *, on_step: Callable[[int], None] | None = None) -> torch.Tensor:
+        """The tail's result for a real activation of the session's shape: float32 of the program's output shape."""
+        shape = self.program.input_shape
+        expect_tensor(activation, what=f"the activation at cut '{self._cut}'", dtype=activation.dtype, shape=shape)
+        # Before the query begins: a value out of range must not use up this party's randomness and not the server's.
+        encoded = encode_activation(self.program, activation, self._cut)
+        self.prepare()
+        query = self._session.next_run
+        self._ask(query + 1 + self._ahead)
+        before = self._peer.traffic.copy()
+        if not self.predicted.total.bytes_sent:
+            self._peer.send(Run())
+        self._session.begin(query)
+        result = run_program(self.program, self._session, activation=encoded, on_step=on_step)
+        self._session.end()
+        cost = self._peer.traffic.since(before)
+        self.last_cost = (cost.rounds, cost.bytes_sent, cost.bytes_received)
+        assert result is not None
+        return result
+
+    def _ask(self, below: int) -> None:
+        """Have the randomness of all queries below this number made ready, here and at the server."""
+        if below > self._asked:
+            self._asked = below
+            self._peer.send(Prepare(below))
+            self._supply.want(below)

@@ -1,0 +1,125 @@
+"""A server's worker processes: one a prediction session, all forked from one `nursery`."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+
+from splitsec import errors
+from splitsec.errors import RefusedError, SplitsecError
+from splitsec.parties.nursery import Bound, Ended, Failed, PoolBody, pool_codec, send_frames
+from splitsec.parties.worker import Job
+
+START_SECONDS = 60.0
+MOST_BYTES = 1 << 16
+
+
+class WorkerPool:
+    """Starts workers and knows which are alive. Not for several threads at once."""
+
+    def __init__(self) -> None:
+        self._alive: dict[str, str] = {}
+        self._slots: dict[str, int] = {}
+        self._start_nursery()
+
+    def _start_nursery(self) -> None:
+        self._jobs, jobs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._reports, reports = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        program = "import sys; from splitsec.parties.nursery import main; main(*map(int, sys.argv[1:]))"
+        command = [sys.executable, "-c", program, str(jobs.fileno()), str(reports.fileno())]
+        with jobs, reports:
+            self._nursery = subprocess.Popen(  # noqa: S603  (our own interpreter and module)
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(jobs.fileno(), reports.fileno()),
+            )
+
+    def start(self, job: Job, tensors: Sequence[torch.Tensor]) -> int:
+        """Start a worker for a session; returns the port on which it listens.
+
+        Raises:
+            AddressError: no port can be bound.
+            RefusedError: no worker can be started.
+        """
+        if self._nursery.poll() is not None:
+            # Its workers are told by the kernel when it dies, and end.
+            self._close_sockets()
+            self._alive.clear()
+            self._slots.clear()
+            self._start_nursery()
+        self._alive[job.session] = job.client
+        self._slots[job.session] = self.free_slot()
+        try:
+            send_frames(self._jobs, pool_codec.encode(job, tensors))
+            return self._wait_bound(job.session)
+        except (OSError, SplitsecError) as error:
+            self._forget(job.session)
+            if isinstance(error, SplitsecError):
+                raise
+            raise RefusedError("the server cannot start a worker; see its log") from error
+
+    def free_slot(self) -> int:
+        """The smallest number that no live worker has."""
+        return next(number for number in range(len(self._slots) + 1) if number not in self._slots.values())
+
+    def alive(self) -> dict[str, str]:
+        """Open sessions and their clients."""
+        while self._receive(0) is not None:
+            pass
+        return dict(self._alive)
+
+    def close(self, patience: float) -> None:
+        """Let running queries end, for at most `patience` seconds, then end every worker."""
+        with contextlib.suppress(OSError):
+            self._jobs.shutdown(socket.SHUT_WR)
+        try:
+            self._nursery.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._nursery.kill()
+            self._nursery.wait()
+        self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        self._jobs.close()
+        self._reports.close()
+
+    def _wait_bound(self, session: str) -> int:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            match self._receive(max(0.01, deadline - time.monotonic())):
+                case Bound(name, port) if name == session:
+                    return port
+                case Failed(name, error, reason) if name == session:
+                    kind = getattr(errors, error, RefusedError)
+                    raise kind(reason)
+                case Ended(name) if name == session:
+                    break
+                case None if self._nursery.poll() is not None:
+                    break
+        raise RefusedError("the server's worker did not start; see its log")
+
+    def _receive(self, timeout: float) -> PoolBody | None:
+        """The next report, taken into account; None if there is none."""
+        self._reports.settimeout(timeout)
+        try:
+            data = self._reports.recv(MOST_BYTES)
+        except (BlockingIOError, TimeoutError):
+            return None
+        if not data:
+            # Every other end is closed: the nursery is gone.
+            return None
+        body, _ = pool_codec.decode([data])
+        if isinstance(body, (Ended, Failed)):
+            self._forget(body.session)
+        return body
+
+    def _forget(self, session: str) -> None:
+        self._alive.pop(session, None)
+        self._slots.pop(session, None)

@@ -1,0 +1,221 @@
+"""One prediction session at the server, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from urllib.parse import urlsplit
+
+import torch
+import zmq
+
+from splitsec.errors import MessageError, PartyTimeoutError, RefusedError, SplitsecError
+from splitsec.mpc.context import SERVER
+from splitsec.mpc.costing import predict_cost
+from splitsec.mpc.messages import (
+    Await,
+    Close,
+    Corrections,
+    DealQuery,
+    JoinSession,
+    LeaveSession,
+    MaskedWeights,
+    Ping,
+    Prepare,
+    Ready,
+    Run,
+    SessionBody,
+    SessionSeed,
+    session_codec,
+)
+from splitsec.mpc.plan import Plan, correction_count, weight_masks
+from splitsec.mpc.program import Program, Weights
+from splitsec.mpc.run import run_program
+from splitsec.mpc.session import Session
+from splitsec.mpc.supply import Supply, most_ahead
+from splitsec.parties import names
+from splitsec.training.messages import DealerBody, dealer_codec
+from splitsec.transport import KeyPair, Link, Message, Peer, Wire
+
+log = logging.getLogger(__name__)
+IDLE_SECONDS = 600.0
+LEAVE_SECONDS = 10.0
+
+
+class Job(Message, frozen=True):
+    """What a worker needs for one session; with weight and bias of each of `layers` as tensors.
+
+    `processors` are all that the server may use, `processor` the one that the worker keeps to, if any.
+    """
+
+    session: str
+    client: str
+    client_key: bytes
+    public_key: bytes
+    secret_key: bytes
+    dealer: str
+    dealer_key: bytes
+    host: str
+    timeout: float
+    pair_seed: bytes
+    program: Program
+    layers: tuple[int, ...]
+    threads: int
+    processors: tuple[int, ...]
+    processor: int | None
+
+    def __repr__(self) -> str:
+        return f"Job(session={self.session[:8]}, client={self.client})"
+
+
+def serve_session(
+    job: Job, tensors: Sequence[torch.Tensor], bound: Callable[[int], None], stop: threading.Event
+) -> None:
+    """Answer one client's queries until it closes the session, falls silent, or `stop` is set.
+
+    Args:
+        bound: called with the port once the session's socket listens.
+
+    Raises:
+        AddressError: the socket cannot be bound.
+    """
+    torch.set_num_threads(job.threads)
+    weights = {
+        layer: Weights(weight, bias)
+        for layer, weight, bias in zip(job.layers, tensors[::2], tensors[1::2], strict=True)
+    }
+    keys = KeyPair(names.SERVER, job.public_key, job.secret_key)
+    # The dealer's messages are large and come while a query runs: they have a wire, and so a thread, of their own. A
+    # thread keeps to the processors of the one that makes it, so the order counts.
+    if job.processors:
+        os.sched_setaffinity(0, job.processors)
+    with Wire(keys) as supplied, contextlib.ExitStack() as stack:
+        dealer: Link[DealerBody] = Link(
+            supplied, job.dealer, peer=names.DEALER, peer_key=job.dealer_key, codec=dealer_codec, timeout=job.timeout
+        )
+        stack.callback(dealer.close)
+        if job.processor is not None:
+            os.sched_setaffinity(0, {job.processor})
+        wire = stack.enter_context(Wire(keys))
+        wire.admit(job.session, {job.client: job.client_key})
+        socket, address = wire.bind(zmq.DEALER, f"tcp://{job.host}:*", job.session)
+        peer: Peer[SessionBody] = Peer(socket, peer=job.client, codec=session_codec, timeout=job.timeout)
+        stack.callback(peer.close)
+        bound(urlsplit(address).port or 0)
+        try:
+            _Worker(job, peer, dealer, weights, stop).run()
+        except PartyTimeoutError as error:
+            log.warning("session %s ended: %s", job.session[:8], error)
+        except SplitsecError as error:
+            log.warning("session %s of %s ended: %s", job.session[:8], job.client, error)
+            peer.refuse(error)
+        except Exception as error:
+            trace = log.isEnabledFor(logging.DEBUG)
+            log.error("session %s of %s failed: %r", job.session[:8], job.client, error, exc_info=trace)
+            peer.refuse(RefusedError("the server failed; see its log"))
+        finally:
+            with contextlib.suppress(SplitsecError, zmq.ZMQError):
+                dealer.request(LeaveSession(job.session), timeout=LEAVE_SECONDS / 2)
+
+
+class _Worker:
+    def __init__(
+        self,
+        job: Job,
+        peer: Peer[SessionBody],
+        dealer: Link[DealerBody],
+        weights: Mapping[int, Weights],
+        stop: threading.Event,
+    ) -> None:
+        self._job = job
+        self._peer = peer
+        self._dealer = dealer
+        self._weights = weights
+        self._stop = stop
+
+    def run(self) -> None:
+        job = self._job
+        plan = predict_cost(job.program, SERVER).plan
+        joined, _ = self._dealer.request(JoinSession(job.session, SERVER, job.client, plan))
+        if not isinstance(joined, SessionSeed):
+            raise MessageError(f"the dealer answered {type(joined).__name__} to a request for a seed")
+        session = Session(
+            self._peer,
+            rank=SERVER,
+            dealt_seed=joined.seed,
+            pair_seed=job.pair_seed,
+            plan=plan,
+            corrections=lambda query: self._corrections(plan, query),
+            precision=job.program.precision,
+        )
+        masks = weight_masks(plan, joined.seed)
+        ahead = most_ahead(plan, SERVER)
+        self._peer.send(
+            MaskedWeights(tuple(masks), ahead),
+            [self._weights[layer].weight - mask for layer, mask in masks.items()],
+        )
+        supply = Supply(session, processors=job.processors)
+        try:
+            self._answer(session, supply, ahead)
+        finally:
+            # Before the dealer's link is used again: until then it is the supply's.
+            supply.close()
+
+    def _corrections(self, plan: Plan, query: int) -> Iterator[torch.Tensor]:
+        left = correction_count(plan)
+        self._dealer.send(DealQuery(self._job.session, query))
+        while True:
+            body, tensors = self._dealer.receive(spin=True)
+            if not isinstance(body, Corrections) or body.query != query or len(tensors) != 1:
+                raise MessageError("the dealer answered another request")
+            yield tensors[0]
+            left -= tensors[0].numel()
+            if left <= 0:
+                return
+
+    def _answer(self, session: Session, supply: Supply, ahead: int) -> None:
+        peer, patience = self._peer, self._job.timeout
+        while True:
+            self._wait(patience)
+            patience = IDLE_SECONDS
+            if peer.next_is_raw():
+                self._run_query(session, supply)
+                continue
+            body, _ = peer.receive()
+            match body:
+                case Prepare(below):
+                    if below - session.next_run > ahead:
+                        raise MessageError(f"at most {ahead} queries may be prepared ahead")
+                    supply.want(below)
+                case Await(query):
+                    peer.send(Ready(query, supply.wait(query, timeout=self._job.timeout)))
+                case Run():
+                    self._run_query(session, supply)
+                case Ping():
+                    peer.send(Ping())
+                case Close():
+                    return
+                case other:
+                    raise MessageError(f"{type(other).__name__} was not due")
+
+    def _wait(self, patience: float) -> None:
+        # A client that was just told that its query is ready asks at once, so begin with the short and quick wait.
+        deadline = time.monotonic() + patience
+        readable = self._peer.poll(0)
+        while not readable:
+            if self._stop.is_set():
+                raise RefusedError("the server is stopping")
+            if time.monotonic() > deadline:
+                raise RefusedError(f"{self._peer.peer} asked nothing for {patience:g} s; its session is closed")
+            readable = self._peer.poll(0.25)
+
+    def _run_query(self, session: Session, supply: Supply) -> None:
+        query = session.next_run
+        supply.wait(query, timeout=self._job.timeout)
+        session.begin(query)
+        run_program(self._job.program, session, weights=self._weights)
+        session.end()
