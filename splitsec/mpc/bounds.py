@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from splitsec.errors import RangeError
-from splitsec.mpc.program import Step, Weights, value_scales
+from splitsec.mpc.program import Check, Step, Weights, value_scales
 from splitsec.mpc.ring import HEADROOM_BITS
 
 # What a calibration batch's largest value may be exceeded by.
@@ -38,10 +38,11 @@ def guaranteed_bounds(
     """
     most, scales = largest_value(precision), value_scales(steps, precision)
     lines: list[tuple[float, float]] = [(1.0, 0.0)]
-    limit, limited_by = min(most, wanted), "the input"
+    limit, limited_by = min(most, wanted), ""
     for number, step in enumerate(steps, 1):
-        gain = sum(lines[index][0] for index in step.inputs)
-        offset = sum(lines[index][1] for index in step.inputs)
+        join = max if step.op == "cat" else sum
+        gain = join(lines[index][0] for index in step.inputs)
+        offset = join(lines[index][1] for index in step.inputs)
         if number in weights:
             held = weights[number]
             rounded = torch.round(held.weight * 2.0**precision) / 2.0**precision
@@ -49,7 +50,7 @@ def guaranteed_bounds(
                 raise RangeError(
                     f"the weights of layer '{step.name}' are too small for {precision} fractional bits; scale them up"
                 )
-            norm = rounded.abs().flatten(1).sum(1).max().item()
+            norm = _norm(rounded)
             gain, offset = norm * gain, norm * offset + held.bias.abs().max().item()
         elif step.op == "hardtanh":
             # Its two ReLUs see the input moved by the ends.
@@ -71,6 +72,38 @@ def guaranteed_bounds(
         )
     limit = 2.0 ** math.floor(math.log2(limit))
     return [gain * limit + offset for gain, offset in lines], limit, limited_by
+
+
+def _norm(weight: torch.Tensor) -> float:
+    """How many times larger than its inputs a layer's output can get, bias aside."""
+    return weight.abs().flatten(1).sum(1).max().item()
+
+
+def range_checks(
+    steps: Sequence[Step], weights: Mapping[int, Weights], bounds: Sequence[float], precision: int
+) -> tuple[Check, ...]:
+    """What the checked mode compares: the last value and all that may be larger than those they are made of.
+
+    If all earlier values are within their bounds, no value can be so far beyond its own that it comes back into the
+    range by wrapping around: then the first overflow is always found.
+
+    Raises:
+        RangeError: a layer for which that is not so.
+    """
+    found, scales = [], value_scales(steps, precision)
+    for number, step in enumerate(steps, 1):
+        if step.op not in ("linear", "conv2d", "add", "avg_pool2d") and number < len(steps):
+            continue
+        reach = sum(bounds[index] for index in step.inputs)
+        if number in weights:
+            reach = reach * _norm(weights[number].weight) * 1.01 + weights[number].bias.abs().max().item()
+        bits = max(0, math.ceil(math.log2(bounds[number])))
+        if not max(reach, 2.0**bits) * _room(step, scales[number], precision) < 2.0 ** (
+            HEADROOM_BITS - 1 - 2 * precision
+        ):
+            raise RangeError(f"layer '{step.name}' could overflow so far that no check would notice; scale it down")
+        found.append(Check(number, bits))
+    return tuple(found)
 
 
 def measured_bounds(
@@ -106,6 +139,8 @@ def evaluate(steps: Sequence[Step], weights: Mapping[int, Weights], x: torch.Ten
                 made = F.avg_pool2d(one, step.kernel, step.stride, step.padding)
             case "add":
                 made = one + values[step.inputs[1]]
+            case "cat":
+                made = torch.cat([values[index] for index in step.inputs], step.dim)
             case "reshape":
                 made = one.reshape(len(one), *step.shape[1:])
             case "leaky_relu":

@@ -7,6 +7,7 @@ helped: products keep their doubled scale until the next opening, which truncate
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,9 +19,9 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from splitsec.errors import MessageError, UnsupportedLayerError
-from splitsec.mpc.bounds import guaranteed_bounds, input_bits, largest_value, measured_bounds
+from splitsec.mpc.bounds import guaranteed_bounds, input_bits, largest_value, measured_bounds, range_checks
 from splitsec.mpc.linear import laid_out
-from splitsec.mpc.program import Program, Shape, Step, Weights, value_scales
+from splitsec.mpc.program import Program, Reveal, Shape, Step, Weights, value_scales
 from splitsec.mpc.ring import PRECISION_BITS, check_range, encode, real_limit
 
 # What an activation may reach unless a session asks for more: beyond what normalised networks show, and small enough
@@ -35,6 +36,8 @@ def compile_tail(
     precision: int = PRECISION_BITS,
     limit: float = DEFAULT_LIMIT,
     calibration: torch.Tensor | None = None,
+    reveal: Reveal = "logits",
+    checked: bool = False,
 ) -> tuple[Program, dict[int, Weights]]:
     """The program of a traced tail in eval mode, and its weights by step number.
 
@@ -45,6 +48,9 @@ def compile_tail(
         calibration: activations of the same shape but for the batch dimension. Without them every layer's bound is a
             guarantee computed from the weights, which deep networks outgrow; with them it is the largest value
             measured, times `MARGIN`.
+        reveal: `"label"` opens to the client the class of the largest value of each sample, and nothing else.
+        checked: compare every layer's values with its bound when the program runs, and have the client raise if one
+            is beyond.
 
     Raises:
         UnsupportedLayerError: a layer without an encrypted form, with its name.
@@ -67,9 +73,17 @@ def compile_tail(
     if calibration is None:
         bounds, limit, limited_by = guaranteed_bounds(compiler.steps, compiler.weights, precision, limit)
     else:
-        bounds, limited_by = measured_bounds(compiler.steps, compiler.weights, calibration, precision), "calibration"
-    steps = [msgspec.structs.replace(step, bits=input_bits(step, bounds)) for step in compiler.steps]
-    return Program(input_shape, tuple(steps), limit, limited_by, precision), compiler.weights
+        bounds, limited_by = measured_bounds(compiler.steps, compiler.weights, calibration, precision), ""
+        limit = min(limit, 2.0 ** math.ceil(math.log2(bounds[0])))
+    steps = list(compiler.steps)
+    if reveal == "label":
+        output = steps[-1].shape if steps else input_shape
+        if len(output) != 2:
+            raise UnsupportedLayerError(f"a label needs an output of samples by classes, not of shape {output}")
+        steps.append(Step("argmax", "label", (len(steps),), output))
+    steps = [msgspec.structs.replace(step, bits=input_bits(step, bounds)) for step in steps]
+    checks = range_checks(compiler.steps, compiler.weights, bounds, precision) if checked else ()
+    return Program(input_shape, tuple(steps), limit, limited_by, precision, checks), compiler.weights
 
 
 class _Compiler:
@@ -320,6 +334,15 @@ def _add(compiler: _Compiler, node: fx.Node, name: str) -> int:
     return compiler.emit("add", name, node, tuple(compiler.value(value) for value in node.args[:2]))
 
 
+def _cat(compiler: _Compiler, node: fx.Node, name: str) -> int:
+    parts: Any = node.args[0] if node.args else node.kwargs["tensors"]
+    dim: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    dim = dim + len(_shape(node)) if dim < 0 else dim
+    if dim == 0:
+        raise UnsupportedLayerError(f"'{name}' joins along the batch; give it a later dimension")
+    return compiler.emit("cat", name, node, tuple(compiler.value(part) for part in parts), dim=dim)
+
+
 _MODULES: dict[type[nn.Module], Callable[..., int]] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
@@ -358,6 +381,8 @@ _FUNCTIONS: dict[Any, Callable[[_Compiler, fx.Node, str], int]] = {
     torch.flatten: _reshape,
     torch.reshape: _reshape,
     torch.add: _add,
+    torch.cat: _cat,
+    torch.concat: _cat,
     operator.add: _add,
     operator.iadd: _add,
 }

@@ -25,7 +25,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one query takes and costs at one party; the last layer is the opening of the result.
+    """What one query takes and costs at one party; after the layers come the opening of the result and any checks.
 
     `hops` are the messages that follow one another: an exchange, in which both send at once, is one.
     """
@@ -57,6 +57,7 @@ def predict_cost(program: Program, rank: int) -> Prediction:
     read(0)
     plan = planner.plan
     names = [(step.name, step.op) for step in program.steps] + [("result", "open")]
+    names += [("checks", "check")] if program.checks else []
     layers = [
         LayerCost(
             name,

@@ -2,8 +2,11 @@
 
 CrypTen keeps one communicator, one provider of randomness and one set of generators for the whole process. They
 are replaced, once, by stand-ins that forward to the session of the thread's `running` block, so its functions talk
-over our sockets and draw on our dealer. What cannot be made safe is refused: CrypTen's own providers (with `TFP` rank 0
-knows all masks), its Mersenne Twister generators, and every function that would put pickle on a wire.
+over our sockets and draw on our dealer. Its tensors are `SharedTensor`, a type of ours registered with CrypTen: the
+same ring and encoding, with our protocols for comparisons, so that all of CrypTen's functions (exp, reciprocal,
+softmax, layer norm, GELU), its modules and its autograd work on it. What cannot be made safe is refused: CrypTen's own
+providers (with `TFP` rank 0 knows all masks), its Mersenne Twister generators, and every function that would put pickle
+on a wire.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ import torch
 from splitsec.errors import InsecureProviderError, MessageError, RandomnessError, UnsupportedLayerError
 from splitsec.mpc.context import Context
 from splitsec.mpc.prg import Stream, fresh_seed
+from splitsec.mpc.selection import relu
+from splitsec.mpc.sign import at_least_zero
 from splitsec.mpc.triples import BinaryTriple, RandomBit, SquarePair, Triple
 from splitsec.mpc.truncation import truncate
 
@@ -48,17 +53,21 @@ PROVIDER = "DEALER"
 
 
 @contextmanager
-def running(context: Context) -> Iterator[None]:
-    """Let CrypTen's functions work in `context`, in this thread, until the block ends."""
+def running(context: Context, *, grad: bool = False) -> Iterator[None]:
+    """Let CrypTen's functions work in `context`, in this thread, until the block ends.
+
+    Args:
+        grad: keep CrypTen's autograd tape, for training on shares.
+    """
     if getattr(_local, "context", None) is not None:
         raise RandomnessError("this thread is running CrypTen in another session; use a thread a session")
     if crypten.config.cfg.encoder.precision_bits != context.precision:
         crypten.config.cfg.encoder.precision_bits = context.precision
-    _local.context = context
+    _local.context, _local.grad = context, grad
     try:
         yield
     finally:
-        _local.context = None
+        _local.context, _local.grad = None, False
 
 
 def _context() -> Context:
@@ -68,13 +77,67 @@ def _context() -> Context:
     return context
 
 
+@crypten.CrypTensor.register_cryptensor("splitsec")
+class SharedTensor(crypten.mpc.MPCTensor):  # type: ignore[misc, name-defined]  # CrypTen has no types
+    """CrypTen's shared tensor with our protocols: comparisons in four rounds, ReLU as one selection.
+
+    Values are below 2**62 in magnitude as ring elements, where CrypTen's own comparison would take one bit more.
+    """
+
+    @staticmethod
+    def new(*args: Any, **options: Any) -> SharedTensor:
+        """A shared tensor; CrypTen calls it with the arguments of the constructor."""
+        return SharedTensor(*args, **options)
+
+    @staticmethod
+    def from_shares(share: torch.Tensor, precision: int | None = None, ptype: Any = None) -> SharedTensor:
+        """Over this party's int64 share with `precision` fractional bits."""
+        kind = crypten.mpc.arithmetic if ptype is None else ptype
+        result = SharedTensor([])
+        result._tensor = kind.to_tensor().from_shares(share, precision=precision)
+        result.ptype = kind
+        return result
+
+    def clone(self) -> SharedTensor:
+        """A copy with a share of its own."""
+        result = self.shallow_copy()
+        result._tensor = self._tensor.clone()
+        return result
+
+    def shallow_copy(self) -> SharedTensor:
+        """Another tensor over the same share."""
+        result = SharedTensor([])
+        result._tensor, result.ptype = self._tensor, self.ptype
+        return result
+
+    def relu(self) -> SharedTensor:
+        """max(x, 0), exact."""
+        result = self.clone()
+        result.share = relu(_context(), self.share)
+        return result
+
+    def _ltz(self) -> SharedTensor:
+        if self.ptype != crypten.mpc.arithmetic:
+            return SharedTensor.from_shares(self.to(crypten.mpc.arithmetic).share)._ltz()
+        return _bits(1, -at_least_zero(_context(), self.share))
+
+    def _eqz_2PC(self) -> SharedTensor:
+        both = at_least_zero(_context(), torch.stack([self.share, -self.share]))
+        return _bits(-1, both[0] + both[1])
+
+
+def _bits(constant: int, share: torch.Tensor) -> SharedTensor:
+    """Shares of 0 or 1, without fractional bits, plus a constant that both know."""
+    return SharedTensor.from_shares(share + constant if _context().rank == 0 else share, precision=0)
+
+
 def from_share(share: torch.Tensor, precision: int) -> Any:
-    """A CrypTen `MPCTensor` over this party's int64 share with `precision` fractional bits."""
-    return crypten.mpc.MPCTensor.from_shares(share, precision=precision)
+    """A `SharedTensor` over this party's int64 share with `precision` fractional bits."""
+    return SharedTensor.from_shares(share, precision=precision)
 
 
 def share_of(tensor: Any) -> torch.Tensor:
-    """This party's int64 share of a CrypTen `MPCTensor`."""
+    """This party's int64 share of a `SharedTensor`."""
     share: torch.Tensor = tensor._tensor.share
     return share
 
@@ -213,7 +276,7 @@ def _divide(self: Any, divisor: Any) -> Any:
         self.share = truncate(_context(), self.share, divisor.bit_length() - 1)
         return self
     if isinstance(divisor, (int, float)):
-        return self.mul_(torch.tensor([1.0 / divisor], dtype=torch.float64))
+        return self.mul_(torch.tensor(1.0 / divisor, dtype=torch.float64))
     if torch.is_tensor(divisor):
         return self.mul_(divisor.double().reciprocal())
     raise MessageError(f"cannot divide a shared tensor by {type(divisor).__name__}")
@@ -242,6 +305,18 @@ def _own_settings_for_each_thread() -> None:
     type(crypten.config.cfg).config = property(read, write)
 
 
+def _own_tape_for_each_thread() -> None:
+    # Whether autograd is on is a flag of the whole process too, which every function switches off and on again. On the
+    # metaclass, a property takes the place of the class's attribute.
+    def read(_class: Any) -> bool:
+        return getattr(_local, "grad", False)
+
+    def write(_class: Any, value: bool) -> None:
+        _local.grad = value
+
+    type(crypten.CrypTensor).AUTOGRAD_ENABLED = property(read, write)
+
+
 def _install() -> None:
     arithmetic = crypten.mpc.primitives.arithmetic.ArithmeticSharedTensor
     binary = crypten.mpc.primitives.binary.BinarySharedTensor
@@ -263,7 +338,8 @@ def _install() -> None:
     binary.rand = staticmethod(_binary_rand)
     arithmetic.PRSS = staticmethod(_refuse_generator)
     arithmetic.div_ = _divide
-    crypten.set_grad_enabled(False)
+    _own_tape_for_each_thread()
+    crypten.set_default_cryptensor_type("splitsec")
 
 
 _install()

@@ -27,8 +27,10 @@ from splitsec.mpc.kernels import WORD, Words, and_rows, bits_of, conjunctions, w
 from splitsec.mpc.prg import Stream
 from splitsec.mpc.ring import HEADROOM_BITS, shift_right
 from splitsec.mpc.selection import deal_selection, select_value, selection_shapes
+from splitsec.mpc.truncation import truncate
 
 MOST = 4
+FEW_WINDOWS = 16_384
 
 
 @dataclass(frozen=True)
@@ -215,3 +217,30 @@ def maximum(
         return torch.zeros(count, dtype=torch.int64)
     chosen = select_value(context, opened.view(-1), choice, mask.view(-1), selected, shift)
     return chosen.view(size, -1).sum(0)[:count]
+
+
+def largest(
+    context: Context, candidates: torch.Tensor, *, zero: bool, shift: int = 0, high: int = HEADROOM_BITS
+) -> torch.Tensor:
+    """`maximum` for any number of values: up to four at a time until one is left.
+
+    Args:
+        candidates: int64 (size, windows); the others as in `maximum`.
+
+    Returns:
+        int64 (windows,).
+    """
+    # Two at a time take half the comparisons and more rounds: the better choice where bytes count, not rounds.
+    most = MOST if candidates.shape[1] <= FEW_WINDOWS else 2
+    while len(candidates) > 1 or zero:
+        last = len(candidates) <= most
+        groups = -(-len(candidates) // most)
+        size = -(-len(candidates) // groups)
+        missing = groups * size - len(candidates)
+        if missing:
+            # A candidate more often changes no maximum.
+            candidates = torch.cat([candidates, candidates[-1:].expand(missing, -1)])
+        windows = candidates.view(groups, size, -1).transpose(0, 1).reshape(size, -1)
+        found = maximum(context, windows, zero=zero and last, shift=shift, high=high)
+        candidates, zero, high, shift = found.view(groups, -1), zero and not last, high - shift, 0
+    return truncate(context, candidates[0], shift) if shift else candidates[0]

@@ -21,13 +21,14 @@ from splitsec.mpc.linear import LinearMask, laid_out
 from splitsec.mpc.maximum import MaxMask
 from splitsec.mpc.prg import Stream
 from splitsec.mpc.selection import ReluMask
+from splitsec.mpc.sign import SignMask
 from splitsec.mpc.triples import BinaryTriple, RandomBit, SquarePair, Triple
 from splitsec.mpc.truncation import Truncation
 from splitsec.transport.codec import MAX_SIZE, expect_tensor
 from splitsec.transport.sockets import MAX_FRAME_BYTES
 
 AnyCorrelation: TypeAlias = (
-    Triple | SquarePair | BinaryTriple | RandomBit | Truncation | LinearMask | ReluMask | MaxMask
+    Triple | SquarePair | BinaryTriple | RandomBit | Truncation | LinearMask | ReluMask | MaxMask | SignMask
 )
 Plan: TypeAlias = tuple[AnyCorrelation, ...]
 # As corrections they must fit one frame.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 import torch
@@ -18,9 +18,23 @@ from splitsec.errors import MessageError
 from splitsec.mpc.ring import HEADROOM_BITS, PRECISION_BITS
 
 Shape: TypeAlias = tuple[int, ...]
+Reveal: TypeAlias = Literal["logits", "label"]
 # Functions that run through CrypTen's approximations.
 CRYPTEN_OPS = ("sigmoid", "tanh", "softmax", "exp")
-OPS = ("linear", "conv2d", "relu", "leaky_relu", "hardtanh", "max_pool2d", "avg_pool2d", "add", "reshape", *CRYPTEN_OPS)
+OPS = (
+    "linear",
+    "conv2d",
+    "relu",
+    "leaky_relu",
+    "hardtanh",
+    "max_pool2d",
+    "avg_pool2d",
+    "add",
+    "cat",
+    "reshape",
+    "argmax",
+    *CRYPTEN_OPS,
+)
 MAX_STEPS = 10_000
 FREE_BITS = 6
 
@@ -30,7 +44,8 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `name` is the layer's own name, for messages; shapes include the batch dimension. `bits` bounds the inputs: their
     magnitude is below 2**bits. `zero` makes max pooling the ReLU of the maximum;
-    `slope` is leaky ReLU's, `low` and `high` hardtanh's.
+    `slope` is leaky ReLU's, `low` and `high` hardtanh's, `dim` softmax's and concatenation's. Of `argmax`, which can
+    only be the last step, the value is [z is the largest] of each class, and the client takes the first.
     """
 
     op: str
@@ -51,18 +66,37 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dim: int = -1
 
 
+class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The magnitude of value `value` is to be below 2**bits; see `run.check_ranges`."""
+
+    value: int
+    bits: int
+
+
 class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The tail's architecture for one input shape. `limit` bounds the input so that no layer can overflow."""
+    """The tail's architecture for one input shape. `limit` bounds the input so that no layer can overflow, and
+    `limited_by` is the layer that asks for it, if one does.
+
+    `checks` are those of the checked mode.
+    """
 
     input_shape: Shape
     steps: tuple[Step, ...]
     limit: float
     limited_by: str
     precision: int = PRECISION_BITS
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def reveals_label(self) -> bool:
+        """Whether the client gets a label a sample and nothing else."""
+        return bool(self.steps) and self.steps[-1].op == "argmax"
 
     @property
     def output_shape(self) -> Shape:
-        return self.steps[-1].shape if self.steps else self.input_shape
+        """Shape of what `run_program` returns."""
+        shape = self.steps[-1].shape if self.steps else self.input_shape
+        return shape[:1] if self.reveals_label else shape
 
 
 @dataclass(frozen=True)
@@ -82,9 +116,9 @@ def input_scale(step: Step, scale: int, precision: int) -> int:
     if step.op in ("linear", "conv2d"):
         # A few bits more than the working precision, as averages leave them, cost nothing.
         return scale if scale <= precision + FREE_BITS else precision
-    if step.op == "add":
+    if step.op in ("add", "cat"):
         return scale if scale <= 2 * precision else precision
-    if step.op in ("relu", "leaky_relu", "hardtanh", "max_pool2d", "reshape"):
+    if step.op in ("relu", "leaky_relu", "hardtanh", "max_pool2d", "reshape", "argmax"):
         return scale
     if step.op == "avg_pool2d":
         return scale if scale <= 2 * precision and _power_of_two(step) else precision
@@ -95,8 +129,10 @@ def output_scale(step: Step, scales: Sequence[int], precision: int) -> int:
     """The fractional bits of a step's output, from those of its inputs as it takes them."""
     if step.op in ("linear", "conv2d"):
         return scales[0] + precision
-    if step.op in ("add", "reshape"):
+    if step.op in ("add", "cat", "reshape"):
         return max(scales)
+    if step.op == "argmax":
+        return 0
     if step.op == "leaky_relu":
         return 2 * precision
     if step.op == "avg_pool2d":
@@ -135,4 +171,9 @@ def check_program(program: Program) -> None:
             raise MessageError(f"step {number} of the program has an impossible bound")
         if any(size < 1 for size in (*step.shape, *step.weight)) or math.prod(step.shape) > 1 << 26:
             raise MessageError(f"step {number} of the program has an impossible shape")
+        if step.op == "argmax" and (number < len(program.steps) or len(step.shape) != 2):
+            raise MessageError("only the last step of a program may take a label, of two dimensions")
         shapes.append(step.shape)
+    for check in program.checks:
+        if not 0 <= check.value < len(shapes) or not 0 <= check.bits < HEADROOM_BITS - program.precision:
+            raise MessageError("the program checks a value that is not there")

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from splitsec.errors import UnsupportedLayerError
+from splitsec.errors import RangeError, UnsupportedLayerError
 from splitsec.mpc.context import CLIENT, SERVER, Context
 from splitsec.mpc.linear import LinearMask, linear
-from splitsec.mpc.maximum import MOST, maximum
+from splitsec.mpc.maximum import largest
 from splitsec.mpc.program import CRYPTEN_OPS, Program, Step, Weights, input_scale, output_scale
-from splitsec.mpc.ring import decode, encode
+from splitsec.mpc.ring import HEADROOM_BITS, decode, encode
 from splitsec.mpc.selection import relu
+from splitsec.mpc.sign import at_least_zero
 from splitsec.mpc.truncation import truncate
-
-FEW_WINDOWS = 16_384
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,10 @@ def run_program(
         on_step: called with a step's number when it is done.
 
     Returns:
-        At the client the real result, float32 of `program.output_shape`; at the server None.
+        At the client the real result, float32 of `program.output_shape`, or int64 labels; at the server None.
+
+    Raises:
+        RangeError: at the client, in checked mode: names the first layer whose values left their bound.
     """
     if context.rank == CLIENT and activation is not None:
         first = encode_activation(program, activation) if activation.is_floating_point() else activation
@@ -61,7 +63,44 @@ def run_program(
             on_step(number)
     result = values[-1]
     theirs = context.collect(result.share.contiguous(), CLIENT)
-    return None if theirs is None else decode(result.share + theirs, result.scale)
+    if program.checks:
+        if on_step is not None:
+            on_step(len(program.steps) + 1)
+        check_ranges(program, values, context)
+    if theirs is None:
+        return None
+    if program.reveals_label:
+        # NumPy's takes the first of several: those whose logits are equal to the last bit.
+        return torch.from_numpy((result.share + theirs).numpy().argmax(1))
+    return decode(result.share + theirs, result.scale)
+
+
+def check_ranges(program: Program, values: Sequence[Value], context: Context) -> None:
+    """Count, for every check of the program, the values beyond the bound; only the client learns the counts.
+
+    All bounds are compared at once, on both sides: five more rounds a query, whatever the number of layers. A count
+    that is not zero says that the result is wrong, so the client raises.
+    """
+    sides = []
+    for check in program.checks:
+        value = values[check.value]
+        bound = (1 << (check.bits + value.scale)) - 1 if context.rank == SERVER else 0
+        sides += [bound - value.share.reshape(-1), bound + value.share.reshape(-1)]
+    inside = at_least_zero(context, torch.cat(sides), high=HEADROOM_BITS)
+    counts = torch.stack(
+        [part.sum() for part in inside.split([2 * values[check.value].share.numel() for check in program.checks])]
+    )
+    theirs = context.collect(counts, CLIENT)
+    if theirs is None or context.planning:
+        return
+    for check, count in zip(program.checks, (counts + theirs).tolist(), strict=True):
+        beyond = 2 * values[check.value].share.numel() - count
+        if beyond:
+            name = program.steps[check.value - 1].name if check.value else "the input"
+            raise RangeError(
+                f"layer '{name}' overflowed: {beyond} of its values reach {2.0**check.bits:g} and the result is wrong; "
+                "calibrate the tail with activations like these, or scale the input down"
+            )
 
 
 def encode_activation(program: Program, activation: torch.Tensor, cut: str = "input") -> torch.Tensor:
@@ -70,12 +109,17 @@ def encode_activation(program: Program, activation: torch.Tensor, cut: str = "in
     Raises:
         RangeError: it is not finite or reaches `program.limit`; names the cut and the layer that sets the limit.
     """
+    reason = (
+        f"for which layer '{program.limited_by}' cannot overflow; scale the input down"
+        if program.limited_by
+        else "that the tail was compiled for; scale the input down, or calibrate the tail with activations like these"
+    )
     return encode(
         activation,
         program.precision,
         limit=program.limit,
         what=f"the activation at cut '{cut}'",
-        why=f"the largest for which layer '{program.limited_by}' cannot overflow; scale the input down",
+        why=f"the largest {reason}",
     )
 
 
@@ -113,8 +157,12 @@ def _apply(number: int, step: Step, inputs: list[Value], held: Weights | None, c
                 made = made * round(2 ** (scale - inputs[0].scale) / math.prod(step.kernel))
         case "add":
             made = sum((x.share << (scale - x.scale) for x in inputs), torch.zeros((), dtype=torch.int64))
+        case "cat":
+            made = torch.cat([x.share << (scale - x.scale) for x in inputs], step.dim)
         case "reshape":
             made = share.reshape(step.shape)
+        case "argmax":
+            made = _winners(share, step.bits + inputs[0].scale + 2, context)
         case op if op in CRYPTEN_OPS:
             made = _crypten(step, share, context)
         case op:
@@ -151,7 +199,7 @@ def _hardtanh(step: Step, x: Value, context: Context) -> torch.Tensor:
 
 
 def _max_pool(step: Step, x: Value, context: Context) -> torch.Tensor:
-    """The maximum of each window, up to four candidates at a time until one is left."""
+    """The maximum of each window."""
     height, width = step.padding
     # Padding must lose every comparison, and stay within the bound of differences.
     lowest = -(1 << (step.bits + x.scale)) if context.rank == SERVER else 0
@@ -169,28 +217,14 @@ def _max_pool(step: Step, x: Value, context: Context) -> torch.Tensor:
             for j in range(step.kernel[1])
         ]
     ).view(math.prod(step.kernel), -1)
-    scale = x.scale
-    # Two at a time take half the comparisons and more rounds: the better choice where bytes count, not rounds.
-    most = MOST if candidates.shape[1] <= FEW_WINDOWS else 2
-    while True:
-        last = len(candidates) <= most
-        groups = -(-len(candidates) // most)
-        size = -(-len(candidates) // groups)
-        missing = groups * size - len(candidates)
-        if missing:
-            # A candidate more often changes no maximum.
-            candidates = torch.cat([candidates, candidates[-1:].expand(missing, -1)])
-        windows = candidates.view(groups, size, -1).transpose(0, 1).reshape(size, -1)
-        candidates = maximum(
-            context,
-            windows,
-            zero=step.zero and last,
-            shift=scale - context.precision,
-            high=step.bits + scale + 2,
-        ).view(groups, -1)
-        scale = context.precision
-        if last:
-            return candidates.view(step.shape)
+    shift, high = x.scale - context.precision, step.bits + x.scale + 2
+    return largest(context, candidates, zero=step.zero, shift=shift, high=high).view(step.shape)
+
+
+def _winners(share: torch.Tensor, high: int, context: Context) -> torch.Tensor:
+    """Shares of 1 where a class has the largest value of its sample, else 0: int64 (samples, classes)."""
+    most = largest(context, share.t().contiguous(), zero=False, high=high)
+    return at_least_zero(context, share - most[:, None], high=high)
 
 
 def _crypten(step: Step, share: torch.Tensor, context: Context) -> torch.Tensor:

@@ -8,7 +8,7 @@ from statistics import median
 
 import torch
 
-from splitsec.errors import MessageError, SplitsecError
+from splitsec.errors import MessageError, RangeError, SplitsecError
 from splitsec.mpc.context import CLIENT
 from splitsec.mpc.costing import Prediction, predict_cost
 from splitsec.mpc.linear import laid_out
@@ -101,7 +101,12 @@ class ClientSession:
         return max(spent, answer.milliseconds)
 
     def run(self, activation: torch.Tensor, *, on_step: Callable[[int], None] | None = None) -> torch.Tensor:
-        """The tail's result for a real activation of the session's shape: float32 of the program's output shape."""
+        """The tail's result for a real activation of the session's shape: float32, or int64 labels, of the program's
+        output shape.
+
+        Raises:
+            RangeError: the activation is out of range, or in checked mode a layer overflowed; the session can go on.
+        """
         shape = self.program.input_shape
         expect_tensor(activation, what=f"the activation at cut '{self._cut}'", dtype=activation.dtype, shape=shape)
         # Before the query begins: a value out of range must not use up this party's randomness and not the server's.
@@ -113,7 +118,12 @@ class ClientSession:
         if not self.predicted.total.bytes_sent:
             self._peer.send(Run())
         self._session.begin(query)
-        result = run_program(self.program, self._session, activation=encoded, on_step=on_step)
+        try:
+            result = run_program(self.program, self._session, activation=encoded, on_step=on_step)
+        except RangeError:
+            # The very last thing that a query does, so that both parties are ready for the next.
+            self._session.end()
+            raise
         self._session.end()
         cost = self._peer.traffic.since(before)
         self.last_cost = (cost.rounds, cost.bytes_sent, cost.bytes_received)

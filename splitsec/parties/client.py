@@ -19,7 +19,7 @@ from splitsec.mpc.context import CLIENT
 from splitsec.mpc.messages import Close, JoinSession, SessionBody, SessionSeed, session_codec
 from splitsec.mpc.plan import weight_shapes
 from splitsec.mpc.prg import fresh_seed
-from splitsec.mpc.program import check_program
+from splitsec.mpc.program import Reveal, check_program
 from splitsec.mpc.ring import check_range
 from splitsec.mpc.session import Session
 from splitsec.mpc.supply import Supply, most_ahead
@@ -57,7 +57,8 @@ class Predictions:
     """What encrypted prediction gave and cost.
 
     Attributes:
-        logits: float32 (N, classes), opened to this client alone.
+        labels: int64 (N,): the class with the largest logit.
+        logits: float32 (N, classes), opened to this client alone; None where only labels are revealed.
         online_ms: milliseconds a query from the images to the opened result.
         offline_ms: milliseconds a query to get its randomness ready at both parties.
         rounds: rounds a query, online.
@@ -65,18 +66,14 @@ class Predictions:
         bytes_offline: bytes a query that the dealer sends to the server.
     """
 
-    logits: torch.Tensor = field(repr=False)
+    labels: torch.Tensor = field(repr=False)
+    logits: torch.Tensor | None = field(repr=False)
     online_ms: list[float] = field(repr=False)
     offline_ms: list[float] = field(repr=False)
     rounds: int
     bytes_sent: int
     bytes_received: int
     bytes_offline: int
-
-    @property
-    def labels(self) -> torch.Tensor:
-        """int64 (N,): the class with the largest logit."""
-        return self.logits.argmax(1)
 
     @property
     def online_ms_median(self) -> float:
@@ -192,7 +189,15 @@ class Client:
             )
         return schedule
 
-    def predict(self, images: torch.Tensor, *, batch_size: int = 1, ahead: int = 1) -> Predictions:
+    def predict(
+        self,
+        images: torch.Tensor,
+        *,
+        batch_size: int = 1,
+        ahead: int = 1,
+        reveal: Reveal = "logits",
+        checked: bool = False,
+    ) -> Predictions:
         """Encrypted predictions: the server learns neither images, nor activations, nor results.
 
         Args:
@@ -200,18 +205,21 @@ class Client:
             batch_size: images a query; the last query is padded with zeros and the padding dropped.
             ahead: how many queries' randomness is made ready while one runs; it takes processors that the query
                 could use.
+            reveal: `"label"` opens nothing but the label of each image, not even to this client.
+            checked: compare every layer's values with its bound, at the price of five rounds.
 
         Raises:
-            RangeError: an activation is not finite, or beyond what the tail's layers can take; names the layer.
+            RangeError: an activation is not finite, or beyond what the tail's layers can take, or with `checked` a
+                layer overflowed; names the layer.
             UnsupportedLayerError: the tail has a layer without an encrypted form.
         """
         if len(images) < 1 or batch_size < 1:
             raise MessageError("there is nothing to predict: give at least one image and a batch size of at least 1")
-        logits: list[torch.Tensor] = []
+        results: list[torch.Tensor] = []
         online_ms: list[float] = []
         offline_ms: list[float] = []
         shape = self._activation(images[:1].expand(batch_size, *images.shape[1:])).shape
-        with self.session(shape, ahead=ahead) as session:
+        with self.session(shape, ahead=ahead, reveal=reveal, checked=checked) as session:
             for start in range(0, len(images), batch_size):
                 rows = images[start : start + batch_size]
                 offline_ms.append(session.prepare())
@@ -222,27 +230,34 @@ class Client:
                     activation = torch.cat([activation, padding])
                 result = session.run(activation)
                 online_ms.append((time.perf_counter() - prepared) * 1e3)
-                logits.append(result[: len(rows)])
-                if len(logits) % 10 == 0 or start + batch_size >= len(images):
+                results.append(result[: len(rows)])
+                if len(results) % 10 == 0 or start + batch_size >= len(images):
                     self._report(Predicted(self.name, min(start + batch_size, len(images)), len(images)))
             cost = session.last_cost
-        return Predictions(torch.cat(logits), online_ms, offline_ms, *cost, session.bytes_offline)
+        found = torch.cat(results)
+        labels, logits = (found, None) if reveal == "label" else (found.argmax(1), found)
+        return Predictions(labels, logits, online_ms, offline_ms, *cost, session.bytes_offline)
 
     @contextmanager
-    def session(self, shape: Sequence[int], *, ahead: int = 1) -> Iterator[ClientSession]:
+    def session(
+        self, shape: Sequence[int], *, ahead: int = 1, reveal: Reveal = "logits", checked: bool = False
+    ) -> Iterator[ClientSession]:
         """An open prediction session for activations of `shape`, batch dimension first.
 
         Args:
             ahead: how many queries' randomness is made ready while one runs; fewer if memory does not hold them.
+            reveal, checked: as in `predict`.
         """
         pair_seed = fresh_seed()
-        opened, _ = self._server.request(OpenSession(tuple(shape), pair_seed))
+        opened, _ = self._server.request(OpenSession(tuple(shape), pair_seed, reveal, checked))
         if not isinstance(opened, SessionOpened):
             raise MessageError(f"the server answered {type(opened).__name__} to OpenSession")
         program = opened.program
         check_program(program)
         if program.input_shape != tuple(shape):
             raise MessageError("the server compiled its tail for another shape")
+        if program.reveals_label != (reveal == "label") or (checked and not program.checks):
+            raise MessageError("the server's program does not reveal or check what was asked for")
         predicted = predicted_cost(program)
         plan = predicted.plan
         joined, _ = self._dealer.request(JoinSession(opened.session, CLIENT, self.name, plan))

@@ -23,6 +23,7 @@ from splitsec.cut import SplitModel
 from splitsec.cut.split import load_segment
 from splitsec.errors import ConfigError
 from splitsec.models import load_model
+from splitsec.mpc.program import Reveal
 from splitsec.parties.client import Client
 from splitsec.parties.dealer import Dealer
 from splitsec.parties.events import Finished, Report
@@ -75,7 +76,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`splitsec client`. `seed` is the same at all clients; `out` receives front and predictions.
 
-    `ahead` is how many queries' randomness is made ready while one runs.
+    `ahead`, `reveal` and `checked` are those of `Client.predict`.
     """
 
     name: str
@@ -90,6 +91,8 @@ class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     predictions: int | None = None
     batch_size: int = 1
     ahead: int = 1
+    reveal: Reveal = "logits"
+    checked: bool = False
     out: str | None = None
     train: bool = True
     timeout: float = 60.0
@@ -202,11 +205,18 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
         count = len(part.test_images) if config.predictions is None else config.predictions
         images = part.test_images[:count]
         if len(images):
-            found = client.predict(images, batch_size=config.batch_size, ahead=config.ahead)
+            found = client.predict(
+                images,
+                batch_size=config.batch_size,
+                ahead=config.ahead,
+                reveal=config.reveal,
+                checked=config.checked,
+            )
             if config.out is not None:
-                costs = {name: value for name, value in vars(found).items() if name != "logits"}
+                tensors = {"labels": found.labels} | ({} if found.logits is None else {"logits": found.logits})
+                costs = {name: value for name, value in vars(found).items() if name not in ("labels", "logits")}
                 # Writing costs as metadata keeps what belongs together in one file.
-                _save({"logits": found.logits}, base / config.out / "predictions.safetensors", costs)
+                _save(tensors, base / config.out / "predictions.safetensors", costs)
         client.leave()
     report(Finished(config.name, time.monotonic() - began))
 

@@ -13,7 +13,7 @@ from torch import fx
 from splitsec.errors import MessageError, RangeError, RefusedError
 from splitsec.mpc.compiler import compile_tail, encode_weights
 from splitsec.mpc.prg import SEED_BYTES
-from splitsec.mpc.program import Program, Weights
+from splitsec.mpc.program import Program, Reveal, Weights
 from splitsec.parties.names import DEALER
 from splitsec.parties.pool import WorkerPool
 from splitsec.parties.worker import Job
@@ -57,7 +57,7 @@ class PredictionService:
         self._limit = limit
         self._calibration = calibration
         self._processors = tuple(processors or ())
-        self._compiled: dict[tuple[int, ...], tuple[Program, dict[int, Weights]]] = {}
+        self._compiled: dict[tuple[tuple[int, ...], Reveal, bool], tuple[Program, dict[int, Weights]]] = {}
 
     def open(self, client: str, wanted: OpenSession) -> SessionOpened:
         """Compile the tail for the client's shape and start a worker whose socket admits this client alone.
@@ -73,9 +73,10 @@ class PredictionService:
         alive = self._pool.alive()
         if len(alive) >= self._limit or list(alive.values()).count(client) >= self._limit // 2:
             raise RefusedError(f"{len(alive)} prediction sessions are open already; try again later")
-        if wanted.shape not in self._compiled:
-            self._compiled[wanted.shape] = self._compile(wanted.shape)
-        program, weights = self._compiled[wanted.shape]
+        key = wanted.shape, wanted.reveal, wanted.checked
+        if key not in self._compiled:
+            self._compiled[key] = self._compile(*key)
+        program, weights = self._compiled[key]
         session = secrets.token_hex(16)
         job = Job(
             session=session,
@@ -100,9 +101,11 @@ class PredictionService:
     def _processor(self) -> int | None:
         return self._processors[self._pool.free_slot() % len(self._processors)] if self._processors else None
 
-    def _compile(self, shape: tuple[int, ...]) -> tuple[Program, dict[int, Weights]]:
+    def _compile(self, shape: tuple[int, ...], reveal: Reveal, checked: bool) -> tuple[Program, dict[int, Weights]]:
         try:
-            program, weights = compile_tail(self._tail, shape, calibration=self._calibration)
+            program, weights = compile_tail(
+                self._tail, shape, calibration=self._calibration, reveal=reveal, checked=checked
+            )
         except RangeError as error:
             # The value is the server's; the client learns that there is one.
             log.warning("the tail cannot run encrypted: %s", error)

@@ -12,7 +12,9 @@ def _on_shares(function, *secrets: torch.Tensor) -> torch.Tensor:  # type: ignor
     def protocol(context: Context) -> torch.Tensor:
         with bridge.running(context):
             inputs = [bridge.from_share(share(context, encode(one)), context.precision) for one in secrets]
-            return bridge.share_of(function(*inputs))
+            made = function(*inputs)
+            # A comparison's result has no fractional bits.
+            return bridge.share_of(made) * (2**16 // int(made.encoder.scale))
 
     (server, client), _ = run_both(protocol)
     return decode(server + client)
@@ -27,6 +29,25 @@ CASES = {
     "mean": (lambda x: x.mean(-1), lambda x: x.mean(-1), 1e-3),
     "third": (lambda x: x / 3, lambda x: x / 3, 1e-3),
     "max": (lambda x: x.max(-1)[0], lambda x: x.max(-1)[0], 1e-3),
+    "reciprocal": (lambda x: (x + 4).reciprocal(), lambda x: (x + 4).reciprocal(), 1e-2),
+    "comparisons": (
+        lambda x: (x < 0.5) + 2 * (x >= -1) + 4 * (x > 2) + 8 * (x <= -2),
+        lambda x: (x < 0.5) + 2.0 * (x >= -1) + 4 * (x > 2) + 8 * (x <= -2),
+        0,
+    ),
+    "equal": (lambda x: (x == -3) + 2 * (x != 3), lambda x: (x == -3) + 2.0 * (x != 3), 0),
+    "absolute": (lambda x: x.abs(), lambda x: x.abs(), 1e-4),
+    "gelu": (lambda x: x * (x * 1.702).sigmoid(), torch.nn.functional.gelu, 3e-2),
+    "layer norm": (
+        lambda x: (x - x.mean(-1, keepdim=True)) * (x.var(-1, keepdim=True) + 1e-5).inv_sqrt(),
+        lambda x: (x - x.mean(-1, keepdim=True)) * (x.var(-1, keepdim=True) + 1e-5).rsqrt(),
+        2e-2,
+    ),
+    "join": (
+        lambda x: bridge.crypten.cat([x, x.relu()], 1) < 1,
+        lambda x: (torch.cat([x, x.relu()], 1) < 1).float(),
+        0,
+    ),
 }
 
 
@@ -94,3 +115,77 @@ def test_only_the_named_party_gets_a_revealed_value() -> None:
     assert server is None
     assert server_session.received == []
     torch.testing.assert_close(client, secret)
+
+
+def test_tensors_are_of_our_type_and_stay_so() -> None:
+    kinds: list[type] = []
+
+    def protocol(context: Context) -> None:
+        with bridge.running(context):
+            one = bridge.crypten.cryptensor(torch.ones(2, 2), src=0)
+            made = [one, one + 1, one.matmul(one), one < 2, one == 1, one.relu(), bridge.crypten.cat([one, one])]
+            made += [one.exp(), one.sigmoid(), one[0], one.sum(), one.clone(), bridge.from_share(one.share, 16)]
+            kinds.extend(type(tensor) for tensor in made)
+
+    run_both(protocol)
+    assert set(kinds) == {bridge.SharedTensor}
+
+
+def test_a_comparison_takes_four_rounds() -> None:
+    def protocol(context: Context) -> None:
+        with bridge.running(context):
+            bridge.from_share(share(context, encode(torch.randn(5000))), context.precision) < 0  # noqa: B015
+
+    _, (server, _) = run_both(protocol)
+    assert server.peer.traffic.rounds == 4
+
+
+def test_a_tail_trains_on_shares() -> None:
+    """CrypTen's modules, loss, autograd and optimiser, against torch's own: neither party holds the weights."""
+    torch.manual_seed(0)
+    crypten, steps, rate = bridge.crypten, 3, 0.2
+    tail = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    first = {name: value.clone() for name, value in tail.state_dict().items()}
+    x, target = torch.randn(6, 4), torch.randn(6, 2)
+
+    def protocol(context: Context) -> dict[str, torch.Tensor]:
+        with bridge.running(context, grad=True):
+            layers = [crypten.nn.Linear(4, 8), crypten.nn.ReLU(), crypten.nn.Linear(8, 2)]
+            for index in (0, 2):
+                for name in ("weight", "bias"):
+                    layers[index].set_parameter(name, first[f"{index}.{name}"])
+            model = crypten.nn.Sequential(*layers).encrypt(src=0).train()
+            optimizer = crypten.optim.SGD(model.parameters(), lr=rate)
+            inputs, wanted = (bridge.from_share(share(context, encode(one)), 16) for one in (x, target))
+            for _ in range(steps):
+                optimizer.zero_grad()
+                crypten.nn.MSELoss()(model(inputs), wanted).backward()
+                optimizer.step()
+            return {name: bridge.share_of(value) for name, value in model.named_parameters()}
+
+    (server, client), _ = run_both(protocol)
+    optimizer = torch.optim.SGD(tail.parameters(), lr=rate)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(tail(x), target).backward()
+        optimizer.step()
+    trained = [decode(server[name] + client[name]) for name in server]
+    for one, other, before in zip(trained, tail.parameters(), first.values(), strict=True):
+        torch.testing.assert_close(one, other.detach(), atol=2e-3, rtol=0)
+        assert (one - before).abs().max() > 1e-2
+
+
+def test_the_tape_is_each_threads_own() -> None:
+    seen: list[bool] = []
+
+    def protocol(context: Context) -> None:
+        with bridge.running(context, grad=context.rank == CLIENT):
+            one = bridge.from_share(share(context, encode(torch.ones(3))), 16)
+            one.requires_grad = True
+            (one * one).sum()
+            if not context.planning:
+                seen.append((context.rank == CLIENT) == bridge.crypten.CrypTensor.AUTOGRAD_ENABLED)
+
+    run_both(protocol)
+    assert seen == [True, True]
+    assert not bridge.crypten.CrypTensor.AUTOGRAD_ENABLED

@@ -5,7 +5,7 @@ import torch
 from two_party import run_both, share
 
 from splitsec.mpc.context import Context
-from splitsec.mpc.maximum import maximum
+from splitsec.mpc.maximum import largest, maximum
 
 
 def _maximum(values: torch.Tensor, *, zero: bool, shift: int = 0, high: int = 40) -> torch.Tensor:
@@ -43,3 +43,17 @@ def test_five_rounds() -> None:
     values = torch.randint(-100, 100, (4, 5000))
     _, sessions = run_both(lambda context: maximum(context, share(context, values), zero=True, high=30))
     assert {session.peer.traffic.rounds for session in sessions} == {5}
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 9, 10, 17])
+@pytest.mark.parametrize("shift", [0, 4])
+def test_the_largest_of_any_number(size: int, shift: int) -> None:
+    values = torch.randint(-(2**20), 2**20, (size, 40))
+    for zero in (False, True):
+
+        def protocol(context: Context, zero: bool = zero) -> torch.Tensor:
+            return largest(context, share(context, values), zero=zero, shift=shift, high=30)
+
+        (server, client), _ = run_both(protocol)
+        expected = values.max(0).values.clamp(min=0) if zero else values.max(0).values
+        assert set((server + client - (expected >> shift)).tolist()) <= {0, int(shift > 0)}

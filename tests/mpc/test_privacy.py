@@ -1,5 +1,7 @@
 """What each party receives does not depend on the secrets; each test has a control in which it does, and fails."""
 
+from typing import Any
+
 import pytest
 import torch
 from scipy import stats
@@ -16,9 +18,9 @@ TAIL = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(
 
 
 def _received(
-    kind: type[Recorder], x: torch.Tensor, tail: nn.Module, rank: int, *, opened: bool = False
+    kind: type[Recorder], x: torch.Tensor, tail: nn.Module, rank: int, *, opened: bool = False, **options: Any
 ) -> torch.Tensor:
-    program, real = compile_tail(trace(tail), tuple(x.shape))
+    program, real = compile_tail(trace(tail), tuple(x.shape), **options)
     weights = encode_weights(program, real)
 
     def protocol(context: Context) -> torch.Tensor | None:
@@ -29,10 +31,10 @@ def _received(
     for _ in range(RUNS):
         _, sessions = run_both(protocol, kind=kind, weights={layer: one.weight for layer, one in weights.items()})
         messages = sessions[rank].opened if opened else sessions[rank].received
-        # The last that the client receives is the server's share of the result, which opens it: it is meant to.
-        rows.append(
-            torch.cat([one.flatten() for one in (messages[:-1] if rank == CLIENT and not opened else messages)])
-        )
+        # The last that the client receives are the server's shares of the result and of the checks' counts, which open
+        # them: they are meant to.
+        meant = 0 if opened or rank == SERVER else 1 + bool(program.checks)
+        rows.append(torch.cat([one.flatten() for one in messages[: len(messages) - meant]]))
     return torch.stack(rows)
 
 
@@ -59,6 +61,15 @@ def test_messages_are_uniform_whatever_the_input(rank: int, opened: bool) -> Non
         values = _received(Recorder, x, TAIL, rank, opened=opened)
         assert values.shape[1] > 20
         assert _looks_uniform(values)
+
+
+@pytest.mark.parametrize("rank", [SERVER, CLIENT])
+def test_so_they_are_where_a_label_is_revealed_and_ranges_are_checked(rank: int) -> None:
+    x = torch.full((1, 1, 4, 4), 7.25)
+    for opened in (False, True):
+        values = _received(Recorder, x, TAIL, rank, opened=opened, reveal="label", checked=True)
+        assert _looks_uniform(values)
+    assert not _looks_uniform(_received(Unmasked, x, TAIL, rank, reveal="label", checked=True))
 
 
 @pytest.mark.parametrize("opened", [False, True])

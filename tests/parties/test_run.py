@@ -246,6 +246,35 @@ def test_the_dealer_opens_masks_to_the_server_alone(tmp_path: Path) -> None:
             link.close()
 
 
+def test_only_the_label_is_revealed_and_ranges_are_checked(tmp_path: Path) -> None:
+    def heavy() -> nn.Module:
+        made = model()
+        with torch.no_grad():
+            made[2].weight.mul_(40)
+            made[2].bias.zero_()
+        return made
+
+    torch.manual_seed(0)
+    x = torch.rand(5, 6)
+    with (
+        world(tmp_path, epochs=0, stay=True, model=heavy, calibration=x * 0.01) as here,
+        _serving(here) as client,
+        torch.no_grad(),
+    ):
+        tail = here.split.tail.eval()
+        found = client.predict(torch.zeros(3, 4), reveal="label")
+        assert found.logits is None
+        assert torch.equal(found.labels, here.split(torch.zeros(3, 4)).argmax(1))
+        with client.session((5, 6), reveal="label", checked=True) as session:
+            assert torch.equal(session.run(x * 0.01), tail(x * 0.01).argmax(1))
+            # Hundred times what was calibrated: within what the input may be, and beyond what a layer may.
+            with pytest.raises(RangeError, match=r"layer '2' overflowed: \d+ of its values reach"):
+                session.run(x)
+            assert torch.equal(session.run(x * 0.02), tail(x * 0.02).argmax(1))
+        with client.session((5, 6)) as session:
+            session.run(x)
+
+
 def test_what_the_dealer_receives_does_not_depend_on_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Apart from random session names the dealer's transcript is the same; a request that leaked would differ."""
     first = _dealer_transcript(tmp_path / "a", torch.zeros(3, 4), monkeypatch)
