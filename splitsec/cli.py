@@ -106,7 +106,12 @@ def _inference_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default="m1,m2", metavar="NAME[,NAME]", help="built-in names or file.py:name (m1,m2)")
     add("--batch", default="1", metavar="N[,N]", help="batch sizes (1)")
-    add("--engine", default="splitsec", metavar="NAME[,NAME]", help="splitsec, crypten (splitsec)")
+    add(
+        "--engine",
+        default="splitsec",
+        metavar="NAME[,NAME]",
+        help="splitsec, crypten, crypten-1 (one thread), spu (splitsec)",
+    )
     add("--cut", default="input", metavar="NAME", help="where to cut (input: all of it encrypted)")
     add("--input", metavar="C,H,W", help="shape of one input, for a model of yours")
     add("--weights", type=Path, metavar="FILE", help="safetensors with the model's weights")
@@ -141,8 +146,9 @@ def _bench_inference(options: argparse.Namespace) -> None:
     _check_writable(options.json)
     from rich.console import Console
 
-    from splitsec.bench.inference import Workload, run_bench
+    from splitsec.bench.inference import run_bench
     from splitsec.bench.models import find_model
+    from splitsec.bench.workload import Workload
 
     shape = None if options.input is None else _numbers(options.input, "--input")
     models = [find_model(name, shape) for name in options.model.split(",")]

@@ -69,7 +69,6 @@ def _convert(crypten: Any, model: nn.Module) -> Any:
 def main() -> None:
     """One process: rank 0 has the model, rank 1 the input, rank 2 is the trusted third party."""
     rank, port, batch = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[4])
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     crypten = _stock_crypten(rank, port)
     if rank == WORLD:
         crypten.mpc.provider.TTPServer()

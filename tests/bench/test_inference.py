@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from splitsec.bench.models import MODELS, find_model
+from splitsec.bench.peers import SPU_PYTHON
 from splitsec.cli import main
 
 FIELDS = (
@@ -38,6 +39,7 @@ def test_a_model_of_the_users_own_against_its_floor(tmp_path: Path) -> None:
     assert record["max_abs_error"] < 1e-3
     assert record["agreement"] == 1.0
     assert record["total_ms"] >= record["online_ms"] > record["floor_ms"] / 2 > 0
+    assert 0 < record["steady_ms"] < record["total_ms"] * 5
     # Exact counts a layer add up to the counters of the run.
     assert sum(layer["rounds"] for layer in record["layers"]) == record["rounds"]
     assert (
@@ -53,11 +55,18 @@ def test_a_model_of_the_users_own_against_its_floor(tmp_path: Path) -> None:
         (["--model", "x.py:y"], "say the shape of one input"),
         (["--batch", "0"], "whole numbers of at least 1"),
         (["--batch", "one"], "whole numbers of at least 1"),
-        (["--model", "m1", "--engine", "other"], "unknown engine 'other'; choose from splitsec, crypten"),
+        (
+            ["--model", "m1", "--engine", "other"],
+            "unknown engine 'other'; choose from splitsec, crypten, crypten-1, spu",
+        ),
+        (["--model", "m1", "--engine", "spu"], "engine spu needs an environment of its own"),
         (["--model", "m1", "--json", "/nowhere/x"], "cannot write"),
     ],
 )
-def test_bad_input_is_one_clear_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_clear_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(SPU_PYTHON, raising=False)
     with pytest.raises(SystemExit) as exit_:
         main(["bench", "inference", *arguments])
     assert exit_.value.code == 2

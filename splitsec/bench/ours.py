@@ -1,0 +1,193 @@
+"""Our own engine in a benchmark: a server and a dealer in processes of their own, the client in this one."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from splitsec.bench.workload import LayerRecord, Record, Workload, plain_ms
+from splitsec.cut import SplitModel
+from splitsec.launch.processes import PartyGroup
+from splitsec.mpc.linear import LinearMask
+from splitsec.mpc.prg import Stream, fresh_seed
+from splitsec.parties.asking import ClientSession
+from splitsec.parties.client import Client
+from splitsec.parties.config import DealerConfig, ServerConfig, write_config
+from splitsec.parties.machine import settle
+from splitsec.parties.names import DEALER, SERVER
+from splitsec.transport import load_key_pair, load_public_keys, make_keys
+
+START_SECONDS = 120.0
+WARM_UP = 3
+
+
+class Ours:
+    """A running server and dealer, and a session of a client in this process."""
+
+    def __init__(self, work: Workload, client: Client, session: ClientSession, split: SplitModel) -> None:
+        self._work = work
+        self._client = client
+        self._steady = 0.0
+        self._session = session
+        self._split = split
+        self._inputs = work.inputs()
+        self._online: list[float] = []
+        self._offline: list[float] = []
+        self._layers: list[list[float]] = []
+        self._errors: list[float] = []
+        self._agreements: list[float] = []
+
+    def run(self, *, count: bool) -> None:
+        """One query; `count` is False for a warm-up."""
+        began = time.perf_counter()
+        self._session.prepare()
+        prepared = time.perf_counter()
+        marks = [prepared]
+        with torch.no_grad():
+            activation = self._split.front(self._inputs)
+        result = self._session.run(activation, on_step=lambda _step: marks.append(time.perf_counter()))
+        done = time.perf_counter()
+        if not count:
+            return
+        marks.append(done)
+        with torch.no_grad():
+            plain = self._split(self._inputs)
+        self._offline.append((prepared - began) * 1e3)
+        self._online.append((done - prepared) * 1e3)
+        self._layers.append([(after - before) * 1e3 for before, after in itertools.pairwise(marks)])
+        self._errors.append((result - plain).abs().max().item())
+        same = result.flatten(1).argmax(1) == plain.flatten(1).argmax(1)
+        self._agreements.append(same.double().mean().item())
+
+    def steady(self, count: int) -> None:
+        """Measure `count` queries in a row with the randomness of the next two made ready meanwhile."""
+        with self._client.session(self._session.program.input_shape, ahead=2) as session, torch.no_grad():
+            times = []
+            for _ in range(count + WARM_UP):
+                began = time.perf_counter()
+                session.run(self._split.front(self._inputs))
+                times.append((time.perf_counter() - began) * 1e3)
+        self._steady = statistics.median(times[WARM_UP:])
+
+    def record(self) -> Record:
+        """Medians and exact counts of the counted runs."""
+        predicted = self._session.predicted
+        times = [statistics.median(column) for column in zip(*self._layers, strict=True)]
+        rtt = self._session.round_trip_ms()
+        floor = predicted.hops * rtt / 2 + _arithmetic_ms(predicted.plan)
+        online = statistics.median(self._online)
+        rounds, sent, received = self._session.last_cost
+        layers = [
+            LayerRecord(layer.name, layer.op, ms, layer.rounds, layer.bytes_sent + layer.bytes_received)
+            for layer, ms in zip(predicted.layers, times, strict=True)
+        ]
+        return Record(
+            engine="splitsec",
+            provider="dealer",
+            model=self._work.model.name,
+            cut=self._work.cut,
+            batch=self._work.batch,
+            runs=len(self._online),
+            threads=self._work.threads,
+            plaintext_ms=plain_ms(self._split, self._inputs),
+            online_ms=online,
+            offline_ms=statistics.median(self._offline),
+            total_ms=statistics.median(map(sum, zip(self._online, self._offline, strict=True))),
+            steady_ms=self._steady,
+            rounds=rounds,
+            hops=predicted.hops,
+            bytes_online_client=sent,
+            bytes_online_server=received,
+            bytes_offline=self._session.bytes_offline,
+            max_abs_error=max(self._errors),
+            agreement=statistics.fmean(self._agreements),
+            floor_ms=floor,
+            ratio_to_floor=online / floor,
+            rtt_ms=rtt,
+            layers=layers,
+        )
+
+
+@contextlib.contextmanager
+def our_parties(work: Workload) -> Iterator[Ours]:
+    """Start a server and a dealer for the workload and open a session; everything is ended on leaving."""
+    model = work.model.make(work.weights)
+    split = SplitModel(model, work.cut).eval()
+    with (
+        tempfile.TemporaryDirectory(prefix="splitsec-bench-") as name,
+        PartyGroup() as group,
+        contextlib.ExitStack() as stack,
+    ):
+        directory = Path(name)
+        make_keys(directory / "keys", [DEALER, SERVER, "client-1", "client-2"])
+        save_file(
+            {key: value.contiguous().clone() for key, value in split.tail.state_dict().items()}, directory / "tail"
+        )
+        write_config(directory / "dealer.toml", DealerConfig("tcp://127.0.0.1:*", threads=work.threads))
+        group.start(DEALER, DEALER, directory / "dealer.toml")
+        dealer = group.wait_listening(DEALER, START_SECONDS)
+        calibration = None
+        if work.model.deep:
+            with torch.no_grad():
+                activations = split.front(torch.randn(32, *work.model.input_shape))
+            save_file({"activations": activations.contiguous().clone()}, directory / "calibration")
+            calibration = "calibration"
+        config = ServerConfig(
+            address="tcp://127.0.0.1:*",
+            dealer=dealer,
+            model=work.model.source,
+            cut=work.cut,
+            clients=("client-1", "client-2"),
+            epochs=0,
+            weights="tail",
+            calibration=calibration,
+            stay=True,
+            timeout=600.0,
+            threads=work.threads,
+            cpu=0,
+        )
+        write_config(directory / "server.toml", config)
+        group.start(SERVER, SERVER, directory / "server.toml")
+        server = group.wait_listening(SERVER, START_SECONDS)
+        # Parties on processors of their own, as on machines of their own; this process is the client.
+        processors = os.sched_getaffinity(0)
+        stack.callback(os.sched_setaffinity, 0, processors)
+        spread = settle(work.threads, cpu=1)
+        client = Client(
+            split.front,
+            cut=split.cut,
+            keys=load_key_pair(directory / "keys", "client-1"),
+            peers=load_public_keys(directory / "keys"),
+            server=server,
+            dealer=dealer,
+            timeout=600.0,
+            processors=spread,
+        )
+        with client, torch.no_grad():
+            shape = split.front(work.inputs()).shape
+            with client.session(tuple(shape), ahead=0) as session:
+                yield Ours(work, client, session, split)
+
+
+def _arithmetic_ms(plan: Sequence[object]) -> float:
+    total = 0.0
+    for item in plan:
+        if isinstance(item, LinearMask):
+            stream = Stream(fresh_seed())
+            x, weight = stream.ring(item.input), stream.ring(item.weight)
+            times = []
+            for _ in range(3):
+                began = time.perf_counter()
+                item.apply(x, weight)
+                times.append((time.perf_counter() - began) * 1e3)
+            total += min(times)
+    return total
