@@ -1,9 +1,11 @@
 """How long an encrypted prediction takes, and against what.
 
-Engines run as separate processes on this machine and take turns within one command, so that a noisy machine is noisy
-for all of them; medians are over the warm runs. Ours: server, dealer and client with CURVE; `online_ms` is from the
-input to the opened result, `offline_ms` the time to get one query's randomness ready at both parties, and `total_ms`
-both, one after the other; `steady_ms` is a query's time when the next ones' randomness is made ready meanwhile.
+Engines run as separate processes on this machine and take turns of a few runs within one command, so that a noisy
+machine is noisy for all of them. The first run of each turn, which finds the processors' caches full of the others'
+data, is not counted for any; medians are over the counted ones. Ours: server, dealer and client with CURVE; `online_ms`
+is from the input to the opened result, `offline_ms` the time to get one query's randomness ready at both parties, and
+`total_ms` both, one after the other; `steady_ms` is a query's time when the next ones' randomness is made ready
+meanwhile.
 
 Peers: `crypten` is stock CrypTen 0.4.1 as it comes (provider TTP, gloo over loopback, torch's default threads),
 `crypten-1` the same with one thread a process, `spu` is SPU at its best (see `spu_peer`; needs an environment of its
@@ -32,6 +34,7 @@ from splitsec.bench.workload import Record, Workload
 from splitsec.errors import ConfigError
 from splitsec.parties.events import size
 
+TURN = 5
 ENGINES = ("splitsec", "crypten", "crypten-1", "spu")
 
 
@@ -54,12 +57,12 @@ def measure(work: Workload, engines: Sequence[str], *, runs: int) -> list[Record
                     threads = 1 if engine == "crypten-1" else None
                     found[engine] = stack.enter_context(stock_crypten(work, processors, threads=threads, engine=engine))
         started = [found[engine] for engine in engines]
-        for index in range(-WARM_UP, runs):
+        for done in range(0, runs, TURN):
             for one in started:
-                one.run(count=index >= 0)
-        for one in started:
-            if isinstance(one, Ours):
-                one.steady(runs)
+                for _ in range(WARM_UP if done == 0 else 1):
+                    one.run(count=False)
+                for _ in range(min(TURN, runs - done)):
+                    one.run(count=True)
         return [one.record() for one in started]
 
 
@@ -68,7 +71,7 @@ def table_of(records: Sequence[Record]) -> Table:
     table = Table(title="encrypted prediction, medians in ms", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("model, batch", "engine"):
         table.add_column(column, no_wrap=True)
-    for column in ("online", "offline", "total", "steady", "rounds", "bytes", "error", "ours faster"):
+    for column in ("online", "offline", "total", "steady", "error", "ours faster"):
         table.add_column(column, justify="right", no_wrap=True)
     ours = {(one.model, one.batch): one for one in records if one.engine == "splitsec"}
     for one in records:
@@ -80,8 +83,6 @@ def table_of(records: Sequence[Record]) -> Table:
             _short(one.offline_ms) if one.offline_ms else "",
             _short(one.total_ms),
             _short(one.steady_ms) if one.steady_ms else "",
-            str(one.rounds or ""),
-            size(one.bytes_online_client + one.bytes_online_server) if one.rounds else "",
             f"{one.max_abs_error:.0e}",
             f"{_times(one.online_ms / own.online_ms)}, {_times(one.total_ms / own.total_ms)}" if own else "",
         )
@@ -108,7 +109,9 @@ def run_bench(
     for one in records:
         if one.floor_ms:
             console.print(
-                f"{one.model}, {one.batch}: online {one.ratio_to_floor:.1f} times the floor of {one.floor_ms:.2f} ms "
-                f"({one.hops} messages in a row, round trip {one.rtt_ms:.2f} ms, plus the linear layers' arithmetic)"
+                f"{one.model}, {one.batch}: {one.rounds} rounds and {size(one.bytes_online_client)} + "
+                f"{size(one.bytes_online_server)} online, {size(one.bytes_offline)} offline; online "
+                f"{one.ratio_to_floor:.1f} times the floor of {one.floor_ms:.2f} ms ({one.hops} messages in a row, "
+                f"round trip {one.rtt_ms:.2f} ms, plus the linear layers' arithmetic)"
             )
     return [asdict(record) for record in records]

@@ -33,10 +33,9 @@ WARM_UP = 3
 class Ours:
     """A running server and dealer, and a session of a client in this process."""
 
-    def __init__(self, work: Workload, client: Client, session: ClientSession, split: SplitModel) -> None:
+    def __init__(self, work: Workload, session: ClientSession, split: SplitModel, steady: float) -> None:
         self._work = work
-        self._client = client
-        self._steady = 0.0
+        self._steady = steady
         self._session = session
         self._split = split
         self._inputs = work.inputs()
@@ -67,16 +66,6 @@ class Ours:
         self._errors.append((result - plain).abs().max().item())
         same = result.flatten(1).argmax(1) == plain.flatten(1).argmax(1)
         self._agreements.append(same.double().mean().item())
-
-    def steady(self, count: int) -> None:
-        """Measure `count` queries in a row with the randomness of the next two made ready meanwhile."""
-        with self._client.session(self._session.program.input_shape, ahead=2) as session, torch.no_grad():
-            times = []
-            for _ in range(count + WARM_UP):
-                began = time.perf_counter()
-                session.run(self._split.front(self._inputs))
-                times.append((time.perf_counter() - began) * 1e3)
-        self._steady = statistics.median(times[WARM_UP:])
 
     def record(self) -> Record:
         """Medians and exact counts of the counted runs."""
@@ -174,8 +163,22 @@ def our_parties(work: Workload) -> Iterator[Ours]:
         )
         with client, torch.no_grad():
             shape = split.front(work.inputs()).shape
+            steady = _steady(client, split, work)
             with client.session(tuple(shape), ahead=0) as session:
-                yield Ours(work, client, session, split)
+                yield Ours(work, session, split, steady)
+
+
+def _steady(client: Client, split: SplitModel, work: Workload, runs: int = 20) -> float:
+    """Median milliseconds a query, offline and online, when the randomness of the next two is made ready meanwhile."""
+    inputs, times = work.inputs(), []
+    with client.session(tuple(split.front(inputs).shape), ahead=2) as session:
+        for _ in range(runs + WARM_UP):
+            began = time.perf_counter()
+            session.run(split.front(inputs))
+            times.append((time.perf_counter() - began) * 1e3)
+    # Until the worker has ended, the next session's would get another processor.
+    time.sleep(0.5)
+    return statistics.median(times[WARM_UP:])
 
 
 def _arithmetic_ms(plan: Sequence[object]) -> float:

@@ -124,6 +124,7 @@ class Session:
         self._ready: dict[int, deque[tuple[AnyCorrelation, list[torch.Tensor]]]] = {}
         self._current: deque[tuple[AnyCorrelation, list[torch.Tensor]]] | None = None
         self._common: Stream | None = None
+        self._common_query: int | None = None
         self._step = 0
 
     @property
@@ -159,13 +160,13 @@ class Session:
             raise RandomnessError(f"the randomness of query {query} {state}; one-time randomness serves once")
         self._current = self._ready.pop(query)
         self._next_run = query + 1
-        self._common = Stream(self._pair_seed, query)
+        self._common_query = query
         # Steps begin at the query's number, so that two parties in different queries find out at the first message.
         self._step = (query % QUERIES) * STEPS
 
     def end(self) -> None:
         """Finish a query; raises `RandomnessError` if it left part of its plan unused."""
-        left, self._current, self._common = self._current, None, None
+        left, self._current, self._common, self._common_query = self._current, None, None, None
         if left:
             raise RandomnessError(f"{len(left)} correlations of the plan were not used: the two programs differ")
 
@@ -189,8 +190,11 @@ class Session:
         return None
 
     def common(self, shape: Sequence[int]) -> torch.Tensor:
-        if self._common is None:
+        if self._common_query is None:
             raise RandomnessError("no query is running")
+        if self._common is None:
+            # Few programs need one, and to make it takes as long as a message.
+            self._common = Stream(self._pair_seed, self._common_query)
         return self._common.ring(shape)
 
     def _receive(self, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import threading
@@ -16,6 +17,7 @@ import zmq
 from splitsec.errors import MessageError, PartyTimeoutError, RefusedError, SplitsecError
 from splitsec.mpc.context import SERVER
 from splitsec.mpc.costing import predict_cost
+from splitsec.mpc.linear import laid_out
 from splitsec.mpc.messages import (
     Await,
     Close,
@@ -84,8 +86,10 @@ def serve_session(
         AddressError: the socket cannot be bound.
     """
     torch.set_num_threads(job.threads)
+    # What is here stays here, so the collector need not look at it in the middle of a query.
+    gc.freeze()
     weights = {
-        layer: Weights(weight, bias)
+        layer: Weights(laid_out(weight), bias)
         for layer, weight, bias in zip(job.layers, tensors[::2], tensors[1::2], strict=True)
     }
     keys = KeyPair(names.SERVER, job.public_key, job.secret_key)
