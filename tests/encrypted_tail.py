@@ -30,6 +30,7 @@ def run_tail(
         client = context.rank == CLIENT
         return run_program(program, context, activation=x if client else None, weights=None if client else encoded)
 
-    (server, opened), sessions = run_both(protocol, weights={layer: one.weight for layer, one in encoded.items()})
+    held = {layer: one.weight for layer, one in encoded.items()}
+    (server, opened), sessions = run_both(protocol, weights=held, comparison=program.comparison)
     assert server is None
     return opened, sessions, program

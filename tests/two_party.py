@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import zmq
 
-from splitsec.mpc.context import CLIENT, SERVER, Context
+from splitsec.mpc.context import CLIENT, SERVER, ComparisonKind, Context
 from splitsec.mpc.messages import session_codec
 from splitsec.mpc.plan import Plan, deal, weight_masks
 from splitsec.mpc.prg import Stream, fresh_seed
@@ -53,8 +54,8 @@ class Unmasked(Recorder):
         return torch.zeros(tuple(shape), dtype=torch.int64)
 
 
-def plan_of(protocol: Protocol, precision: int = 16) -> Plan:
-    planner = Planner(SERVER, precision)
+def plan_of(protocol: Protocol, precision: int = 16, comparison: ComparisonKind = "tables") -> Plan:
+    planner = Planner(SERVER, precision, comparison)
     protocol(planner)
     return planner.plan
 
@@ -66,13 +67,14 @@ def run_both(
     kind: type[Recorder] = Recorder,
     timeout: float = 20,
     weights: Mapping[int, torch.Tensor] | None = None,
+    comparison: ComparisonKind = "tables",
 ) -> tuple[list[Any], list[Recorder]]:
     """Run `protocol(context)` as both parties; returns their results and sessions, server first.
 
     `weights` are the server's, in the ring, by layer number: the client gets them masked.
     """
     seeds, pair = [fresh_seed(), fresh_seed()], fresh_seed()
-    plan = plan_of(protocol, precision)
+    plan = plan_of(protocol, precision, comparison)
     masks = weight_masks(plan, seeds[SERVER])
     if kind is Unmasked:
         masks = {layer: torch.zeros_like(mask) for layer, mask in masks.items()}
@@ -89,7 +91,8 @@ def run_both(
             dealt_seed=seeds[rank],
             pair_seed=pair,
             plan=plan,
-            corrections=(lambda query: deal(plan, seeds[0], seeds[1], query, masks)) if rank == SERVER else None,
+            corrections=partial(_dealt, plan, seeds, masks, rank),
+            comparison=comparison,
             masked_weights=masked if rank == CLIENT else None,
             precision=precision,
         )
@@ -116,6 +119,10 @@ def run_both(
     if errors:
         raise errors[0]
     return results, sessions
+
+
+def _dealt(plan: Plan, seeds: list[bytes], masks: dict[int, torch.Tensor], rank: int, query: int) -> Any:
+    return deal(plan, *seeds, query, masks, rank=rank)
 
 
 def share(context: Context, secret: torch.Tensor) -> torch.Tensor:

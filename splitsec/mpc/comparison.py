@@ -12,14 +12,26 @@ Everything here is bits in XOR sharing, held as planes (see `kernels`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
 
-from splitsec.mpc.context import SERVER, Context
-from splitsec.mpc.kernels import Words, and_rows, compare_digits, join_digits, planes_of, words_for
+from splitsec.mpc.context import SERVER, ComparisonKind, Context
+from splitsec.mpc.correlation import Shape
+from splitsec.mpc.dcf import evaluate, generate, roots_of
+from splitsec.mpc.kernels import (
+    Words,
+    and_rows,
+    compare_digits,
+    join_digits,
+    planes_in,
+    planes_of,
+    tensor_of,
+    words_for,
+)
 from splitsec.mpc.prg import Stream
 
 DIGIT_BITS = 4
@@ -124,11 +136,6 @@ def mask_planes(width: int, words: int) -> int:
     return sum(group.masks for level in levels(width, is_wide(words)) for group in level)
 
 
-def draw_planes(stream: Stream, planes: int, count: int) -> Words:
-    """Uniform planes for `count` elements."""
-    return stream.ring((planes, words_for(count))).numpy().view(np.uint64)
-
-
 def deal_comparison(masks: Words, values: torch.Tensor, low: int, high: int) -> Words:
     """The true values of all corrected planes.
 
@@ -211,29 +218,15 @@ def _tables(width: int, wide: bool) -> tuple[_Tables, ...]:
     return tuple(found)
 
 
-def sign(context: Context, opened: torch.Tensor, masks: Words, dealt: Words, low: int, high: int) -> Words:
-    """This party's share of the plane of [z >= 0], where c = z + 2**high + r was opened and |z| < 2**high - 2**low.
-
-    Exact up to what lies below bit `low`: it is the sign of (c >> low) - (r >> low) - 2**(high - low), which is
-    z >> low or that plus one.
-
-    Args:
-        opened: c, int64 (n,).
-        masks: this party's masks, (mask_planes, words).
-        dealt: this party's shares of the corrected planes, (corrected_planes, words).
-    """
+def _less_by_tables(context: Context, planes: Words, masks: Words, dealt: Words, width: int) -> Words:
+    """This party's share of the plane of [c < r] on `width` bits, from the planes of c."""
     first = context.rank == SERVER
-    width = high - low
     digits = digit_count(width)
     words = masks.shape[1]
     # Less of every digit, then equal of every digit.
     state = np.zeros((2 * digits, words), dtype=np.uint64)
     at = digits * MONOMIALS
-    signs: Words = dealt[at]
     if not context.planning:
-        planes = planes_of(opened.numpy(), low, high + 1)
-        if first:
-            signs = signs ^ planes[width]
         if width % DIGIT_BITS:
             planes = np.concatenate([planes[:width], np.zeros((-width % DIGIT_BITS, words), dtype=np.uint64)])
         compare_digits(planes, dealt[:at], first, state[:digits], state[digits:])
@@ -248,12 +241,95 @@ def sign(context: Context, opened: torch.Tensor, masks: Words, dealt: Words, low
             join_digits(public, own, products, level.sizes, level.inputs, level.equal, level.less, first, state)
         start += level.masks
         at += level.products
-    signs = signs ^ state[0]
-    return signs
+    less: Words = state[0]
+    return less
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the signs of `count` values take, whose bits from `low` to `high` count.
+
+    `kind` is `"tables"`, as above, or `"dcf"`: distributed comparison functions (see `dcf`), which need no message
+    between the opening of c and the result, and twenty times the dealt bytes and the arithmetic.
+    """
+
+    count: int
+    low: int
+    high: int
+    kind: ComparisonKind
+
+    @property
+    def width(self) -> int:
+        """Bits that are compared."""
+        return self.high - self.low
+
+    @property
+    def words(self) -> int:
+        """Words of a plane."""
+        return words_for(self.count)
+
+    def own_shapes(self) -> list[Shape]:
+        """What each party draws: masks of the bits that are opened, or the root of its tree."""
+        return [(self.count, 2)] if self.kind == "dcf" else [(mask_planes(self.width, self.words), self.words)]
+
+    def masked_shapes(self) -> list[Shape]:
+        """What is dealt in shares: all corrected planes, or r's sign bit alone."""
+        return [(1 if self.kind == "dcf" else corrected_planes(self.width, self.words), self.words)]
+
+    def shared_shapes(self) -> list[Shape]:
+        """What both parties get alike."""
+        return [(self.width, self.count, 2), (1, self.words)] if self.kind == "dcf" else []
+
+    def deal(
+        self, own: torch.Tensor, other: torch.Tensor, values: torch.Tensor, client: Stream
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The server's shares of `masked_shapes`, and what both get, for r (`values`, int64) and both parties' own."""
+        if self.kind == "tables":
+            dealt = deal_comparison(planes_in(own ^ other), values, self.low, self.high)
+            shared = []
+        else:
+            dealt = planes_of(values.numpy(), self.high, self.high + 1)
+            roots = roots_of(planes_in(own)), roots_of(planes_in(other))
+            shared = [tensor_of(one) for one in generate(*roots, values.numpy(), self.low, self.high)]
+        return [tensor_of(dealt).bitwise_xor_(client.ring(self.masked_shapes()[0]))], shared
+
+    def signs(
+        self,
+        context: Context,
+        opened: torch.Tensor,
+        own: torch.Tensor,
+        dealt: torch.Tensor,
+        shared: Sequence[torch.Tensor],
+    ) -> Words:
+        """This party's share of the plane of [z >= 0], where c = z + 2**high + r was opened, |z| < 2**high - 2**low.
+
+        Exact up to what lies below bit `low`: it is the sign of (c >> low) - (r >> low) - 2**(high - low), which is
+        z >> low or that plus one.
+
+        Args:
+            opened: c, int64 (n,).
+            own, dealt, shared: this party's parts, of the shapes above.
+        """
+        planes: Words = np.zeros((self.width + 1, self.words), dtype=np.uint64)
+        if not context.planning:
+            planes = planes_of(opened.numpy(), self.low, self.high + 1)
+        if self.kind == "tables":
+            less = _less_by_tables(context, planes, planes_in(own), planes_in(dealt), self.width)
+            top = planes_in(dealt)[digit_count(self.width) * MONOMIALS]
+        elif context.planning:
+            return np.zeros(self.words, dtype=np.uint64)
+        else:
+            words, last = (planes_in(one) for one in shared)
+            less = evaluate(roots_of(planes_in(own)), words, last, opened.numpy(), self.low, context.rank)
+            top = planes_in(dealt)[0]
+        signs: Words = less ^ top
+        if context.rank == SERVER:
+            signs ^= planes[self.width]
+        return signs
 
 
 def open_planes(context: Context, mine: Words) -> Words:
     """XOR of both parties' planes: one round."""
-    (theirs,) = context.exchange([torch.from_numpy(mine.view(np.int64))])
-    opened: Words = mine ^ theirs.numpy().view(np.uint64)
+    (theirs,) = context.exchange([tensor_of(mine)])
+    opened: Words = mine ^ planes_in(theirs)
     return opened

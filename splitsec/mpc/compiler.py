@@ -20,6 +20,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from splitsec.errors import MessageError, UnsupportedLayerError
 from splitsec.mpc.bounds import guaranteed_bounds, input_bits, largest_value, measured_bounds, range_checks
+from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.linear import laid_out
 from splitsec.mpc.program import Program, Reveal, Shape, Step, Weights, value_scales
 from splitsec.mpc.ring import PRECISION_BITS, check_range, encode, real_limit
@@ -38,6 +39,7 @@ def compile_tail(
     calibration: torch.Tensor | None = None,
     reveal: Reveal = "logits",
     checked: bool = False,
+    comparison: ComparisonKind = "tables",
 ) -> tuple[Program, dict[int, Weights]]:
     """The program of a traced tail in eval mode, and its weights by step number.
 
@@ -51,6 +53,7 @@ def compile_tail(
         reveal: `"label"` opens to the client the class of the largest value of each sample, and nothing else.
         checked: compare every layer's values with its bound when the program runs, and have the client raise if one
             is beyond.
+        comparison: `"tables"`, or `"dcf"` for slow links: fewer rounds, more offline bytes and arithmetic.
 
     Raises:
         UnsupportedLayerError: a layer without an encrypted form, with its name.
@@ -83,7 +86,8 @@ def compile_tail(
         steps.append(Step("argmax", "label", (len(steps),), output))
     steps = [msgspec.structs.replace(step, bits=input_bits(step, bounds)) for step in steps]
     checks = range_checks(compiler.steps, compiler.weights, bounds, precision) if checked else ()
-    return Program(input_shape, tuple(steps), limit, limited_by, precision, checks), compiler.weights
+    program = Program(input_shape, tuple(steps), limit, limited_by, precision, checks, comparison)
+    return program, compiler.weights
 
 
 class _Compiler:

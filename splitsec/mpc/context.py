@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import torch
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from splitsec.mpc.correlation import Correlation
 
 SERVER, CLIENT = 0, 1
+ComparisonKind: TypeAlias = Literal["tables", "dcf"]
 
 
 class Context(Protocol):
@@ -21,6 +22,11 @@ class Context(Protocol):
 
     @property
     def precision(self) -> int: ...
+
+    @property
+    def comparison(self) -> ComparisonKind:
+        """How values are compared in this session; see `comparison.Comparison`."""
+        ...
 
     @property
     def planning(self) -> bool:

@@ -2,7 +2,7 @@
 
 Each party shares one seed with the dealer and reads its part of a correlation from the stream of the query; only what
 both streams do not already fix is sent, as one correction to party 0 (the server). Party 1 (the client) needs no
-message at all.
+message, but for the keys of comparison functions (`dcf`), which both parties get.
 """
 
 from __future__ import annotations
@@ -31,12 +31,16 @@ class Correlation(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=T
     def expand(
         self, rank: int, stream: Stream, corrections: Sequence[torch.Tensor], masks: Masks
     ) -> list[torch.Tensor]:
-        """This party's parts: party 0 passes the dealer's corrections, party 1 an empty list."""
+        """This party's parts: party 0 passes the dealer's corrections, party 1 the shared ones."""
         raise NotImplementedError
 
     def correction_shapes(self) -> list[Shape]:
         """Shapes of what `deal` returns, so that party 0 can check what it receives."""
         raise NotImplementedError
+
+    def shared_shapes(self) -> list[Shape]:
+        """Shapes of the last corrections, those that party 1 gets as well: none but for `dcf`."""
+        return []
 
     def part_shapes(self, rank: int) -> list[Shape]:
         """Shapes of what `expand` returns to party `rank`."""
@@ -52,3 +56,33 @@ class Correlation(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=T
 
     def check(self) -> None:
         """Raise `ValueError` for a description that no program makes."""
+
+
+class Masked(Correlation, frozen=True):
+    """A kind whose parts are tensors of a party's own, shares of what the dealer makes of both parties' own, and what
+    it gives to both alike."""
+
+    def own_shapes(self) -> list[Shape]:
+        """Shapes of what each party draws for itself."""
+        raise NotImplementedError
+
+    def masked_shapes(self) -> list[Shape]:
+        """Shapes of what is shared: the client draws its share."""
+        raise NotImplementedError
+
+    def draw_own(self, stream: Stream) -> list[torch.Tensor]:
+        """A party's own tensors from its stream."""
+        return [stream.ring(shape) for shape in self.own_shapes()]
+
+    def correction_shapes(self) -> list[Shape]:
+        return [*self.masked_shapes(), *self.shared_shapes()]
+
+    def part_shapes(self, rank: int) -> list[Shape]:
+        return [*self.own_shapes(), *self.correction_shapes()]
+
+    def expand(
+        self, rank: int, stream: Stream, corrections: Sequence[torch.Tensor], masks: Masks
+    ) -> list[torch.Tensor]:
+        own = self.draw_own(stream)
+        drawn = [] if rank == 0 else [stream.ring(shape) for shape in self.masked_shapes()]
+        return [*own, *drawn, *corrections]

@@ -46,7 +46,7 @@ class Prediction:
 
 def predict_cost(program: Program, rank: int) -> Prediction:
     """Run the program on zeros, alone, and record what it asks for."""
-    planner = Planner(rank, program.precision)
+    planner = Planner(rank, program.precision, program.comparison)
     readings = [(0, 0, 0, 0)]
 
     def read(_step: int) -> None:

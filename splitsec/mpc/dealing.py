@@ -25,7 +25,7 @@ class _Book:
     plans: dict[int, Plan] = field(default_factory=dict)
     masks: dict[int, torch.Tensor] | None = field(default=None, repr=False)
     size: int = 0
-    next_query: int = 0
+    next_query: dict[int, int] = field(default_factory=lambda: {0: 0, 1: 0})
 
 
 class DealerBook:
@@ -67,27 +67,32 @@ class DealerBook:
         return book.seeds[rank]
 
     def corrections(self, session: str, *, name: str, query: int) -> Iterator[torch.Tensor]:
-        """Deal query number `query` to party 0, in parts; each number is dealt once, in order.
+        """Deal query number `query` to a party, in parts; each gets its corrections of each number once, in order.
 
         The number counts as dealt from now on; the parts are computed as they are asked for, in any thread.
 
         Raises:
-            RandomnessError: unknown session, not party 0, the client has not joined, or a number out of order.
+            RandomnessError: unknown session, a stranger, the other has not joined, or a number out of order.
         """
         book = self._sessions.get(session)
-        if book is None or book.members[0] != name:
-            raise RandomnessError(f"{name} has no session {session[:8]} as party 0")
+        if book is None or name not in book.members.values():
+            raise RandomnessError(f"{name} has no session {session[:8]}")
+        rank = next(rank for rank, member in book.members.items() if member == name)
         if len(book.plans) < 2:
-            raise RandomnessError(f"{book.members[1]} has not joined session {session[:8]}")
-        if query != book.next_query:
+            missing = book.members[1 - next(iter(book.plans))]
+            raise RandomnessError(f"{missing} has not joined session {session[:8]}")
+        if rank == 1 and not correction_count(book.plans[1], rank):
+            raise RandomnessError(f"{name} takes no corrections in session {session[:8]}")
+        due = book.next_query[rank]
+        if query != due:
             raise RandomnessError(
-                f"query {query} of session {session[:8]} cannot be dealt: the next is {book.next_query}, each once"
+                f"query {query} of session {session[:8]} cannot be dealt: the next is {due}, each once"
             )
         if book.masks is None:
             book.masks = weight_masks(book.plans[0], book.seeds[0])
             book.size = correction_count(book.plans[0])
-        book.next_query += 1
-        return deal(book.plans[0], book.seeds[0], book.seeds[1], query, book.masks)
+        book.next_query[rank] += 1
+        return deal(book.plans[0], book.seeds[0], book.seeds[1], query, book.masks, rank=rank)
 
     def size(self, session: str) -> int:
         """How many ring elements a query of an open session takes."""

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import numba
 import numpy as np
+import torch
 
 Words: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.uint64]]"
 Ints: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.int64]]"
@@ -20,6 +21,17 @@ WORD = 64
 def words_for(count: int) -> int:
     """How many 64-bit words a plane of `count` elements takes."""
     return (count + WORD - 1) // WORD
+
+
+def planes_in(tensor: torch.Tensor) -> Words:
+    """Ring elements seen as words of planes, without a copy."""
+    planes: Words = tensor.numpy().view(np.uint64)
+    return planes
+
+
+def tensor_of(planes: Words) -> torch.Tensor:
+    """Words of planes seen as ring elements, without a copy."""
+    return torch.from_numpy(planes.view(np.int64))
 
 
 @numba.njit("uint64[:,:](int64[:], int64, int64)", cache=True, nogil=True)

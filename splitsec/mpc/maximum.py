@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from splitsec.mpc import comparison
-from splitsec.mpc.context import SERVER, Context
-from splitsec.mpc.correlation import Correlation, Masks, Shape
-from splitsec.mpc.kernels import WORD, Words, and_rows, bits_of, conjunctions, words_for
+from splitsec.mpc.comparison import Comparison, open_planes
+from splitsec.mpc.context import SERVER, ComparisonKind, Context
+from splitsec.mpc.correlation import Masked, Masks, Shape
+from splitsec.mpc.kernels import WORD, and_rows, bits_of, conjunctions, planes_in, tensor_of, words_for
 from splitsec.mpc.prg import Stream
 from splitsec.mpc.ring import HEADROOM_BITS, shift_right
 from splitsec.mpc.selection import deal_selection, select_value, selection_shapes
@@ -69,7 +69,7 @@ def _contest(size: int, zero: bool) -> _Contest:
     return _Contest(tuple(pairs), inputs, flips, rows, factors)
 
 
-class MaxMask(Correlation, frozen=True):
+class MaxMask(Masked, frozen=True):
     """What the maximum of `size` values takes, for `count` windows at once.
 
     Args:
@@ -85,6 +85,7 @@ class MaxMask(Correlation, frozen=True):
     zero: bool
     shift: int
     high: int
+    kind: ComparisonKind = "tables"
 
     @property
     def words(self) -> int:
@@ -97,30 +98,25 @@ class MaxMask(Correlation, frozen=True):
         return self.words * WORD
 
     @property
-    def width(self) -> int:
-        """Bits that are compared."""
-        return self.high - self.shift
+    def comparison(self) -> Comparison:
+        """What compares all pairs at once, as truncated values."""
+        pairs = len(_contest(self.size, self.zero).pairs)
+        return Comparison(pairs * self.padded, 0, self.high - self.shift, self.kind)
 
-    def _planes(self) -> tuple[int, int]:
-        contest = _contest(self.size, self.zero)
-        pairs = len(contest.pairs)
-        return comparison.corrected_planes(self.width, pairs * self.words), pairs
+    def own_shapes(self) -> list[Shape]:
+        """r, what the comparison takes, masks of its results, and the plane of t."""
+        pairs = len(_contest(self.size, self.zero).pairs)
+        own = [(self.size, self.padded), *self.comparison.own_shapes()]
+        return [*own, (pairs, self.words), (1, self.size * self.words)]
 
-    def correction_shapes(self) -> list[Shape]:
-        corrected, pairs = self._planes()
-        products = len(_contest(self.size, self.zero).products)
+    def masked_shapes(self) -> list[Shape]:
+        """What the comparison takes, products of those masks, and what the selection takes."""
+        products = (len(_contest(self.size, self.zero).products), self.words)
         selected = selection_shapes(self.shift, self.size * self.padded)
-        return [(corrected, pairs * self.words), (products, self.words), *selected]
+        return [*self.comparison.masked_shapes(), products, *selected]
 
-    def part_shapes(self, rank: int) -> list[Shape]:
-        _, pairs = self._planes()
-        own: list[Shape] = [
-            (self.size, self.padded),
-            (comparison.mask_planes(self.width, pairs * self.words), pairs * self.words),
-            (pairs, self.words),
-            (1, self.size * self.words),
-        ]
-        return own + self.correction_shapes()
+    def shared_shapes(self) -> list[Shape]:
+        return self.comparison.shared_shapes()
 
     def check(self) -> None:
         fits = self.count > 0 and 1 <= self.size <= MOST and self.size + self.zero > 1
@@ -128,37 +124,18 @@ class MaxMask(Correlation, frozen=True):
             raise ValueError(f"a maximum of {self.size} values in {self.count} windows, {self.high} bits")
 
     def deal(self, server: Stream, client: Stream, masks: Masks) -> list[torch.Tensor]:
-        r, *own = self._own(server)
-        r1, *others = self._own(client)
-        r, (sign_masks, win_masks, choice) = r + r1, [one ^ other for one, other in zip(own, others, strict=True)]
-        contest = _contest(self.size, self.zero)
+        (r, own, wins, choice), (r1, own1, wins1, choice1) = self.draw_own(server), self.draw_own(client)
+        r, contest = r + r1, _contest(self.size, self.zero)
         asked = differences(_truncated(r, self.shift), contest.pairs)
-        planes = comparison.deal_comparison(sign_masks, asked, 0, self.width)
+        masked, shared = self.comparison.deal(own, own1, asked, client)
         held = np.empty((len(contest.pairs) + len(contest.products), self.words), dtype=np.uint64)
-        held[: len(contest.pairs)] = win_masks
+        held[: len(contest.pairs)] = planes_in(wins ^ wins1)
         and_rows(held, contest.products, len(contest.pairs))
-        products = held[len(contest.pairs) :]
-        planes ^= _draw(client, planes.shape)
-        products ^= _draw(client, products.shape)
-        selected = deal_selection(client, r.reshape(-1), bits_of(choice[0], r.numel()), self.shift)
-        return [torch.from_numpy(planes.view(np.int64)), torch.from_numpy(products.view(np.int64)), *selected]
-
-    def expand(
-        self, rank: int, stream: Stream, corrections: Sequence[torch.Tensor], masks: Masks
-    ) -> list[torch.Tensor]:
-        r, *own = self._own(stream)
-        parts = [r, *(torch.from_numpy(one.view(np.int64)) for one in own)]
-        if rank == SERVER:
-            return [*parts, *corrections]
-        return [*parts, *(stream.ring(shape) for shape in self.correction_shapes())]
-
-    def _own(self, stream: Stream) -> tuple[torch.Tensor, Words, Words, Words]:
-        shapes = self.part_shapes(SERVER)
-        return stream.ring(shapes[0]), _draw(stream, shapes[1]), _draw(stream, shapes[2]), _draw(stream, shapes[3])
-
-
-def _draw(stream: Stream, shape: Sequence[int]) -> Words:
-    return stream.ring(shape).numpy().view(np.uint64)
+        products = tensor_of(held[len(contest.pairs) :])
+        products ^= client.ring(products.shape)
+        bits = bits_of(planes_in(choice ^ choice1)[0], r.numel())
+        selected = deal_selection(client, r.reshape(-1), bits, self.shift)
+        return [*masked, products, *selected, *shared]
 
 
 def _truncated(values: torch.Tensor, shift: int) -> torch.Tensor:
@@ -192,27 +169,28 @@ def maximum(
         comparison decides), one to select it.
     """
     size, count = share.shape
-    item = MaxMask(count, size, zero, shift, high)
+    item = MaxMask(count, size, zero, shift, high, context.comparison)
     contest = _contest(size, zero)
-    mask, *bits = context.take(item)
-    bits, selected = bits[:5], bits[5:]
-    sign_masks, win_masks, choice_mask, dealt_planes, product_planes = (one.numpy().view(np.uint64) for one in bits)
+    mask, own, wins, choices, dealt, products, *rest = context.take(item)
+    selected, shared = rest[: len(selection_shapes(shift, 1))], rest[len(selection_shapes(shift, 1)) :]
+    win_masks = planes_in(wins)
     masked = F.pad(share, (0, item.padded - count)) + mask
     (theirs,) = context.exchange([masked])
     opened = masked + theirs
     public = _truncated(opened + (1 << HEADROOM_BITS), shift) - (1 << (HEADROOM_BITS - shift))
-    asked = differences(public, contest.pairs) + (1 << item.width)
-    won = comparison.sign(context, asked, sign_masks, dealt_planes, 0, item.width)
-    won = won.reshape(len(contest.pairs), item.words)
+    asked = differences(public, contest.pairs) + (1 << item.comparison.width)
+    won = item.comparison.signs(context, asked, own, dealt, shared).reshape(len(contest.pairs), item.words)
     winners = np.zeros((size, item.words), dtype=np.uint64)
     first = context.rank == SERVER
     if contest.inputs.shape[1] > 1:
-        shown = comparison.open_planes(context, won ^ win_masks)
+        shown = open_planes(context, won ^ win_masks)
         if not context.planning:
-            conjunctions(shown, win_masks, product_planes, contest.inputs, contest.flips, contest.rows, first, winners)
+            conjunctions(
+                shown, win_masks, planes_in(products), contest.inputs, contest.flips, contest.rows, first, winners
+            )
     else:
         winners = won[contest.inputs[:, 0]] ^ (contest.flips if first else np.uint64(0))
-    choice = comparison.open_planes(context, winners.reshape(1, -1) ^ choice_mask)[0]
+    choice = open_planes(context, winners.reshape(1, -1) ^ planes_in(choices))[0]
     if context.planning:
         return torch.zeros(count, dtype=torch.int64)
     chosen = select_value(context, opened.view(-1), choice, mask.view(-1), selected, shift)

@@ -16,7 +16,7 @@ import msgspec
 import torch
 
 from splitsec.errors import MessageError
-from splitsec.mpc.correlation import Masks
+from splitsec.mpc.correlation import Masks, Shape
 from splitsec.mpc.linear import LinearMask, laid_out
 from splitsec.mpc.maximum import MaxMask
 from splitsec.mpc.prg import Stream
@@ -75,8 +75,10 @@ def weight_shapes(plan: Plan) -> dict[int, tuple[int, ...]]:
     return dict(one for one in (item.weight_shape() for item in plan) if one is not None)
 
 
-def deal(plan: Plan, server_seed: bytes, client_seed: bytes, query: int, masks: Masks) -> Iterator[torch.Tensor]:
-    """The corrections of one query in the order of the plan, flat int64, in parts that each cover whole tensors.
+def deal(
+    plan: Plan, server_seed: bytes, client_seed: bytes, query: int, masks: Masks, *, rank: int = 0
+) -> Iterator[torch.Tensor]:
+    """One party's corrections of one query in the plan's order, flat int64, in parts that each cover whole tensors.
 
     Parts can be sent while later ones are computed. Every query has at least one, and only a query without any
     corrections has an empty one.
@@ -85,7 +87,8 @@ def deal(plan: Plan, server_seed: bytes, client_seed: bytes, query: int, masks: 
     small: list[torch.Tensor] = []
     sent = False
     for item in plan:
-        for part in item.deal(server, client, masks):
+        made = item.deal(server, client, masks)
+        for part in made if rank == 0 else made[len(made) - len(item.shared_shapes()) :]:
             # Small ones travel together; to copy large ones would take as long as to make them.
             if 0 < part.numel() < PART_ELEMENTS:
                 small.append(part.reshape(-1))
@@ -99,9 +102,13 @@ def deal(plan: Plan, server_seed: bytes, client_seed: bytes, query: int, masks: 
         yield torch.cat([*small, torch.empty(0, dtype=torch.int64)])
 
 
-def correction_count(plan: Plan) -> int:
-    """How many ring elements the dealer sends for one query."""
-    return sum(math.prod(shape) for item in plan for shape in item.correction_shapes())
+def correction_count(plan: Plan, rank: int = 0) -> int:
+    """How many ring elements the dealer sends a party for one query."""
+    return sum(math.prod(shape) for item in plan for shape in _received_shapes(item, rank))
+
+
+def _received_shapes(item: AnyCorrelation, rank: int) -> list[Shape]:
+    return item.correction_shapes() if rank == 0 else item.shared_shapes()
 
 
 def expand(
@@ -116,22 +123,22 @@ def expand(
 
     Args:
         masks: for rank 1, the masked weights by layer number.
-        corrections: for rank 0, the parts that the dealer sent, see `deal`.
+        corrections: the parts that the dealer sent, see `deal`; None where it sends this party none.
 
     Raises:
         MessageError: the dealer's corrections do not fit the plan.
     """
     stream = Stream(seed, query)
-    if rank == 1:
-        return [item.expand(1, stream, (), masks or {}) for item in plan]
     if corrections is None:
-        raise MessageError("party 0 needs the dealer's corrections")
+        if correction_count(plan, rank):
+            raise MessageError(f"party {rank} needs the dealer's corrections")
+        corrections = ()
     parts: list[list[torch.Tensor]] = []
     received = iter(corrections)
     left = torch.empty(0, dtype=torch.int64)
     for item in plan:
         mine = []
-        for shape in item.correction_shapes():
+        for shape in _received_shapes(item, rank):
             count = math.prod(shape)
             if count and not left.numel():
                 left = expect_tensor(next(received, left), what="the corrections", dtype=torch.int64, shape=(None,))
@@ -139,7 +146,7 @@ def expand(
                 raise MessageError(f"the dealer's corrections end after {left.numel()} of {count} elements")
             mine.append(left[:count].view(shape))
             left = left[count:]
-        parts.append(item.expand(0, stream, mine, {}))
+        parts.append(item.expand(rank, stream, mine, masks or {}))
     if left.numel() or any(rest.numel() for rest in received):
         raise MessageError("the dealer sent more corrections than the plan takes")
     return parts

@@ -15,6 +15,7 @@ import msgspec
 import torch
 
 from splitsec.errors import MessageError
+from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.ring import HEADROOM_BITS, PRECISION_BITS
 
 Shape: TypeAlias = tuple[int, ...]
@@ -77,7 +78,7 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The tail's architecture for one input shape. `limit` bounds the input so that no layer can overflow, and
     `limited_by` is the layer that asks for it, if one does.
 
-    `checks` are those of the checked mode.
+    `checks` are those of the checked mode, `comparison` is how values are compared.
     """
 
     input_shape: Shape
@@ -86,6 +87,7 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limited_by: str
     precision: int = PRECISION_BITS
     checks: tuple[Check, ...] = ()
+    comparison: ComparisonKind = "tables"
 
     @property
     def reveals_label(self) -> bool:

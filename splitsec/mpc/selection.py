@@ -9,21 +9,20 @@ EUROCRYPT 2021, section 4, and of Orca (N. Jawalkar et al., IEEE S&P 2024, secti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from splitsec.mpc import comparison
-from splitsec.mpc.context import SERVER, Context
-from splitsec.mpc.correlation import Correlation, Masks, Shape
-from splitsec.mpc.kernels import Ints, Words, bits_of, select, truncate_and_select, words_for
+from splitsec.mpc.comparison import Comparison, open_planes
+from splitsec.mpc.context import SERVER, ComparisonKind, Context
+from splitsec.mpc.correlation import Masked, Masks, Shape
+from splitsec.mpc.kernels import Ints, Words, bits_of, planes_in, select, truncate_and_select, words_for
 from splitsec.mpc.prg import Stream
 from splitsec.mpc.ring import HEADROOM_BITS, shift_right
 
 
-class ReluMask(Correlation, frozen=True):
+class ReluMask(Masked, frozen=True):
     """What one ReLU on `count` elements takes.
 
     Args:
@@ -35,49 +34,33 @@ class ReluMask(Correlation, frozen=True):
     count: int
     shift: int
     high: int
+    kind: ComparisonKind = "tables"
 
     @property
-    def width(self) -> int:
-        """Bits that are compared."""
-        return self.high - self.shift
+    def comparison(self) -> Comparison:
+        """What compares."""
+        return Comparison(self.count, self.shift, self.high, self.kind)
 
-    def correction_shapes(self) -> list[Shape]:
-        words = words_for(self.count)
-        return [(comparison.corrected_planes(self.width, words), words), *selection_shapes(self.shift, self.count)]
+    def own_shapes(self) -> list[Shape]:
+        """r, what the comparison takes, and the plane of t."""
+        return [(self.count,), *self.comparison.own_shapes(), (1, words_for(self.count))]
 
-    def part_shapes(self, rank: int) -> list[Shape]:
-        words = words_for(self.count)
-        masks = comparison.mask_planes(self.width, words)
-        return [(self.count,), (masks, words), (1, words), *self.correction_shapes()]
+    def masked_shapes(self) -> list[Shape]:
+        """What the comparison takes, and what the selection takes."""
+        return [*self.comparison.masked_shapes(), *selection_shapes(self.shift, self.count)]
+
+    def shared_shapes(self) -> list[Shape]:
+        return self.comparison.shared_shapes()
 
     def check(self) -> None:
         if not (self.count > 0 and 0 <= self.shift < self.high <= HEADROOM_BITS):
             raise ValueError(f"a ReLU of {self.count} elements, shift {self.shift}, {self.high} bits")
 
     def deal(self, server: Stream, client: Stream, masks: Masks) -> list[torch.Tensor]:
-        (r, sign_masks, t), (r1, sign_masks1, t1) = self._own(server), self._own(client)
-        r, bits = r + r1, bits_of((t ^ t1)[0], self.count)
-        planes = comparison.deal_comparison(sign_masks ^ sign_masks1, r, self.shift, self.high)
-        planes ^= comparison.draw_planes(client, len(planes), self.count)
-        return [torch.from_numpy(planes.view(np.int64)), *deal_selection(client, r, bits, self.shift)]
-
-    def expand(
-        self, rank: int, stream: Stream, corrections: Sequence[torch.Tensor], masks: Masks
-    ) -> list[torch.Tensor]:
-        r, sign_masks, t = self._own(stream)
-        own = [r, torch.from_numpy(sign_masks.view(np.int64)), torch.from_numpy(t.view(np.int64))]
-        if rank == SERVER:
-            return [*own, *corrections]
-        return [*own, *(stream.ring(shape) for shape in self.correction_shapes())]
-
-    def _own(self, stream: Stream) -> tuple[torch.Tensor, Words, Words]:
-        """r, the masks of the comparison's bits and the plane of t, as one party draws them."""
-        r = stream.ring((self.count,))
-        return (
-            r,
-            comparison.draw_planes(stream, comparison.mask_planes(self.width, words_for(self.count)), self.count),
-            (comparison.draw_planes(stream, 1, self.count)),
-        )
+        (r, own, t), (r1, own1, t1) = self.draw_own(server), self.draw_own(client)
+        r, bits = r + r1, bits_of(planes_in(t ^ t1)[0], self.count)
+        masked, shared = self.comparison.deal(own, own1, r, client)
+        return [*masked, *deal_selection(client, r, bits, self.shift), *shared]
 
 
 def relu(context: Context, share: torch.Tensor, *, shift: int = 0, high: int = HEADROOM_BITS) -> torch.Tensor:
@@ -89,17 +72,17 @@ def relu(context: Context, share: torch.Tensor, *, shift: int = 0, high: int = H
         high: the bound; a smaller one costs fewer bits.
 
     Returns:
-        int64 of the same shape. Rounds: one to open z + r, two for the comparison (one up to 16 bits, none up to 4),
-        one for the sign.
+        int64 of the same shape. Rounds: one to open z + r, two for the comparison (one up to 16 bits or for few
+        elements, none up to 4 bits or with `dcf`), one for the sign.
     """
-    item = ReluMask(share.numel(), shift, high)
-    mask, sign_masks, choice_mask, dealt, *products = context.take(item)
+    item = ReluMask(share.numel(), shift, high, context.comparison)
+    mask, own, choice_mask, dealt, *rest = context.take(item)
+    products, shared = rest[: len(selection_shapes(shift, 1))], rest[len(selection_shapes(shift, 1)) :]
     flat = share.reshape(-1) + mask
     (theirs,) = context.exchange([flat])
     opened = flat + theirs
-    shifted = opened + (1 << high)
-    signs = comparison.sign(context, shifted, _planes(sign_masks), _planes(dealt), low=shift, high=high)
-    choice = comparison.open_planes(context, signs[None] ^ _planes(choice_mask))[0]
+    signs = item.comparison.signs(context, opened + (1 << high), own, dealt, shared)
+    choice = open_planes(context, signs[None] ^ planes_in(choice_mask))[0]
     if context.planning:
         return torch.zeros_like(share)
     return select_value(context, opened, choice, mask, products, shift).view(share.shape)
@@ -167,8 +150,3 @@ def select_value(
     else:
         select(opened.numpy(), choice, mask.numpy(), *parts, first, result.numpy())
     return result
-
-
-def _planes(tensor: torch.Tensor) -> Words:
-    planes: Words = tensor.numpy().view(np.uint64)
-    return planes

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from splitsec.errors import RandomnessError
-from splitsec.mpc.context import CLIENT
+from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.correlation import Correlation
 from splitsec.mpc.messages import SessionBody
-from splitsec.mpc.plan import AnyCorrelation, Plan, expand
+from splitsec.mpc.plan import AnyCorrelation, Plan, correction_count, expand
 from splitsec.mpc.prg import Stream
 from splitsec.mpc.ring import PRECISION_BITS
 from splitsec.transport.peer import RAW_HEADER, Peer
@@ -37,9 +37,10 @@ class Cost:
 class Planner:
     """Runs a protocol on zeros and records its plan and its exact cost."""
 
-    def __init__(self, rank: int, precision: int = PRECISION_BITS) -> None:
+    def __init__(self, rank: int, precision: int = PRECISION_BITS, comparison: ComparisonKind = "tables") -> None:
         self.rank = rank
         self.precision = precision
+        self.comparison: ComparisonKind = comparison
         self.planning = True
         self.cost = Cost()
         self._taken: list[AnyCorrelation] = []
@@ -92,7 +93,7 @@ class Session:
         dealt_seed: the seed shared with the dealer.
         pair_seed: the seed shared with the other party, unknown to the dealer.
         plan: correlations of one query.
-        corrections: for the server, fetches a query's corrections from the dealer, part by part.
+        corrections: fetches a query's corrections from the dealer, part by part; None where this party gets none.
         masked_weights: for the client, each layer's masked weights.
     """
 
@@ -107,12 +108,14 @@ class Session:
         corrections: Callable[[int], Iterable[torch.Tensor]] | None = None,
         masked_weights: Mapping[int, torch.Tensor] | None = None,
         precision: int = PRECISION_BITS,
+        comparison: ComparisonKind = "tables",
     ) -> None:
-        if (corrections is None) != (rank == CLIENT):
-            raise ValueError("the server, and only the server, fetches corrections")
+        if corrections is None and correction_count(plan, rank):
+            raise ValueError("this plan needs corrections from the dealer")
         self.peer = peer
         self.rank = rank
         self.precision = precision
+        self.comparison: ComparisonKind = comparison
         self.planning = False
         self.plan = plan
         self._dealt_seed = dealt_seed
@@ -143,8 +146,8 @@ class Session:
         May run in another thread than the queries, but in one thread only.
         """
         query = self._next_query
-        corrections = None if self._corrections is None else self._corrections(query)
-        parts = expand(self.plan, self.rank, self._dealt_seed, query, corrections, self._masked_weights)
+        fetched = None if self._corrections is None else self._corrections(query)
+        parts = expand(self.plan, self.rank, self._dealt_seed, query, fetched, self._masked_weights)
         self._ready[query] = deque(zip(self.plan, parts, strict=True))
         self._next_query += 1
         return query

@@ -9,7 +9,7 @@ from statistics import median
 import torch
 
 from splitsec.errors import MessageError, RangeError, SplitsecError
-from splitsec.mpc.context import CLIENT
+from splitsec.mpc.context import CLIENT, SERVER
 from splitsec.mpc.costing import Prediction, predict_cost
 from splitsec.mpc.linear import laid_out
 from splitsec.mpc.messages import Await, MaskedWeights, Ping, Prepare, Ready, Run, SessionBody
@@ -73,7 +73,7 @@ class ClientSession:
         self._prepared = -1
         self.program = program
         self.predicted = predicted
-        self.bytes_offline = correction_count(session.plan) * 8
+        self.bytes_offline = sum(correction_count(session.plan, rank) for rank in (SERVER, CLIENT)) * 8
         self.last_cost = (0, 0, 0)
 
     def round_trip_ms(self, count: int = 200) -> float:

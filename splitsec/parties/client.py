@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from urllib.parse import urlsplit
 
@@ -15,9 +17,9 @@ from torch import nn
 
 from splitsec.cut import load_segment
 from splitsec.errors import AuthenticationError, MessageError, RefusedError
-from splitsec.mpc.context import CLIENT
-from splitsec.mpc.messages import Close, JoinSession, SessionBody, SessionSeed, session_codec
-from splitsec.mpc.plan import weight_shapes
+from splitsec.mpc.context import CLIENT, ComparisonKind
+from splitsec.mpc.messages import Close, SessionBody, session_codec
+from splitsec.mpc.plan import correction_count, weight_shapes
 from splitsec.mpc.prg import fresh_seed
 from splitsec.mpc.program import Reveal, check_program
 from splitsec.mpc.ring import check_range
@@ -25,6 +27,7 @@ from splitsec.mpc.session import Session
 from splitsec.mpc.supply import Supply, most_ahead
 from splitsec.parties.asking import ClientSession, predicted_cost, receive_masked_weights
 from splitsec.parties.events import EpochDone, Joined, Predicted, Report, ignore
+from splitsec.parties.fetching import corrections, join_session
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.training.aggregation import flatten_state, mask_upload, unflatten_state
 from splitsec.training.data import Part, training_batches
@@ -125,6 +128,7 @@ class Client:
         self._cut = cut
         self._peers = peers
         self._server_address = server
+        self._dealer_address = dealer
         self._timeout = timeout
         self._join_timeout = join_timeout
         self._processors = processors
@@ -134,9 +138,7 @@ class Client:
             self._server: Link[ServerBody] = Link(
                 self._wire, server, peer=SERVER, peer_key=peers[SERVER], codec=server_codec, timeout=timeout
             )
-            self._dealer: Link[DealerBody] = Link(
-                self._wire, dealer, peer=DEALER, peer_key=peers[DEALER], codec=dealer_codec, timeout=timeout
-            )
+            self._dealer = self._dealer_link()
         except BaseException:
             self._wire.close()
             raise
@@ -197,6 +199,7 @@ class Client:
         ahead: int = 1,
         reveal: Reveal = "logits",
         checked: bool = False,
+        comparison: ComparisonKind = "tables",
     ) -> Predictions:
         """Encrypted predictions: the server learns neither images, nor activations, nor results.
 
@@ -207,6 +210,8 @@ class Client:
                 could use.
             reveal: `"label"` opens nothing but the label of each image, not even to this client.
             checked: compare every layer's values with its bound, at the price of five rounds.
+            comparison: `"dcf"` takes two rounds less a layer, and twenty times the bytes offline: for a slow link
+                with time to make randomness ready.
 
         Raises:
             RangeError: an activation is not finite, or beyond what the tail's layers can take, or with `checked` a
@@ -219,7 +224,7 @@ class Client:
         online_ms: list[float] = []
         offline_ms: list[float] = []
         shape = self._activation(images[:1].expand(batch_size, *images.shape[1:])).shape
-        with self.session(shape, ahead=ahead, reveal=reveal, checked=checked) as session:
+        with self.session(shape, ahead=ahead, reveal=reveal, checked=checked, comparison=comparison) as session:
             for start in range(0, len(images), batch_size):
                 rows = images[start : start + batch_size]
                 offline_ms.append(session.prepare())
@@ -240,56 +245,77 @@ class Client:
 
     @contextmanager
     def session(
-        self, shape: Sequence[int], *, ahead: int = 1, reveal: Reveal = "logits", checked: bool = False
+        self,
+        shape: Sequence[int],
+        *,
+        ahead: int = 1,
+        reveal: Reveal = "logits",
+        checked: bool = False,
+        comparison: ComparisonKind = "tables",
     ) -> Iterator[ClientSession]:
         """An open prediction session for activations of `shape`, batch dimension first.
 
         Args:
             ahead: how many queries' randomness is made ready while one runs; fewer if memory does not hold them.
-            reveal, checked: as in `predict`.
+            reveal, checked, comparison: as in `predict`.
         """
         pair_seed = fresh_seed()
-        opened, _ = self._server.request(OpenSession(tuple(shape), pair_seed, reveal, checked))
+        opened, _ = self._server.request(OpenSession(tuple(shape), pair_seed, reveal, checked, comparison))
         if not isinstance(opened, SessionOpened):
             raise MessageError(f"the server answered {type(opened).__name__} to OpenSession")
         program = opened.program
         check_program(program)
         if program.input_shape != tuple(shape):
             raise MessageError("the server compiled its tail for another shape")
-        if program.reveals_label != (reveal == "label") or (checked and not program.checks):
-            raise MessageError("the server's program does not reveal or check what was asked for")
+        if (program.reveals_label, bool(program.checks), program.comparison) != (
+            reveal == "label",
+            checked,
+            comparison,
+        ):
+            raise MessageError("the server's program does not reveal, check or compare as was asked for")
         predicted = predicted_cost(program)
         plan = predicted.plan
-        joined, _ = self._dealer.request(JoinSession(opened.session, CLIENT, self.name, plan))
-        if not isinstance(joined, SessionSeed):
-            raise MessageError(f"the dealer answered {type(joined).__name__} to JoinSession")
+        seed = join_session(self._dealer, opened.session, CLIENT, self.name, plan)
         address = f"tcp://{urlsplit(self._server_address).hostname}:{opened.port}"
         socket = self._wire.connect(zmq.DEALER, address, self._peers[SERVER])
         peer: Peer[SessionBody] = Peer(socket, peer=SERVER, codec=session_codec, timeout=self._timeout)
-        try:
-            masked, most = receive_masked_weights(peer, weight_shapes(plan))
-            session = Session(
-                peer,
-                rank=CLIENT,
-                dealt_seed=joined.seed,
-                pair_seed=pair_seed,
-                plan=plan,
-                masked_weights=masked,
-                precision=program.precision,
-            )
-            supply = Supply(session, processors=self._processors)
+        with contextlib.ExitStack() as stack:
+            stack.callback(peer.close)
+            fetch = None
+            if correction_count(plan, CLIENT):
+                # Of its own, since the session's randomness is fetched in another thread.
+                dealer = stack.enter_context(contextlib.closing(self._dealer_link()))
+                fetch = partial(corrections, dealer, opened.session, plan, rank=CLIENT)
             try:
-                ahead = min(ahead, min(most, most_ahead(plan, CLIENT)) - 1)
-                yield ClientSession(session, supply, peer, program, predicted, self._cut, ahead=ahead)
-            finally:
-                supply.close()
-            peer.send(Close())
-        except Exception:
-            # Not the error's own words: they may hold the client's values.
-            peer.refuse(RefusedError("the client gave up"))
-            raise
-        finally:
-            peer.close()
+                masked, most = receive_masked_weights(peer, weight_shapes(plan))
+                session = Session(
+                    peer,
+                    rank=CLIENT,
+                    dealt_seed=seed,
+                    pair_seed=pair_seed,
+                    plan=plan,
+                    corrections=fetch,
+                    masked_weights=masked,
+                    precision=program.precision,
+                    comparison=program.comparison,
+                )
+                supply = Supply(session, processors=self._processors)
+                try:
+                    ahead = min(ahead, min(most, most_ahead(plan, CLIENT)) - 1)
+                    yield ClientSession(session, supply, peer, program, predicted, self._cut, ahead=ahead)
+                finally:
+                    supply.close()
+                peer.send(Close())
+            except Exception:
+                # Not the error's own words: they may hold the client's values.
+                peer.refuse(RefusedError("the client gave up"))
+                raise
+
+    def _dealer_link(self) -> Link[DealerBody]:
+        key = self._peers[DEALER]
+        return Link(
+            self._wire, self._dealer_address, peer=DEALER, peer_key=key, codec=dealer_codec, timeout=self._timeout
+        )
 
     def leave(self) -> None:
         """Tell the server that nothing more will come."""

@@ -23,6 +23,7 @@ from splitsec.cut import SplitModel
 from splitsec.cut.split import load_segment
 from splitsec.errors import ConfigError
 from splitsec.models import load_model
+from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.program import Reveal
 from splitsec.parties.client import Client
 from splitsec.parties.dealer import Dealer
@@ -76,7 +77,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`splitsec client`. `seed` is the same at all clients; `out` receives front and predictions.
 
-    `ahead`, `reveal` and `checked` are those of `Client.predict`.
+    `ahead`, `reveal`, `checked` and `comparison` are those of `Client.predict`.
     """
 
     name: str
@@ -93,6 +94,7 @@ class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ahead: int = 1
     reveal: Reveal = "logits"
     checked: bool = False
+    comparison: ComparisonKind = "tables"
     out: str | None = None
     train: bool = True
     timeout: float = 60.0
@@ -211,6 +213,7 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
                 ahead=config.ahead,
                 reveal=config.reveal,
                 checked=config.checked,
+                comparison=config.comparison,
             )
             if config.out is not None:
                 tensors = {"labels": found.labels} | ({} if found.logits is None else {"logits": found.logits})

@@ -6,12 +6,14 @@ import copy
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import fx
 
 from splitsec.errors import MessageError, RangeError, RefusedError
 from splitsec.mpc.compiler import compile_tail, encode_weights
+from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.prg import SEED_BYTES
 from splitsec.mpc.program import Program, Reveal, Weights
 from splitsec.parties.names import DEALER
@@ -21,6 +23,7 @@ from splitsec.training.messages import OpenSession, SessionOpened
 from splitsec.transport import KeyPair
 
 log = logging.getLogger(__name__)
+_Wanted: TypeAlias = tuple[tuple[int, ...], Reveal, bool, ComparisonKind]
 
 
 class PredictionService:
@@ -57,7 +60,7 @@ class PredictionService:
         self._limit = limit
         self._calibration = calibration
         self._processors = tuple(processors or ())
-        self._compiled: dict[tuple[tuple[int, ...], Reveal, bool], tuple[Program, dict[int, Weights]]] = {}
+        self._compiled: dict[_Wanted, tuple[Program, dict[int, Weights]]] = {}
 
     def open(self, client: str, wanted: OpenSession) -> SessionOpened:
         """Compile the tail for the client's shape and start a worker whose socket admits this client alone.
@@ -73,7 +76,7 @@ class PredictionService:
         alive = self._pool.alive()
         if len(alive) >= self._limit or list(alive.values()).count(client) >= self._limit // 2:
             raise RefusedError(f"{len(alive)} prediction sessions are open already; try again later")
-        key = wanted.shape, wanted.reveal, wanted.checked
+        key = wanted.shape, wanted.reveal, wanted.checked, wanted.comparison
         if key not in self._compiled:
             self._compiled[key] = self._compile(*key)
         program, weights = self._compiled[key]
@@ -101,10 +104,17 @@ class PredictionService:
     def _processor(self) -> int | None:
         return self._processors[self._pool.free_slot() % len(self._processors)] if self._processors else None
 
-    def _compile(self, shape: tuple[int, ...], reveal: Reveal, checked: bool) -> tuple[Program, dict[int, Weights]]:
+    def _compile(
+        self, shape: tuple[int, ...], reveal: Reveal, checked: bool, comparison: ComparisonKind
+    ) -> tuple[Program, dict[int, Weights]]:
         try:
             program, weights = compile_tail(
-                self._tail, shape, calibration=self._calibration, reveal=reveal, checked=checked
+                self._tail,
+                shape,
+                calibration=self._calibration,
+                reveal=reveal,
+                checked=checked,
+                comparison=comparison,
             )
         except RangeError as error:
             # The value is the server's; the client learns that there is one.

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
 import torch
@@ -21,9 +21,6 @@ from splitsec.mpc.linear import laid_out
 from splitsec.mpc.messages import (
     Await,
     Close,
-    Corrections,
-    DealQuery,
-    JoinSession,
     LeaveSession,
     MaskedWeights,
     Ping,
@@ -31,15 +28,15 @@ from splitsec.mpc.messages import (
     Ready,
     Run,
     SessionBody,
-    SessionSeed,
     session_codec,
 )
-from splitsec.mpc.plan import Plan, correction_count, weight_masks
+from splitsec.mpc.plan import weight_masks
 from splitsec.mpc.program import Program, Weights
 from splitsec.mpc.run import run_program
 from splitsec.mpc.session import Session
 from splitsec.mpc.supply import Supply, most_ahead
 from splitsec.parties import names
+from splitsec.parties.fetching import corrections, join_session
 from splitsec.training.messages import DealerBody, dealer_codec
 from splitsec.transport import KeyPair, Link, Message, Peer, Wire
 
@@ -144,19 +141,18 @@ class _Worker:
     def run(self) -> None:
         job = self._job
         plan = predict_cost(job.program, SERVER).plan
-        joined, _ = self._dealer.request(JoinSession(job.session, SERVER, job.client, plan))
-        if not isinstance(joined, SessionSeed):
-            raise MessageError(f"the dealer answered {type(joined).__name__} to a request for a seed")
+        seed = join_session(self._dealer, job.session, SERVER, job.client, plan)
         session = Session(
             self._peer,
             rank=SERVER,
-            dealt_seed=joined.seed,
+            dealt_seed=seed,
             pair_seed=job.pair_seed,
             plan=plan,
-            corrections=lambda query: self._corrections(plan, query),
+            corrections=lambda query: corrections(self._dealer, job.session, plan, query, rank=SERVER),
             precision=job.program.precision,
+            comparison=job.program.comparison,
         )
-        masks = weight_masks(plan, joined.seed)
+        masks = weight_masks(plan, seed)
         ahead = most_ahead(plan, SERVER)
         self._peer.send(
             MaskedWeights(tuple(masks), ahead),
@@ -168,18 +164,6 @@ class _Worker:
         finally:
             # Before the dealer's link is used again: until then it is the supply's.
             supply.close()
-
-    def _corrections(self, plan: Plan, query: int) -> Iterator[torch.Tensor]:
-        left = correction_count(plan)
-        self._dealer.send(DealQuery(self._job.session, query))
-        while True:
-            body, tensors = self._dealer.receive(spin=True)
-            if not isinstance(body, Corrections) or body.query != query or len(tensors) != 1:
-                raise MessageError("the dealer answered another request")
-            yield tensors[0]
-            left -= tensors[0].numel()
-            if left <= 0:
-                return
 
     def _answer(self, session: Session, supply: Supply, ahead: int) -> None:
         peer, patience = self._peer, self._job.timeout

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.messages import Corrections, DealQuery, Done, JoinSession, LeaveSession, SessionSeed
 from splitsec.mpc.program import Program, Reveal
 from splitsec.transport.codec import Codec, Message, Refused
@@ -71,13 +72,15 @@ class Combined(Message, frozen=True):
 class OpenSession(Message, frozen=True):
     """Client to server: an encrypted prediction session for activations of this shape.
 
-    `reveal` is what the client gets, `checked` whether every layer's range is checked.
+    `reveal` is what the client gets, `checked` whether every layer's range is checked, `comparison` how values are
+    compared.
     """
 
     shape: tuple[int, ...]
     pair_seed: bytes
     reveal: Reveal = "logits"
     checked: bool = False
+    comparison: ComparisonKind = "tables"
 
     def __repr__(self) -> str:
         return f"OpenSession(shape={self.shape})"

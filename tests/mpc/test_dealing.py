@@ -3,12 +3,14 @@ import torch
 
 from splitsec.errors import RandomnessError
 from splitsec.mpc.dealing import DealerBook
+from splitsec.mpc.plan import Plan
+from splitsec.mpc.sign import SignMask
 from splitsec.mpc.triples import SquarePair
 
 PLAN = (SquarePair((4,)),)
 
 
-def _join(book: DealerBook, rank: int, name: str, plan: tuple[SquarePair, ...] = PLAN, session: str = "s") -> bytes:
+def _join(book: DealerBook, rank: int, name: str, plan: Plan = PLAN, session: str = "s") -> bytes:
     return book.join(session, rank=rank, name=name, server="server", client="client-1", plan=plan)
 
 
@@ -35,8 +37,24 @@ def test_a_query_is_dealt_once_and_in_order() -> None:
     with pytest.raises(RandomnessError, match="each once"):
         book.corrections("s", name="server", query=5)
     assert not torch.equal(next(first), next(book.corrections("s", name="server", query=1)))
-    with pytest.raises(RandomnessError, match="no session"):
+    with pytest.raises(RandomnessError, match="client-1 takes no corrections"):
         book.corrections("s", name="client-1", query=2)
+    with pytest.raises(RandomnessError, match="client-2 has no session"):
+        book.corrections("s", name="client-2", query=2)
+
+
+def test_each_party_gets_what_both_share_once_and_in_order() -> None:
+    book, plan = DealerBook(), (SignMask(70, 0, 9, "dcf"),)
+    _join(book, 1, "client-1", plan)
+    with pytest.raises(RandomnessError, match="server has not joined"):
+        book.corrections("s", name="client-1", query=0)
+    _join(book, 0, "server", plan)
+    client = torch.cat(list(book.corrections("s", name="client-1", query=0)))
+    server = torch.cat(list(book.corrections("s", name="server", query=0)))
+    assert torch.equal(server[-len(client) :], client)
+    assert len(server) == len(client) + 2 + 70
+    with pytest.raises(RandomnessError, match="each once"):
+        book.corrections("s", name="client-1", query=0)
 
 
 def test_different_programs_are_refused() -> None:

@@ -57,7 +57,8 @@ def test_a_label_needs_classes() -> None:
 
 
 def test_predicted_costs_hold_in_both_modes() -> None:
-    for options in ({"reveal": "label"}, {"checked": True}, {"reveal": "label", "checked": True}):
+    both = {"reveal": "label", "checked": True}
+    for options in ({"reveal": "label"}, {"checked": True}, both, {"comparison": "dcf"}, {**both, "comparison": "dcf"}):
         _, sessions, program = run_tail(_mlp(), torch.randn(2, 6), **options)
         for session in sessions:
             predicted, traffic = predict_cost(program, session.rank), session.peer.traffic
@@ -65,6 +66,18 @@ def test_predicted_costs_hold_in_both_modes() -> None:
             assert predicted.total.bytes_sent == traffic.bytes_sent
             assert predicted.total.bytes_received == traffic.bytes_received
             assert len(predicted.layers) == len(program.steps) + 1 + bool(program.checks)
+
+
+def test_comparison_functions_give_the_same_in_fewer_rounds() -> None:
+    torch.manual_seed(0)
+    tail = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 4)).eval()
+    x = torch.randn(2, 1, 8, 8)
+    rounds = []
+    for comparison in ("tables", "dcf"):
+        result, (server, _), _ = run_tail(tail, x, comparison=comparison)
+        torch.testing.assert_close(result, tail(x).detach(), atol=1e-3, rtol=0)
+        rounds.append(server.peer.traffic.rounds)
+    assert rounds[1] < rounds[0]
 
 
 def test_the_checked_mode_lets_pass_what_stays_in_range() -> None:

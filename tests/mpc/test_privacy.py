@@ -29,7 +29,8 @@ def _received(
 
     rows = []
     for _ in range(RUNS):
-        _, sessions = run_both(protocol, kind=kind, weights={layer: one.weight for layer, one in weights.items()})
+        held = {layer: one.weight for layer, one in weights.items()}
+        _, sessions = run_both(protocol, kind=kind, weights=held, comparison=program.comparison)
         messages = sessions[rank].opened if opened else sessions[rank].received
         # The last that the client receives are the server's shares of the result and of the checks' counts, which open
         # them: they are meant to.
@@ -66,9 +67,11 @@ def test_messages_are_uniform_whatever_the_input(rank: int, opened: bool) -> Non
 @pytest.mark.parametrize("rank", [SERVER, CLIENT])
 def test_so_they_are_where_a_label_is_revealed_and_ranges_are_checked(rank: int) -> None:
     x = torch.full((1, 1, 4, 4), 7.25)
-    for opened in (False, True):
-        values = _received(Recorder, x, TAIL, rank, opened=opened, reveal="label", checked=True)
-        assert _looks_uniform(values)
+    for comparison in ("tables", "dcf"):
+        for opened in (False, True):
+            options = {"opened": opened, "comparison": comparison}
+            values = _received(Recorder, x, TAIL, rank, reveal="label", checked=True, **options)
+            assert _looks_uniform(values)
     assert not _looks_uniform(_received(Unmasked, x, TAIL, rank, reveal="label", checked=True))
 
 

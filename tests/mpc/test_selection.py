@@ -5,29 +5,31 @@ from hypothesis import strategies as st
 from two_party import run_both, share
 
 from splitsec.mpc.comparison import is_wide, levels
-from splitsec.mpc.context import Context
+from splitsec.mpc.context import ComparisonKind, Context
 from splitsec.mpc.kernels import words_for
 from splitsec.mpc.selection import relu
 
 
-def _relu(values: torch.Tensor, *, shift: int, high: int) -> torch.Tensor:
+def _relu(values: torch.Tensor, *, shift: int, high: int, comparison: ComparisonKind = "tables") -> torch.Tensor:
     def protocol(context: Context) -> torch.Tensor:
         return relu(context, share(context, values), shift=shift, high=high)
 
-    (server, client), _ = run_both(protocol)
+    (server, client), _ = run_both(protocol, comparison=comparison)
     return server + client
 
 
+@pytest.mark.parametrize("comparison", ["tables", "dcf"])
 @pytest.mark.parametrize("high", [1, 2, 4, 5, 7, 9])
-def test_every_value_of_a_small_window_without_truncation(high: int) -> None:
+def test_every_value_of_a_small_window_without_truncation(high: int, comparison: ComparisonKind) -> None:
     values = torch.arange(-(2**high) + 1, 2**high - 1).repeat(40)
-    assert torch.equal(_relu(values, shift=0, high=high), values.clamp(min=0))
+    assert torch.equal(_relu(values, shift=0, high=high, comparison=comparison), values.clamp(min=0))
 
 
+@pytest.mark.parametrize("comparison", ["tables", "dcf"])
 @pytest.mark.parametrize(("shift", "high"), [(1, 6), (3, 8), (4, 9)])
-def test_every_value_of_a_small_window_with_truncation(shift: int, high: int) -> None:
+def test_every_value_of_a_small_window_with_truncation(shift: int, high: int, comparison: ComparisonKind) -> None:
     values = torch.arange(-(2**high) + 2**shift + 1, 2**high - 2**shift).repeat(30)
-    error = _relu(values, shift=shift, high=high) - (values.clamp(min=0) >> shift)
+    error = _relu(values, shift=shift, high=high, comparison=comparison) - (values.clamp(min=0) >> shift)
     # Stochastic rounding: the next unit up, never more, and below zero nothing at all.
     assert set(error.unique().tolist()) <= {0, 1}
     assert not error[values <= -(2**shift)].any()
@@ -68,3 +70,9 @@ def test_rounds_and_bytes() -> None:
         traffic = sessions[0].peer.traffic
         assert traffic.rounds <= 5
         assert (traffic.bytes_sent + traffic.bytes_received) / count <= 30
+
+
+def test_with_comparison_functions_two_rounds() -> None:
+    values = torch.randint(-(2**40), 2**40, (5000,))
+    _, sessions = run_both(lambda context: relu(context, share(context, values), shift=16, high=42), comparison="dcf")
+    assert {session.peer.traffic.rounds for session in sessions} == {2}

@@ -273,6 +273,9 @@ def test_only_the_label_is_revealed_and_ranges_are_checked(tmp_path: Path) -> No
             assert torch.equal(session.run(x * 0.02), tail(x * 0.02).argmax(1))
         with client.session((5, 6)) as session:
             session.run(x)
+        with client.session((5, 6), comparison="dcf", ahead=2) as session:
+            for _ in range(4):
+                torch.testing.assert_close(session.run(x * 0.02), tail(x * 0.02), atol=1e-3, rtol=0)
 
 
 def test_what_the_dealer_receives_does_not_depend_on_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
