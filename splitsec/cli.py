@@ -110,13 +110,15 @@ def _inference_options(parser: argparse.ArgumentParser) -> None:
         "--engine",
         default="splitsec",
         metavar="NAME[,NAME]",
-        help="splitsec, crypten, crypten-1 (one thread), spu (splitsec)",
+        help="splitsec, splitsec-dcf, crypten, crypten-1 (with one thread), spu (splitsec)",
     )
     add("--cut", default="input", metavar="NAME", help="where to cut (input: all of it encrypted)")
     add("--input", metavar="C,H,W", help="shape of one input, for a model of yours")
     add("--weights", type=Path, metavar="FILE", help="safetensors with the model's weights")
     add("--runs", type=int, default=20, metavar="N", help="counted runs (20)")
     add("--threads", type=int, default=1, metavar="N", help="threads a process (1)")
+    add("--rtt", type=float, metavar="MS", help="emulate a link with this round trip time (none)")
+    add("--bandwidth", type=float, default=100.0, metavar="MBIT", help="of the emulated link, a second (100)")
     add("--json", type=Path, metavar="FILE", help="also write the records to this file")
     parser.set_defaults(run=_bench_inference)
 
@@ -148,12 +150,15 @@ def _bench_inference(options: argparse.Namespace) -> None:
 
     from splitsec.bench.inference import run_bench
     from splitsec.bench.models import find_model
-    from splitsec.bench.workload import Workload
+    from splitsec.bench.workload import Link, Workload
 
     shape = None if options.input is None else _numbers(options.input, "--input")
+    if (options.rtt is not None and not options.rtt >= 0) or not options.bandwidth > 0:
+        raise ConfigError("--rtt takes milliseconds from 0 on, --bandwidth megabits a second above 0")
+    link = None if options.rtt is None else Link(options.rtt, options.bandwidth)
     models = [find_model(name, shape) for name in options.model.split(",")]
     works = [
-        Workload(model, batch, options.cut, options.weights, options.threads)
+        Workload(model, batch, options.cut, options.weights, options.threads, link)
         for model in models
         for batch in _numbers(options.batch, "--batch")
     ]

@@ -7,6 +7,9 @@ is from the input to the opened result, `offline_ms` the time to get one query's
 `total_ms` both, one after the other; `steady_ms` is a query's time when the next ones' randomness is made ready
 meanwhile.
 
+`splitsec-dcf` is ours with distributed comparison functions. With `--rtt` and `--bandwidth` client and server, and the
+dealer and both, talk over an emulated link (`slow_link`).
+
 Peers: `crypten` is stock CrypTen 0.4.1 as it comes (provider TTP, gloo over loopback, torch's default threads),
 `crypten-1` the same with one thread a process, `spu` is SPU at its best (see `spu_peer`; needs an environment of its
 own). They have no offline phase: their time is all online.
@@ -32,10 +35,12 @@ from splitsec.bench.ours import WARM_UP, Ours, our_parties
 from splitsec.bench.peers import PeerProcesses, spu_at_its_best, stock_crypten
 from splitsec.bench.workload import Record, Workload
 from splitsec.errors import ConfigError
+from splitsec.mpc.context import ComparisonKind
 from splitsec.parties.events import size
 
 TURN = 5
-ENGINES = ("splitsec", "crypten", "crypten-1", "spu")
+ENGINES = ("splitsec", "splitsec-dcf", "crypten", "crypten-1", "spu")
+OURS = ("splitsec", "splitsec-dcf")
 
 
 def measure(work: Workload, engines: Sequence[str], *, runs: int) -> list[Record]:
@@ -43,14 +48,17 @@ def measure(work: Workload, engines: Sequence[str], *, runs: int) -> list[Record
     unknown = sorted(set(engines) - set(ENGINES))
     if unknown:
         raise ConfigError(f"unknown engine '{unknown[0]}'; choose from {', '.join(ENGINES)}")
+    if work.link is not None and set(engines) - set(OURS):
+        raise ConfigError("only our own engines run over an emulated link; leave out --rtt and --bandwidth")
     processors = os.sched_getaffinity(0)
     with contextlib.ExitStack() as stack:
         # SPU first tries what suits it, which takes a quiet machine.
         found: dict[str, Ours | PeerProcesses] = {}
-        for engine in sorted(engines, key=("spu", "crypten", "crypten-1", "splitsec").index):
+        for engine in sorted(engines, key=ENGINES.index, reverse=True):
             match engine:
-                case "splitsec":
-                    found[engine] = stack.enter_context(our_parties(work))
+                case "splitsec" | "splitsec-dcf":
+                    kind: ComparisonKind = "tables" if engine == "splitsec" else "dcf"
+                    found[engine] = stack.enter_context(our_parties(work, kind))
                 case "spu":
                     found[engine] = stack.enter_context(spu_at_its_best(work, processors))
                 case _:
@@ -109,7 +117,7 @@ def run_bench(
     for one in records:
         if one.floor_ms:
             console.print(
-                f"{one.model}, {one.batch}: {one.rounds} rounds and {size(one.bytes_online_client)} + "
+                f"{one.model}, {one.batch}, {one.engine}: {one.rounds} rounds and {size(one.bytes_online_client)} + "
                 f"{size(one.bytes_online_server)} online, {size(one.bytes_offline)} offline; online "
                 f"{one.ratio_to_floor:.1f} times the floor of {one.floor_ms:.2f} ms ({one.hops} messages in a row, "
                 f"round trip {one.rtt_ms:.2f} ms, plus the linear layers' arithmetic)"

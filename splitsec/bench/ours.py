@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from splitsec.bench.slow_link import SlowLink
 from splitsec.bench.workload import LayerRecord, Record, Workload, plain_ms
 from splitsec.cut import SplitModel
 from splitsec.launch.processes import PartyGroup
+from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.linear import LinearMask
 from splitsec.mpc.prg import Stream, fresh_seed
 from splitsec.parties.asking import ClientSession
@@ -28,6 +30,11 @@ from splitsec.transport import load_key_pair, load_public_keys, make_keys
 
 START_SECONDS = 120.0
 WARM_UP = 3
+
+
+def engine_name(comparison: ComparisonKind) -> str:
+    """What a table calls our engine with this kind of comparison."""
+    return "splitsec" if comparison == "tables" else f"splitsec-{comparison}"
 
 
 class Ours:
@@ -71,7 +78,7 @@ class Ours:
         """Medians and exact counts of the counted runs."""
         predicted = self._session.predicted
         times = [statistics.median(column) for column in zip(*self._layers, strict=True)]
-        rtt = self._session.round_trip_ms()
+        rtt = self._session.round_trip_ms(200 if self._work.link is None else 10)
         floor = predicted.hops * rtt / 2 + _arithmetic_ms(predicted.plan)
         online = statistics.median(self._online)
         rounds, sent, received = self._session.last_cost
@@ -80,7 +87,7 @@ class Ours:
             for layer, ms in zip(predicted.layers, times, strict=True)
         ]
         return Record(
-            engine="splitsec",
+            engine=engine_name(self._session.program.comparison),
             provider="dealer",
             model=self._work.model.name,
             cut=self._work.cut,
@@ -102,12 +109,14 @@ class Ours:
             floor_ms=floor,
             ratio_to_floor=online / floor,
             rtt_ms=rtt,
+            comparison=self._session.program.comparison,
+            link=self._work.link,
             layers=layers,
         )
 
 
 @contextlib.contextmanager
-def our_parties(work: Workload) -> Iterator[Ours]:
+def our_parties(work: Workload, comparison: ComparisonKind = "tables") -> Iterator[Ours]:
     """Start a server and a dealer for the workload and open a session; everything is ended on leaving."""
     model = work.model.make(work.weights)
     split = SplitModel(model, work.cut).eval()
@@ -124,6 +133,10 @@ def our_parties(work: Workload) -> Iterator[Ours]:
         write_config(directory / "dealer.toml", DealerConfig("tcp://127.0.0.1:*", threads=work.threads))
         group.start(DEALER, DEALER, directory / "dealer.toml")
         dealer = group.wait_listening(DEALER, START_SECONDS)
+        reach = None
+        if work.link is not None:
+            reach = stack.enter_context(SlowLink(work.link.rtt_ms, work.link.mbit_s)).to
+            dealer = reach(dealer)
         calibration = None
         if work.model.deep:
             with torch.no_grad():
@@ -160,18 +173,20 @@ def our_parties(work: Workload) -> Iterator[Ours]:
             dealer=dealer,
             timeout=600.0,
             processors=spread,
+            reach=reach,
         )
         with client, torch.no_grad():
             shape = split.front(work.inputs()).shape
-            steady = _steady(client, split, work)
-            with client.session(tuple(shape), ahead=0) as session:
+            steady = _steady(client, split, work, comparison)
+            with client.session(tuple(shape), ahead=0, comparison=comparison) as session:
                 yield Ours(work, session, split, steady)
 
 
-def _steady(client: Client, split: SplitModel, work: Workload, runs: int = 20) -> float:
+def _steady(client: Client, split: SplitModel, work: Workload, comparison: ComparisonKind, runs: int = 20) -> float:
     """Median milliseconds a query, offline and online, when the randomness of the next two is made ready meanwhile."""
     inputs, times = work.inputs(), []
-    with client.session(tuple(split.front(inputs).shape), ahead=2) as session:
+    shape = split.front(inputs).shape
+    with client.session(tuple(shape), ahead=2, comparison=comparison) as session:
         for _ in range(runs + WARM_UP):
             began = time.perf_counter()
             session.run(split.front(inputs))

@@ -14,6 +14,14 @@ from splitsec.cut import INPUT
 
 
 @dataclass(frozen=True)
+class Link:
+    """A link to emulate between client and server and from the dealer to both: round trip and megabits a second."""
+
+    rtt_ms: float
+    mbit_s: float
+
+
+@dataclass(frozen=True)
 class LayerRecord:
     """One layer of a run as the client sees it: median milliseconds, exact rounds and bytes both ways."""
 
@@ -54,18 +62,21 @@ class Record:
     floor_ms: float = 0.0
     ratio_to_floor: float = 0.0
     rtt_ms: float = 0.0
+    comparison: str = ""
+    link: Link | None = None
     layers: list[LayerRecord] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is run: a model, a cut and a batch."""
+    """What is run: a model, a cut and a batch, and over what link if not loopback as it is."""
 
     model: BenchModel
     batch: int
     cut: str = INPUT
     weights: Path | None = None
     threads: int = 1
+    link: Link | None = None
 
     def inputs(self) -> torch.Tensor:
         """The same images for every engine."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -99,6 +99,8 @@ class Client:
         timeout: seconds to wait for an answer.
         join_timeout: seconds to wait for the other clients to come.
         processors: where randomness may be made ready while a query runs; None leaves it to the kernel.
+        reach: turns the address of a prediction session's socket into the one to connect to, where a gateway lies
+            between client and server.
 
     Example:
         >>> with Client(split.front, cut=split.cut, keys=keys, peers=peers, server=..., dealer=...) as client:
@@ -118,6 +120,7 @@ class Client:
         timeout: float = 60.0,
         join_timeout: float = 120.0,
         processors: Sequence[int] | None = None,
+        reach: Callable[[str], str] | None = None,
         report: Report = ignore,
     ) -> None:
         missing = [name for name in (SERVER, DEALER) if name not in peers]
@@ -132,6 +135,7 @@ class Client:
         self._timeout = timeout
         self._join_timeout = join_timeout
         self._processors = processors
+        self._reach = reach
         self._report = report
         self._wire = Wire(keys)
         try:
@@ -277,6 +281,7 @@ class Client:
         plan = predicted.plan
         seed = join_session(self._dealer, opened.session, CLIENT, self.name, plan)
         address = f"tcp://{urlsplit(self._server_address).hostname}:{opened.port}"
+        address = address if self._reach is None else self._reach(address)
         socket = self._wire.connect(zmq.DEALER, address, self._peers[SERVER])
         peer: Peer[SessionBody] = Peer(socket, peer=SERVER, codec=session_codec, timeout=self._timeout)
         with contextlib.ExitStack() as stack:

@@ -1,14 +1,17 @@
 """The benchmark as a user runs it: real processes, one table, records in a file."""
 
 import json
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from splitsec.bench.models import MODELS, find_model
 from splitsec.bench.peers import SPU_PYTHON
+from splitsec.bench.slow_link import SlowLink
 from splitsec.cli import main
 
 FIELDS = (
@@ -57,9 +60,11 @@ def test_a_model_of_the_users_own_against_its_floor(tmp_path: Path) -> None:
         (["--batch", "one"], "whole numbers of at least 1"),
         (
             ["--model", "m1", "--engine", "other"],
-            "unknown engine 'other'; choose from splitsec, crypten, crypten-1, spu",
+            "unknown engine 'other'; choose from splitsec, splitsec-dcf, crypten, crypten-1, spu",
         ),
         (["--model", "m1", "--engine", "spu"], "engine spu needs an environment of its own"),
+        (["--model", "m1", "--engine", "crypten", "--rtt", "5"], "only our own engines run over an emulated link"),
+        (["--model", "m1", "--rtt", "-5"], "--rtt takes milliseconds"),
         (["--model", "m1", "--json", "/nowhere/x"], "cannot write"),
     ],
 )
@@ -73,6 +78,27 @@ def test_bad_input_is_one_clear_line(
     errors = capsys.readouterr().err
     assert message in errors
     assert len(errors.strip().splitlines()) == 1
+
+
+def test_an_emulated_link_delays_and_limits() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, SlowLink(rtt_ms=40, mbit_s=8) as link:
+        address = link.to(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        near = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
+        far, _ = listener.accept()
+        with near, far:
+            began = time.monotonic()
+            near.sendall(b"x")
+            assert far.recv(1) == b"x"
+            far.sendall(b"y")
+            assert near.recv(1) == b"y"
+            assert time.monotonic() - began > 0.035
+            began = time.monotonic()
+            near.sendall(bytes(100_000))
+            left = 100_000
+            while left:
+                left -= len(far.recv(left))
+            # 100 kB at 1 MB/s, and half a round trip.
+            assert time.monotonic() - began > 0.1
 
 
 @pytest.mark.parametrize("name", MODELS)
