@@ -89,6 +89,15 @@ def _parser() -> argparse.ArgumentParser:
     questions = bench.add_subparsers(title="benchmarks", required=True, metavar="WHAT")
     inference = questions.add_parser("inference", parents=[common], help="encrypted prediction against its peers")
     _inference_options(inference)
+    sessions = questions.add_parser(
+        "sessions", parents=[common], help="predictions a second for several clients at once"
+    )
+    sessions.add_argument("--model", default="m2", metavar="NAME", help="a built-in name or file.py:name (m2)")
+    sessions.add_argument("--input", metavar="C,H,W", help="shape of one input, for a model of yours")
+    sessions.add_argument("--sessions", default="1,4", metavar="N[,N]", help="clients at once (1,4)")
+    sessions.add_argument("--predictions", type=int, default=200, metavar="N", help="of each client (200)")
+    sessions.add_argument("--json", type=Path, metavar="FILE", help="also write the records to this file")
+    sessions.set_defaults(run=_bench_sessions)
 
     for role, what in (
         ("server", "run the server from its TOML file"),
@@ -164,6 +173,28 @@ def _bench_inference(options: argparse.Namespace) -> None:
     ]
     with _terminated_like_interrupted():
         records = run_bench(works, options.engine.split(","), runs=options.runs, console=Console())
+    _write_json(options.json, records)
+
+
+def _bench_sessions(options: argparse.Namespace) -> None:
+    _check_writable(options.json)
+    from dataclasses import asdict
+
+    from splitsec.bench.models import find_model
+    from splitsec.bench.sessions import measure_sessions
+
+    if options.predictions < 20:
+        raise ConfigError("--predictions takes at least 20: the first tenth is not counted")
+    model = find_model(options.model, None if options.input is None else _numbers(options.input, "--input"))
+    records = []
+    with _terminated_like_interrupted():
+        for count in _numbers(options.sessions, "--sessions"):
+            record = measure_sessions(model, count, options.predictions)
+            records.append(asdict(record))
+            print(
+                f"{record.model}, {count} at once: {record.per_second:.0f} predictions a second, "
+                f"{record.ms_per_prediction:.1f} ms each for the slowest client"
+            )
     _write_json(options.json, records)
 
 

@@ -14,8 +14,8 @@ Peers: `crypten` is stock CrypTen 0.4.1 as it comes (provider TTP, gloo over loo
 `crypten-1` the same with one thread a process, `spu` is SPU at its best (see `spu_peer`; needs an environment of its
 own). They have no offline phase: their time is all online.
 
-The floor is what the protocol cannot go below on this link: the messages that follow one another (`hops`, an exchange
-being one), times half the round trip of an empty message in the same session, plus the ring arithmetic of the
+The floor is what the protocol cannot go below on this link: the longest chain of messages that each wait for the one
+before (`hops`), times half the round trip of an empty message in the same session, plus the ring arithmetic of the
 linear layers done once, locally. `ratio_to_floor` is online time over the floor.
 """
 

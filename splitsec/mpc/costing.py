@@ -27,7 +27,7 @@ class LayerCost:
 class Prediction:
     """What one query takes and costs at one party; after the layers come the opening of the result and any checks.
 
-    `hops` are the messages that follow one another: an exchange, in which both send at once, is one.
+    `hops` is the longest chain of messages that each wait for the one before: so many half round trips it takes.
     """
 
     plan: Plan

@@ -44,7 +44,8 @@ class Planner:
         self.planning = True
         self.cost = Cost()
         self._taken: list[AnyCorrelation] = []
-        self._step = 0
+        # When server and client can go on, in half round trips, if only messages take time.
+        self._clocks = [0, 0]
 
     @property
     def plan(self) -> Plan:
@@ -53,8 +54,8 @@ class Planner:
 
     @property
     def hops(self) -> int:
-        """Messages that follow one another so far; an exchange is one."""
-        return self._step
+        """The longest chain so far of messages that each wait for the one before: half round trips that it takes."""
+        return max(self._clocks)
 
     def take(self, wanted: Correlation) -> list[torch.Tensor]:
         self._taken.append(wanted)  # type: ignore[arg-type]
@@ -62,6 +63,8 @@ class Planner:
 
     def exchange(self, mine: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         size = self._message(mine)
+        server, client = self._clocks
+        self._clocks = [max(server, client + 1), max(client, server + 1)]
         self.cost.rounds += 1
         self.cost.bytes_sent += size
         self.cost.bytes_received += size
@@ -69,6 +72,7 @@ class Planner:
 
     def collect(self, mine: torch.Tensor, to: int) -> torch.Tensor | None:
         size = self._message([mine])
+        self._clocks[to] = max(self._clocks[to], self._clocks[1 - to] + 1)
         if to != self.rank:
             self.cost.bytes_sent += size
             return None
@@ -80,7 +84,6 @@ class Planner:
         return torch.zeros(tuple(shape), dtype=torch.int64)
 
     def _message(self, tensors: Sequence[torch.Tensor]) -> int:
-        self._step += 1
         return RAW_HEADER.size + sum(8 * tensor.numel() for tensor in tensors)
 
 

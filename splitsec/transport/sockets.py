@@ -29,7 +29,7 @@ from splitsec.transport.keys import KeyPair
 log = logging.getLogger(__name__)
 BodyT = TypeVar("BodyT")
 MAX_FRAME_BYTES = 1 << 30
-SPIN_SECONDS = 0.02
+SPIN_SECONDS = 0.0005
 _REFUSALS = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 

@@ -1,0 +1,118 @@
+"""How many encrypted predictions a second one server and one dealer give to several clients at once.
+
+Every party is a process of its own, as `splitsec server`, `dealer` and `client` start it; clients ask for one
+prediction after the other, with the randomness of the next made ready meanwhile. What is counted is the time from a
+client's first tenth of predictions to its last, so that starting up does not count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from splitsec.bench.models import BenchModel
+from splitsec.cut import INPUT, SplitModel
+from splitsec.errors import PartyTimeoutError
+from splitsec.launch.processes import PartyGroup
+from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, write_config
+from splitsec.parties.events import AnyEvent, Predicted
+from splitsec.parties.names import DEALER, SERVER
+from splitsec.training.data import Part
+from splitsec.transport import make_keys
+
+START_SECONDS = 120.0
+RUN_SECONDS = 900.0
+
+
+@dataclass(frozen=True)
+class SessionsRecord:
+    """What `sessions` clients at once got: predictions a second of all together, and of each client the median time."""
+
+    model: str
+    sessions: int
+    predictions: int
+    per_second: float
+    ms_per_prediction: float
+
+
+def measure_sessions(model: BenchModel, sessions: int, predictions: int) -> SessionsRecord:
+    """Run `sessions` clients that ask for `predictions` each at the same time."""
+    split = SplitModel(model.make(), INPUT).eval()
+    names = [f"client-{index + 1}" for index in range(max(2, sessions))]
+    with tempfile.TemporaryDirectory(prefix="splitsec-sessions-") as name, PartyGroup() as group:
+        directory = Path(name)
+        make_keys(directory / "keys", [DEALER, SERVER, *names])
+        tail = {key: value.contiguous().clone() for key, value in split.tail.state_dict().items()}
+        save_file(tail, directory / "tail")
+        calibration = None
+        if model.deep:
+            save_file({"activations": torch.randn(32, *model.input_shape)}, directory / "calibration")
+            calibration = "calibration"
+        images = torch.randn(predictions, *model.input_shape)
+        labels = torch.zeros(predictions, dtype=torch.int64)
+        Part(images[:1], labels[:1], images, labels).save(directory / "part.safetensors")
+        write_config(directory / "dealer.toml", DealerConfig("tcp://127.0.0.1:*"))
+        group.start(DEALER, DEALER, directory / "dealer.toml")
+        dealer = group.wait_listening(DEALER, START_SECONDS)
+        server_config = ServerConfig(
+            address="tcp://127.0.0.1:*",
+            dealer=dealer,
+            model=model.source,
+            cut=INPUT,
+            clients=tuple(names),
+            epochs=0,
+            weights="tail",
+            calibration=calibration,
+            stay=True,
+        )
+        write_config(directory / "server.toml", server_config)
+        group.start(SERVER, SERVER, directory / "server.toml")
+        server = group.wait_listening(SERVER, START_SECONDS)
+        asking = names[:sessions]
+        for one in asking:
+            config = ClientConfig(
+                name=one,
+                server=server,
+                dealer=dealer,
+                model=model.source,
+                cut=INPUT,
+                data="part.safetensors",
+                train=False,
+            )
+            write_config(directory / f"{one}.toml", config)
+            group.start("client", one, directory / f"{one}.toml")
+        return _record(model.name, predictions, asking, group)
+
+
+def _record(model: str, predictions: int, asking: Sequence[str], group: PartyGroup) -> SessionsRecord:
+    first: dict[str, tuple[float, int]] = {}
+    last: dict[str, float] = {}
+
+    def note(event: AnyEvent) -> None:
+        if isinstance(event, Predicted) and event.done >= predictions / 10:
+            first.setdefault(event.party, (time.monotonic(), event.done))
+            if event.done == event.total:
+                last[event.party] = time.monotonic()
+
+    deadline = time.monotonic() + RUN_SECONDS
+    while set(last) != set(asking):
+        event = group.next_event(0.2)
+        if event is not None:
+            note(event)
+        if time.monotonic() > deadline:
+            missing = ", ".join(sorted(set(asking) - set(last)))
+            raise PartyTimeoutError(f"{missing} had not got all predictions after {RUN_SECONDS:g} s")
+    rates = []
+    for one in asking:
+        began, done = first[one]
+        with contextlib.suppress(ZeroDivisionError):
+            rates.append((predictions - done) / (last[one] - began))
+    slowest = min(rates)
+    return SessionsRecord(model, len(asking), predictions, sum(rates), 1e3 / slowest)
