@@ -310,8 +310,10 @@ class Comparison:
             opened: c, int64 (n,).
             own, dealt, shared: this party's parts, of the shapes above.
         """
-        planes: Words = np.zeros((self.width + 1, self.words), dtype=np.uint64)
-        if not context.planning:
+        planes: Words
+        if context.planning:
+            planes = np.zeros((self.width + 1, self.words), dtype=np.uint64)
+        else:
             planes = planes_of(opened.numpy(), self.low, self.high + 1)
         if self.kind == "tables":
             less = _less_by_tables(context, planes, planes_in(own), planes_in(dealt), self.width)

@@ -8,6 +8,7 @@ message, but for the keys of comparison functions (`dcf`), which both parties ge
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 import msgspec
@@ -72,7 +73,7 @@ class Masked(Correlation, frozen=True):
 
     def draw_own(self, stream: Stream) -> list[torch.Tensor]:
         """A party's own tensors from its stream."""
-        return [stream.ring(shape) for shape in self.own_shapes()]
+        return [stream.ring(shape) for shape in _own_shapes(self)]
 
     def correction_shapes(self) -> list[Shape]:
         return [*self.masked_shapes(), *self.shared_shapes()]
@@ -84,5 +85,16 @@ class Masked(Correlation, frozen=True):
         self, rank: int, stream: Stream, corrections: Sequence[torch.Tensor], masks: Masks
     ) -> list[torch.Tensor]:
         own = self.draw_own(stream)
-        drawn = [] if rank == 0 else [stream.ring(shape) for shape in self.masked_shapes()]
+        drawn = [] if rank == 0 else [stream.ring(shape) for shape in _masked_shapes(self)]
         return [*own, *drawn, *corrections]
+
+
+# A plan asks for the same shapes at every query.
+@lru_cache(maxsize=4096)
+def _own_shapes(item: Masked) -> tuple[Shape, ...]:
+    return tuple(item.own_shapes())
+
+
+@lru_cache(maxsize=4096)
+def _masked_shapes(item: Masked) -> tuple[Shape, ...]:
+    return tuple(item.masked_shapes())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import TypeAlias
 
 import msgspec
@@ -107,8 +108,9 @@ def correction_count(plan: Plan, rank: int = 0) -> int:
     return sum(math.prod(shape) for item in plan for shape in _received_shapes(item, rank))
 
 
-def _received_shapes(item: AnyCorrelation, rank: int) -> list[Shape]:
-    return item.correction_shapes() if rank == 0 else item.shared_shapes()
+@lru_cache(maxsize=4096)
+def _received_shapes(item: AnyCorrelation, rank: int) -> tuple[Shape, ...]:
+    return tuple(item.correction_shapes() if rank == 0 else item.shared_shapes())
 
 
 def expand(

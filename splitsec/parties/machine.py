@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 
 import torch
@@ -26,6 +27,8 @@ def settle(threads: int, cpu: int | None = None) -> list[int] | None:
     """
     torch.set_num_threads(threads)
     keep_memory()
+    # What is loaded now stays, so the collector need not look at it in the middle of a query.
+    gc.freeze()
     if cpu is None:
         return None
     available = sorted(os.sched_getaffinity(0))

@@ -139,6 +139,8 @@ def main(jobs_fd: int, reports_fd: int) -> None:
                 logging.shutdown()
                 os._exit(0)
         children[pid] = job.session
+        # The next worker inherits what is still here.
+        del frames, job, tensors
     for pid in children:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)

@@ -53,7 +53,10 @@ class Peer(Generic[BodyT]):
         self.traffic.messages_sent += 1
         self.traffic.bytes_sent += len(frame)
         try:
-            self._socket.send(frame, copy=False)
+            if len(frame) < zmq.COPY_THRESHOLD:
+                self._socket.send(frame)
+            else:
+                self._socket.send(frame, copy=False)
         except zmq.Again:
             raise self._missing() from None
 
@@ -89,7 +92,7 @@ class Peer(Generic[BodyT]):
         """The peer's next message; raises `PartyTimeoutError` naming the peer, or the error that it sent.
 
         Args:
-            spin: ask again and again for a few milliseconds before going to sleep. A sleeping thread is woken through
+            spin: ask again and again for half a millisecond before going to sleep. A sleeping thread is woken through
                 ZeroMQ's own thread, which costs several times what the message takes (docs/performance.md).
         """
         return self._decoded(self._frames(spin=spin))
