@@ -80,7 +80,8 @@ class WorkerPool:
         with contextlib.suppress(OSError):
             self._jobs.shutdown(socket.SHUT_WR)
         try:
-            self._nursery.wait(patience)
+            # With nobody to wait for, it need not even finish to start.
+            self._nursery.wait(patience if self.alive() else 0)
         except subprocess.TimeoutExpired:
             self._nursery.kill()
             self._nursery.wait()

@@ -11,6 +11,7 @@ from splitsec.mpc.compiler import compile_tail
 from splitsec.mpc.context import SERVER
 from splitsec.mpc.costing import predict_cost
 from splitsec.mpc.program import Check
+from splitsec.mpc.run import encode_activation
 
 
 def _mlp() -> nn.Module:
@@ -115,9 +116,9 @@ def test_unchecked_the_same_overflow_goes_unseen() -> None:
 
 
 def test_inputs_beyond_the_calibrated_range_are_refused() -> None:
-    tail, x = _mlp(), torch.rand(3, 6)
+    program, _ = compile_tail(trace(_mlp()), (3, 6), calibration=torch.rand(3, 6))
     with pytest.raises(RangeError, match="holds a value of magnitude 200, beyond 16, .*calibrate"):
-        run_tail(tail, torch.full((3, 6), 200.0), calibration=x)
+        encode_activation(program, torch.full((3, 6), 200.0))
 
 
 def test_a_layer_that_could_wrap_around_unnoticed_is_refused() -> None:
