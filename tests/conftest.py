@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+import parties_in_threads
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_nursery() -> Iterator[None]:
+    """Servers in threads of the tests share one pool of workers: to start one for each takes three seconds."""
+    yield
+    parties_in_threads.close_pool()
 
 
 @pytest.fixture(scope="session")

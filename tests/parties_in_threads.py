@@ -14,9 +14,24 @@ import torch
 from torch import nn
 
 from splitsec import Client, Dealer, Part, Schedule, Server, SplitModel
+from splitsec.parties.pool import WorkerPool
 from splitsec.transport import KeyPair, load_key_pair, load_public_keys, make_keys
 
 CUT = "1"
+_pools: list[WorkerPool] = []
+
+
+def shared_pool() -> WorkerPool:
+    """The pool that servers of all tests share, unless a test wants its own."""
+    if not _pools:
+        _pools.append(WorkerPool())
+    return _pools[0]
+
+
+def close_pool() -> None:
+    """End the shared pool, if there is one."""
+    while _pools:
+        _pools.pop().close(5)
 
 
 _seeded = threading.Lock()
@@ -80,7 +95,9 @@ class World:
 
 
 @contextmanager
-def world(directory: Path, *, epochs: int = 2, timeout: float = 10, **options: Any) -> Iterator[World]:
+def world(
+    directory: Path, *, epochs: int = 2, timeout: float = 10, own_pool: bool = False, **options: Any
+) -> Iterator[World]:
     names = ["server", "dealer", "client-1", "client-2", "stranger"]
     make_keys(directory, names)
     keys = {name: load_key_pair(directory, name) for name in names}
@@ -98,6 +115,7 @@ def world(directory: Path, *, epochs: int = 2, timeout: float = 10, **options: A
         address="tcp://127.0.0.1:*",
         dealer=dealer.address,
         timeout=timeout,
+        pool=None if own_pool else shared_pool(),
         **settings,
     )
     made = World(keys, peers, dealer, server, split, front)

@@ -81,6 +81,8 @@ class Server:
             without them the bounds are computed from the weights.
         processors: those that prediction sessions may use, each keeping to one of them in turn; None leaves it to
             the kernel.
+        pool: where the workers of prediction sessions come from, if several servers of a process share one; whoever
+            made it closes it.
 
     Raises:
         AddressError: the address cannot be bound.
@@ -108,6 +110,7 @@ class Server:
         stay: bool = False,
         calibration: torch.Tensor | None = None,
         processors: Sequence[int] | None = None,
+        pool: WorkerPool | None = None,
         report: Report = ignore,
     ) -> None:
         _check_schedule(schedule, peers)
@@ -138,7 +141,8 @@ class Server:
         self._progress = time.monotonic()
         self._told = time.monotonic()
         self._service: PredictionService | None = None
-        self._pool: WorkerPool | None = None
+        self._pool = pool
+        self._own_pool = pool is None
         self._wire = Wire(keys)
         try:
             allowed = {name: key for name, key in peers.items() if name in schedule.clients}
@@ -183,7 +187,7 @@ class Server:
             self._tell_all(RefusedError("the server failed; see its log"))
             raise
         finally:
-            if self._pool is not None:
+            if self._pool is not None and self._own_pool:
                 self._pool.close(self._timeout + LEAVE_SECONDS)
             self._dealer.close()
             self._hub.close()

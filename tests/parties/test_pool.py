@@ -15,7 +15,7 @@ from splitsec.mpc.messages import Prepare
 
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[World]:
-    with world(tmp_path, epochs=0, stay=True, timeout=1.5) as made:
+    with world(tmp_path, epochs=0, stay=True, timeout=1.5, own_pool=True) as made:
         yield made
 
 

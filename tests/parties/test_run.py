@@ -313,7 +313,8 @@ def test_wrong_cut_in_the_api() -> None:
 
 def test_the_server_hears_nothing_of_a_clients_values(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """An error at the client, its own or its user's, reaches the server without its words."""
-    with world(tmp_path, epochs=0, stay=True) as here, _serving(here) as client:
+    # Of its own, so that what its workers log comes to this test.
+    with world(tmp_path, epochs=0, stay=True, own_pool=True) as here, _serving(here) as client:
         with pytest.raises(RangeError, match="magnitude"):
             client.predict(torch.full((1, 4), 1e12))
         with pytest.raises(ValueError, match="patient 4711"), client.session((1, 6)):
@@ -424,7 +425,7 @@ class _Unwilling:
 
 
 def test_sessions_are_given_back_and_no_client_takes_them_all(tmp_path: Path) -> None:
-    with world(tmp_path, epochs=0, stay=True, timeout=2.0) as here:
+    with world(tmp_path, epochs=0, stay=True, timeout=2.0, own_pool=True) as here:
         with _serving(here) as client:
             for _ in range(3):
                 with pytest.raises(ValueError), client.session((1, 6)):
