@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -32,6 +33,7 @@ class PeerProcesses:
         commands: one process each; those that answer come first.
         answering: how many of them answer each line with `{"ms": ..., "error": ..., "agreement": ...}`.
         processors: where they may run.
+        directory: what they read and write, removed in the end.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class PeerProcesses:
         answering: int,
         processors: set[int],
         threads: int,
+        directory: Path | None = None,
     ) -> None:
         self._work = work
+        self._directory = directory
         self._engine = engine
         self._provider = provider
         self._answering = answering
@@ -120,6 +124,8 @@ class PeerProcesses:
         for process in self._processes:
             process.kill()
             process.wait()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def stock_crypten(work: Workload, processors: set[int], *, threads: int | None, engine: str) -> PeerProcesses:
@@ -189,6 +195,7 @@ def _spu(work: Workload, processors: set[int], python: str, threads: int | None)
         answering=2,
         processors=processors,
         threads=threads or 0,
+        directory=directory,
     )
 
 
