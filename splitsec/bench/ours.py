@@ -8,7 +8,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -115,6 +115,54 @@ class Ours:
         )
 
 
+def start_parties(
+    group: PartyGroup,
+    directory: Path,
+    work: Workload,
+    split: SplitModel,
+    clients: Sequence[str],
+    *,
+    reach: Callable[[str], str] | None = None,
+    timeout: float = 60.0,
+    cpu: int | None = None,
+) -> tuple[str, str]:
+    """Make keys for all in `directory / "keys"`, start a dealer and a server that only predicts; their addresses.
+
+    Args:
+        reach: turns the dealer's address into the one to connect to.
+        timeout, cpu: of the server.
+    """
+    make_keys(directory / "keys", [DEALER, SERVER, *clients])
+    save_file({key: value.contiguous().clone() for key, value in split.tail.state_dict().items()}, directory / "tail")
+    write_config(directory / "dealer.toml", DealerConfig("tcp://127.0.0.1:*", threads=work.threads))
+    group.start(DEALER, DEALER, directory / "dealer.toml")
+    dealer = group.wait_listening(DEALER, START_SECONDS)
+    dealer = dealer if reach is None else reach(dealer)
+    calibration = None
+    if work.model.deep:
+        with torch.no_grad():
+            activations = split.front(torch.randn(32, *work.model.input_shape))
+        save_file({"activations": activations.contiguous().clone()}, directory / "calibration")
+        calibration = "calibration"
+    config = ServerConfig(
+        address="tcp://127.0.0.1:*",
+        dealer=dealer,
+        model=work.model.source,
+        cut=work.cut,
+        clients=tuple(clients),
+        epochs=0,
+        weights="tail",
+        calibration=calibration,
+        stay=True,
+        timeout=timeout,
+        threads=work.threads,
+        cpu=cpu,
+    )
+    write_config(directory / "server.toml", config)
+    group.start(SERVER, SERVER, directory / "server.toml")
+    return dealer, group.wait_listening(SERVER, START_SECONDS)
+
+
 @contextlib.contextmanager
 def our_parties(work: Workload, comparison: ComparisonKind = "tables") -> Iterator[Ours]:
     """Start a server and a dealer for the workload and open a session; everything is ended on leaving."""
@@ -126,40 +174,12 @@ def our_parties(work: Workload, comparison: ComparisonKind = "tables") -> Iterat
         contextlib.ExitStack() as stack,
     ):
         directory = Path(name)
-        make_keys(directory / "keys", [DEALER, SERVER, "client-1", "client-2"])
-        save_file(
-            {key: value.contiguous().clone() for key, value in split.tail.state_dict().items()}, directory / "tail"
-        )
-        write_config(directory / "dealer.toml", DealerConfig("tcp://127.0.0.1:*", threads=work.threads))
-        group.start(DEALER, DEALER, directory / "dealer.toml")
-        dealer = group.wait_listening(DEALER, START_SECONDS)
         reach = None
         if work.link is not None:
             reach = stack.enter_context(SlowLink(work.link.rtt_ms, work.link.mbit_s)).to
-            dealer = reach(dealer)
-        calibration = None
-        if work.model.deep:
-            with torch.no_grad():
-                activations = split.front(torch.randn(32, *work.model.input_shape))
-            save_file({"activations": activations.contiguous().clone()}, directory / "calibration")
-            calibration = "calibration"
-        config = ServerConfig(
-            address="tcp://127.0.0.1:*",
-            dealer=dealer,
-            model=work.model.source,
-            cut=work.cut,
-            clients=("client-1", "client-2"),
-            epochs=0,
-            weights="tail",
-            calibration=calibration,
-            stay=True,
-            timeout=600.0,
-            threads=work.threads,
-            cpu=0,
+        dealer, server = start_parties(
+            group, directory, work, split, ("client-1", "client-2"), reach=reach, timeout=600.0, cpu=0
         )
-        write_config(directory / "server.toml", config)
-        group.start(SERVER, SERVER, directory / "server.toml")
-        server = group.wait_listening(SERVER, START_SECONDS)
         # Parties on processors of their own, as on machines of their own; this process is the client.
         processors = os.sched_getaffinity(0)
         stack.callback(os.sched_setaffinity, 0, processors)

@@ -15,19 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from splitsec.bench.models import BenchModel
+from splitsec.bench.ours import start_parties
+from splitsec.bench.workload import Workload
 from splitsec.cut import INPUT, SplitModel
 from splitsec.errors import PartyTimeoutError
 from splitsec.launch.processes import PartyGroup
-from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, write_config
+from splitsec.parties.config import ClientConfig, write_config
 from splitsec.parties.events import AnyEvent, Predicted
-from splitsec.parties.names import DEALER, SERVER
 from splitsec.training.data import Part
-from splitsec.transport import make_keys
 
-START_SECONDS = 120.0
 RUN_SECONDS = 900.0
 
 
@@ -48,33 +46,10 @@ def measure_sessions(model: BenchModel, sessions: int, predictions: int) -> Sess
     names = [f"client-{index + 1}" for index in range(max(2, sessions))]
     with tempfile.TemporaryDirectory(prefix="splitsec-sessions-") as name, PartyGroup() as group:
         directory = Path(name)
-        make_keys(directory / "keys", [DEALER, SERVER, *names])
-        tail = {key: value.contiguous().clone() for key, value in split.tail.state_dict().items()}
-        save_file(tail, directory / "tail")
-        calibration = None
-        if model.deep:
-            save_file({"activations": torch.randn(32, *model.input_shape)}, directory / "calibration")
-            calibration = "calibration"
         images = torch.randn(predictions, *model.input_shape)
         labels = torch.zeros(predictions, dtype=torch.int64)
         Part(images[:1], labels[:1], images, labels).save(directory / "part.safetensors")
-        write_config(directory / "dealer.toml", DealerConfig("tcp://127.0.0.1:*"))
-        group.start(DEALER, DEALER, directory / "dealer.toml")
-        dealer = group.wait_listening(DEALER, START_SECONDS)
-        server_config = ServerConfig(
-            address="tcp://127.0.0.1:*",
-            dealer=dealer,
-            model=model.source,
-            cut=INPUT,
-            clients=tuple(names),
-            epochs=0,
-            weights="tail",
-            calibration=calibration,
-            stay=True,
-        )
-        write_config(directory / "server.toml", server_config)
-        group.start(SERVER, SERVER, directory / "server.toml")
-        server = group.wait_listening(SERVER, START_SECONDS)
+        dealer, server = start_parties(group, directory, Workload(model, 1), split, names)
         asking = names[:sessions]
         for one in asking:
             config = ClientConfig(

@@ -97,7 +97,7 @@ def range_checks(
         reach = sum(bounds[index] for index in step.inputs)
         if number in weights:
             reach = reach * _norm(weights[number].weight) * 1.01 + weights[number].bias.abs().max().item()
-        bits = max(0, math.ceil(math.log2(bounds[number])))
+        bits = _bits(bounds[number])
         if not max(reach, 2.0**bits) * _room(step, scales[number], precision) < 2.0 ** (
             HEADROOM_BITS - 1 - 2 * precision
         ):
@@ -158,4 +158,8 @@ def evaluate(steps: Sequence[Step], weights: Mapping[int, Weights], x: torch.Ten
 def input_bits(step: Step, bounds: list[float]) -> int:
     """The smallest k such that 2**k bounds what the step's own arithmetic makes of its inputs."""
     largest = max(bounds[index] for index in step.inputs) + max(abs(step.low), abs(step.high))
-    return max(0, math.ceil(math.log2(largest)))
+    return _bits(largest)
+
+
+def _bits(bound: float) -> int:
+    return max(0, math.ceil(math.log2(bound)))

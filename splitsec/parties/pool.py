@@ -24,8 +24,8 @@ class WorkerPool:
     """Starts workers and knows which are alive. Not for several threads at once."""
 
     def __init__(self) -> None:
-        self._alive: dict[str, str] = {}
-        self._slots: dict[str, int] = {}
+        # The client and the slot of each open session.
+        self._alive: dict[str, tuple[str, int]] = {}
         self._start_nursery()
 
     def _start_nursery(self) -> None:
@@ -52,28 +52,27 @@ class WorkerPool:
             # Its workers are told by the kernel when it dies, and end.
             self._close_sockets()
             self._alive.clear()
-            self._slots.clear()
             self._start_nursery()
-        self._alive[job.session] = job.client
-        self._slots[job.session] = self.free_slot()
+        self._alive[job.session] = job.client, self.free_slot()
         try:
             send_frames(self._jobs, pool_codec.encode(job, tensors))
             return self._wait_bound(job.session)
         except (OSError, SplitsecError) as error:
-            self._forget(job.session)
+            self._alive.pop(job.session, None)
             if isinstance(error, SplitsecError):
                 raise
             raise RefusedError("the server cannot start a worker; see its log") from error
 
     def free_slot(self) -> int:
         """The smallest number that no live worker has."""
-        return next(number for number in range(len(self._slots) + 1) if number not in self._slots.values())
+        taken = {slot for _, slot in self._alive.values()}
+        return next(number for number in range(len(taken) + 1) if number not in taken)
 
     def alive(self) -> dict[str, str]:
         """Open sessions and their clients."""
         while self._receive(0) is not None:
             pass
-        return dict(self._alive)
+        return {session: client for session, (client, _) in self._alive.items()}
 
     def close(self, patience: float) -> None:
         """Let running queries end, for at most `patience` seconds, then end every worker."""
@@ -118,9 +117,5 @@ class WorkerPool:
             return None
         body, _ = pool_codec.decode([data])
         if isinstance(body, (Ended, Failed)):
-            self._forget(body.session)
+            self._alive.pop(body.session, None)
         return body
-
-    def _forget(self, session: str) -> None:
-        self._alive.pop(session, None)
-        self._slots.pop(session, None)

@@ -30,7 +30,7 @@ class PredictionService:
     """Opens prediction sessions for clients; each has its own worker process, socket and seeds.
 
     Args:
-        pool: where workers come from; the service closes it.
+        pool: where workers come from.
         host: the interface to listen on for sessions, such as `127.0.0.1`.
         processors: those that workers may use, each keeping to one of them in turn; None leaves it to the kernel.
         limit: how many sessions may be open at once; a client may have half of them.
@@ -123,10 +123,6 @@ class PredictionService:
                 "the tail's weights are out of range for fixed point; the server's log names them"
             ) from None
         return program, encode_weights(program, weights)
-
-    def close(self, patience: float) -> None:
-        """Let running queries end, tell idle clients, and end all workers within `patience` seconds."""
-        self._pool.close(patience)
 
     @property
     def active(self) -> bool:

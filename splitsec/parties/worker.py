@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import threading
@@ -37,6 +36,7 @@ from splitsec.mpc.session import Session
 from splitsec.mpc.supply import Supply, most_ahead
 from splitsec.parties import names
 from splitsec.parties.fetching import corrections, join_session
+from splitsec.parties.machine import settle
 from splitsec.training.messages import DealerBody, dealer_codec
 from splitsec.transport import KeyPair, Link, Message, Peer, Wire
 
@@ -82,9 +82,7 @@ def serve_session(
     Raises:
         AddressError: the socket cannot be bound.
     """
-    torch.set_num_threads(job.threads)
-    # What is here stays here, so the collector need not look at it in the middle of a query.
-    gc.freeze()
+    settle(job.threads)
     weights = {
         layer: Weights(laid_out(weight), bias)
         for layer, weight, bias in zip(job.layers, tensors[::2], tensors[1::2], strict=True)
