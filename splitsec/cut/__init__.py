@@ -1,6 +1,19 @@
 """Tracing a model, listing its cut points, splitting it."""
 
-from splitsec.cut.graph import INPUT, CutPoint, cut_points, find_cut, trace
-from splitsec.cut.split import SplitModel, load_segment
+from splitsec.cut.graph import INPUT, CutGraph, CutPoint
+from splitsec.cut.segments import build_segment, load_segment
+from splitsec.cut.split import Cut, SplitModel, cut_names, is_u
+from splitsec.cut.tracing import trace
 
-__all__ = ["INPUT", "CutPoint", "SplitModel", "cut_points", "find_cut", "load_segment", "trace"]
+__all__ = [
+    "INPUT",
+    "Cut",
+    "CutGraph",
+    "CutPoint",
+    "SplitModel",
+    "build_segment",
+    "cut_names",
+    "is_u",
+    "load_segment",
+    "trace",
+]

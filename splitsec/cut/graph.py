@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NoReturn
 
-from torch import fx, nn
+from torch import fx
 
 from splitsec.errors import CutError
 
-# torch.fx puts wrappers around every module of the process while it traces: never two traces at once, and no module may
-# run in another thread meanwhile, so split models before you start threads.
-_tracing = threading.Lock()
 # The cut before the first layer: the whole network is the tail.
 INPUT = "input"
 
@@ -27,109 +27,167 @@ class CutPoint:
     node: fx.Node
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
-    """Trace `model` symbolically with torch.fx; raises `CutError` where its control flow depends on data."""
-    if isinstance(model, fx.GraphModule):
-        return model
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with _tracing:
-            traced, other = fx.symbolic_trace(model), fx.symbolic_trace(model.train(not model.training))
-    except Exception as error:  # torch.fx raises many kinds, all of them about the user's model
-        reason = str(error).splitlines()[0]
-        raise CutError(f"{type(model).__name__} cannot be traced by torch.fx: {reason}") from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    if str(traced.graph) != str(other.graph):
-        raise CutError(
-            f"{type(model).__name__} computes otherwise in training (its forward uses self.training); use modules "
-            "such as nn.Dropout, which know their mode"
-        )
-    inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
-    if len(inputs) != 1:
-        raise CutError(f"{type(model).__name__} takes {len(inputs)} inputs; a model to be cut takes one tensor")
-    return traced
-
-
 def node_name(node: fx.Node) -> str:
     """The name by which a user refers to a node."""
     return str(node.target) if node.op == "call_module" else node.name
 
 
-def crossing(graph: fx.Graph, cut: fx.Node) -> list[fx.Node]:
-    """The values that a cut after `cut` would send: made up to it and used after it, `cut` included."""
-    nodes = list(graph.nodes)
-    position = {node: index for index, node in enumerate(nodes)}
-    at = position[cut]
-    ancestors = front_nodes(cut)
-    front = {node for node in nodes if node in ancestors or (node.op == "get_attr" and position[node] <= at)}
-    return [
-        node
-        for node in nodes
-        if node in front and node.op != "get_attr" and any(user not in front for user in node.users)
-    ]
+class CutGraph:
+    """A traced model as far as cutting it goes.
 
-
-def cut_points(traced: fx.GraphModule) -> list[CutPoint]:
-    """Every clean cut of the model in its own order; the input and the output are none."""
-    found: list[CutPoint] = []
-    seen: set[str] = set()
-    for node in traced.graph.nodes:
-        if node.op not in ("call_module", "call_function", "call_method"):
-            continue
-        if any(user.op == "output" for user in node.users) or crossing(traced.graph, node) != [node]:
-            continue
-        name = node_name(node)
-        if name in seen:
-            name = node.name
-        seen.add(name)
-        found.append(CutPoint(name, node))
-    return found
-
-
-def find_cut(traced: fx.GraphModule, name: str) -> CutPoint:
-    """The clean cut called `name`: a module path (a container's stands for its last call) or a graph node.
-
-    Raises:
-        CutError: no such node (lists the valid ones), or more than one value crosses (names them and the nearest).
+    Some values are on both sides of every cut and cross none: parameters and whatever is made of them alone, and the
+    size of the batch, which an activation tells as well as the input does.
     """
-    points = cut_points(traced)
-    if name == INPUT:
-        return CutPoint(INPUT, next(node for node in traced.graph.nodes if node.op == "placeholder"))
-    for point in points:
-        if name in (point.name, point.node.name):
-            return point
-    inside = [point for point in points if point.name.startswith(name + ".")]
-    calls = [node for node in traced.graph.nodes if node_name(node) == name or node.name == name]
-    calls += [node for node in traced.graph.nodes if node_name(node).startswith(name + ".")]
-    calls += [node for node in traced.graph.nodes if _within(node, name)]
-    valid = ", ".join(point.name for point in points) or "none"
-    if not calls:
-        raise CutError(f"there is no cut '{name}'; the valid cuts are: {valid}")
-    order = {node: index for index, node in enumerate(traced.graph.nodes)}
-    last = max(calls, key=order.__getitem__)
-    for point in points:
-        if point.node is last:
-            return CutPoint(name, last)
-    if any(user.op == "output" for user in last.users):
-        raise CutError(f"a cut after '{name}' would leave nothing for the server; the valid cuts are: {valid}")
-    crossed = ", ".join(node_name(node) for node in crossing(traced.graph, last))
-    near = sorted(points, key=lambda point: abs(order[point.node] - order[last]))[:2]
-    offer = " or ".join(f"'{point.name}'" for point in (inside[-1:] or near)) or "none"
-    raise CutError(f"a cut after '{name}' would send more than one value ({crossed}); the nearest clean cut is {offer}")
 
+    def __init__(self, traced: fx.GraphModule) -> None:
+        self.traced = traced
+        self.nodes = list(traced.graph.nodes)
+        self.order = {node: index for index, node in enumerate(self.nodes)}
+        self.input = next(node for node in self.nodes if node.op == "placeholder")
+        # Sets of nodes as the bits of one number: networks have hundreds of nodes, and every pair counts.
+        self._before: dict[fx.Node, int] = {}
+        self._users: list[int] = []
+        for index, node in enumerate(self.nodes):
+            before = 1 << index
+            for other in node.all_input_nodes:
+                before |= self._before[other]
+            self._before[node] = before
+        for node in self.nodes:
+            self._users.append(sum(1 << self.order[user] for user in node.users))
+        whole = 1 << self.order[self.input]
+        self.batch_sizes = {node for node in self.nodes if self._is_batch_size(node)}
+        free = [node for node in self.nodes if node in self.batch_sizes or not self._before[node] & whole]
+        self._free = sum(1 << self.order[node] for node in free)
 
-def front_nodes(cut: fx.Node) -> set[fx.Node]:
-    """What the front computes: the cut and all that it depends on."""
-    found: set[fx.Node] = set()
-    waiting = [cut]
-    while waiting:
-        current = waiting.pop()
-        if current not in found:
-            found.add(current)
-            waiting.extend(current.all_input_nodes)
-    return found
+    def _is_batch_size(self, node: fx.Node) -> bool:
+        if node.op == "call_method" and node.target == "size":
+            return bool(node.args[0] is self.input and node.args[1:] == (0,))
+        if node.op != "call_function" or node.target is not operator.getitem or node.args[1] != 0:
+            return False
+        sizes = node.args[0]
+        if not isinstance(sizes, fx.Node) or not sizes.args or sizes.args[0] is not self.input:
+            return False
+        return (sizes.target is getattr and sizes.args[1] == "shape") or (
+            sizes.op == "call_method" and sizes.target == "size" and len(sizes.args) == 1
+        )
+
+    def front(self, cut: fx.Node) -> set[fx.Node]:
+        """What the front computes: the cut and all that it depends on."""
+        return set(self._members(self._before[cut]))
+
+    def is_free(self, node: fx.Node) -> bool:
+        """Whether the node's value is on both sides of every cut."""
+        return bool(self._free >> self.order[node] & 1)
+
+    def _members(self, bits: int) -> list[fx.Node]:
+        found = []
+        while bits:
+            low = bits & -bits
+            found.append(self.nodes[low.bit_length() - 1])
+            bits ^= low
+        return found
+
+    def crossing(self, cut: fx.Node) -> list[fx.Node]:
+        """The values that a cut after `cut` would send: made up to it and used after it, `cut` included."""
+        front = self._before[cut]
+        # A size of the batch that is asked for after the cut is asked of the activation.
+        beyond = ~front & ~sum(1 << self.order[node] for node in self.batch_sizes)
+        return [
+            node
+            for node in self._members(front & ~self._free)
+            if self._users[self.order[node]] & beyond & ~self._shapes_alone(node)
+        ]
+
+    def _shapes_alone(self, node: fx.Node) -> int:
+        """Users that only lead to sizes of the batch: `x.shape` of the input."""
+        if node is not self.input:
+            return 0
+        users = [user for user in node.users if user.users and all(other in self.batch_sizes for other in user.users)]
+        return sum(1 << self.order[user] for user in users)
+
+    @cached_property
+    def points(self) -> list[CutPoint]:
+        """Every clean cut of the model in its own order; the input and the output are none."""
+        found: list[CutPoint] = []
+        seen: set[str] = set()
+        for node in self.nodes:
+            if node.op not in ("call_module", "call_function", "call_method") or self.is_free(node):
+                continue
+            if any(user.op == "output" for user in node.users) or self.crossing(node) != [node]:
+                continue
+            name = node_name(node)
+            if name in seen:
+                name = node.name
+            seen.add(name)
+            found.append(CutPoint(name, node))
+        return found
+
+    def find(self, name: str) -> CutPoint:
+        """The clean cut called `name`: a module path (a container's stands for its last call) or a graph node.
+
+        Raises:
+            CutError: no such node (lists the valid ones), or more than one value crosses (names them and the nearest).
+        """
+        if name == INPUT:
+            return CutPoint(INPUT, self.input)
+        for point in self.points:
+            if name in (point.name, point.node.name):
+                return point
+        last = max(self._called(name), key=self.order.__getitem__)
+        for point in self.points:
+            if point.node is last:
+                return CutPoint(name, last)
+        if any(user.op == "output" for user in last.users):
+            raise CutError(f"a cut after '{name}' would leave nothing for the server; {self._valid}")
+        inside = [point for point in self.points if point.name.startswith(name + ".")]
+        self._refuse(f"a cut after '{name}'", last, inside[-1:])
+
+    def before(self, name: str) -> CutPoint:
+        """The clean cut whose value is all that `name` and what follows it take: where a head begins with `name`.
+
+        Raises:
+            CutError: as `find` does.
+        """
+        nodes = set(self._called(name))
+        first = min(nodes, key=self.order.__getitem__)
+        taken = {other for node in nodes for other in node.all_input_nodes if other not in nodes}
+        taken = {node for node in taken if not self.is_free(node)}
+        for point in self.points:
+            if taken == {point.node}:
+                return point
+        if taken == {self.input}:
+            raise CutError(f"a head that begins with '{name}' would leave nothing for the server; {self._valid}")
+        self._refuse(f"a cut before '{name}'", max(taken, key=self.order.__getitem__, default=first), [])
+
+    def _called(self, name: str) -> list[fx.Node]:
+        tests: list[Callable[[fx.Node], bool]] = [
+            lambda node: name in (node_name(node), node.name),
+            lambda node: node_name(node).startswith(name + "."),
+            lambda node: _within(node, name),
+        ]
+        found = [node for node in self.nodes if node.op != "output" and any(test(node) for test in tests)]
+        if not found:
+            raise CutError(f"there is no cut '{name}'; {self._valid}")
+        return found
+
+    @property
+    def _valid(self) -> str:
+        return f"the valid cuts are: {', '.join(point.name for point in self.points) or 'none'}"
+
+    def _refuse(self, what: str, node: fx.Node, better: list[CutPoint]) -> NoReturn:
+        crossed = ", ".join(self._describe(other, node) for other in self.crossing(node))
+        near = sorted(self.points, key=lambda point: abs(self.order[point.node] - self.order[node]))[:2]
+        offer = " or ".join(f"'{point.name}'" for point in (better or near)) or "none"
+        raise CutError(f"{what} would send more than one value ({crossed}); the nearest clean cut is {offer}")
+
+    def _describe(self, node: fx.Node, cut: fx.Node) -> str:
+        if node is self.input:
+            front = self.front(cut)
+            shapes = all(user.target in (getattr, "size", "dim") for user in node.users if user not in front)
+            return f"{'the shape of ' if shapes else ''}the input '{node.name}'"
+        if node.target is getattr:
+            return f"{node.args[0]}.{node.args[1]}"
+        return node_name(node)
 
 
 def _within(node: fx.Node, path: str) -> bool:

@@ -1,27 +1,50 @@
-"""Cutting a model into a front for the client and a tail for the server."""
+"""Cutting a model into a front for the client and a tail for the server, and into a head for the client again."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import fx, nn
 
-from splitsec.cut.graph import CutPoint, cut_points, find_cut, front_nodes, trace
+from splitsec.cut.graph import INPUT, CutGraph, CutPoint
+from splitsec.cut.tracing import forget_constants, trace
 from splitsec.errors import CutError
+
+Cut: TypeAlias = str | Sequence[str]
+
+
+def cut_names(cut: Cut) -> tuple[str, ...]:
+    """One name, or two of a U: as a sequence, or as text with a comma between.
+
+    Raises:
+        CutError: no name, or more than two.
+    """
+    names = tuple(part.strip() for part in (cut.split(",") if isinstance(cut, str) else cut))
+    if not 1 <= len(names) <= 2 or not all(names):
+        raise CutError(f"'{cut}' is no cut; write one name, or two for a U: 'layer1,fc'")
+    return names
 
 
 class SplitModel(nn.Module):
-    """An unmodified `nn.Module` cut at one point.
+    """An unmodified `nn.Module` cut at one point, or at two.
 
-    `front` and `tail` are ordinary modules. They share the parameters of `model` under the same names, so the keys of
-    both state dicts together are those of the whole.
+    `front`, `tail` and `head` are ordinary modules. They share the parameters of `model` under the same names, so the
+    keys of all state dicts together are those of the whole.
 
     Args:
-        model: any module that torch.fx can trace and that takes one tensor.
-        cut: where: a module path such as `"layer2.1"` or the name of a graph node; see `cuts`. `"input"` leaves the
-        whole network
-            to the server, for encrypted prediction only: training would send the inputs themselves.
+        model: any module that torch.fx can trace and that takes one tensor, batch dimension first.
+        cut: where: a module path such as `"layer2.1"` or the name of a graph node; see `cuts`. The front ends with it.
+            `"input"` leaves the whole network to the server, for encrypted prediction only: training would send the
+            inputs themselves. Two names make a U: `("layer1", "fc")` ends the front with `layer1` and begins the head
+            with `fc`. Front and head are the client's, so that labels never leave it.
+
+    Attributes:
+        cut: the cut as text, which all parties of a run must agree on; a U's names with a comma between.
+        cuts: the names of all clean cuts.
+        head: of a U, else None.
 
     Raises:
         CutError: the model cannot be traced, or `cut` does not separate it.
@@ -35,73 +58,112 @@ class SplitModel(nn.Module):
         ['2.weight', '2.bias']
     """
 
-    def __init__(self, model: nn.Module, cut: str) -> None:
+    head: fx.GraphModule | None
+
+    def __init__(self, model: nn.Module, cut: Cut) -> None:
         super().__init__()
-        traced = trace(model)
-        point = find_cut(traced, cut)
-        self.cut = point.name
-        self.cuts = [each.name for each in cut_points(traced)]
-        self.front: fx.GraphModule = _front(traced, point)
-        self.tail: fx.GraphModule = _tail(traced, point)
-        shared = set(dict(self.front.named_parameters())) & set(dict(self.tail.named_parameters()))
-        if shared:
-            raise CutError(f"both sides of the cut '{cut}' use {', '.join(sorted(shared))}; choose another cut")
+        names = cut_names(cut)
+        graph = CutGraph(trace(model))
+        points = [graph.find(names[0]), *(graph.before(name) for name in names[1:])]
+        if len(points) == 2 and (points[0].node not in graph.front(points[1].node) or points[0].node is points[1].node):
+            raise CutError(f"between '{names[0]}' and '{names[1]}' there is nothing for the server; choose other cuts")
+        self.cut = ",".join((points[0].name, *names[1:]))
+        self.cuts = [point.name for point in graph.points]
+        # Not a submodule: its parameters are those of the segments.
+        self._whole = (model,)
+        self.front: fx.GraphModule = _segment(graph, "Front", None, points[0])
+        self.tail: fx.GraphModule = _segment(graph, "Tail", points[0], points[1] if len(points) == 2 else None)
+        self.head = _segment(graph, "Head", points[1], None) if len(points) == 2 else None
+        self.training = model.training
+        self._refuse_shared()
+
+    @property
+    def segments(self) -> list[fx.GraphModule]:
+        """Front, tail and, of a U, head."""
+        return [self.front, self.tail, *([] if self.head is None else [self.head])]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The whole model: tail(front(x))."""
+        """The whole model: tail(front(x)), and the head of that if there is one."""
         out: torch.Tensor = self.tail(self.front(x))
-        return out
+        return out if self.head is None else self.head(out)
 
     def whole_state_dict(self) -> dict[str, torch.Tensor]:
         """The state dict under the names of the uncut model."""
-        return {**self.front.state_dict(), **self.tail.state_dict()}
+        return {key: value for segment in self.segments for key, value in segment.state_dict().items()}
 
     def load_whole_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Load a state dict of the uncut model; raises `CutError` naming keys or shapes that do not fit."""
-        for segment in (self.front, self.tail):
+        from splitsec.cut.segments import load_segment
+
+        for segment in self.segments:
             load_segment(segment, {key: state[key] for key in segment.state_dict() if key in state})
 
+    def merge(self) -> nn.Module:
+        """The whole model again, of the class it had, with copies of the segments' weights and in their mode."""
+        whole = copy.deepcopy(self._whole[0])
+        state = {key: value.detach().clone() for key, value in self.whole_state_dict().items()}
+        # Values that no segment uses stay what they were.
+        whole.load_state_dict({**whole.state_dict(), **state}, assign=True)
+        for name, parameter in whole.named_parameters():
+            parameter.requires_grad_(self._requires_grad(name, parameter.requires_grad))
+        layers = {path: layer for segment in self.segments for path, layer in segment.named_modules() if path}
+        for path, layer in whole.named_modules():
+            # What torch.fx looked into, a segment holds by another type or not at all.
+            same = type(layers.get(path)) is type(layer)
+            layer.training = layers[path].training if same else self.training
+        return whole
 
-def load_segment(segment: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Load `state` into one segment; raises `CutError` naming keys or shapes that do not fit."""
-    have = segment.state_dict()
-    missing, extra = sorted(set(have) - set(state)), sorted(set(state) - set(have))
-    wrong = [key for key in have if key in state and have[key].shape != state[key].shape]
-    if missing or extra or wrong:
-        problems = [
-            f"{label} {', '.join(keys[:5])}"
-            for label, keys in (("missing", missing), ("unknown", extra), ("of another shape", wrong))
-            if keys
-        ]
-        raise CutError(f"the weights do not fit the segment: {'; '.join(problems)}")
-    segment.load_state_dict(dict(state))
+    def _requires_grad(self, name: str, default: bool) -> bool:
+        for segment in self.segments:
+            found = dict(segment.named_parameters()).get(name)
+            if found is not None:
+                return found.requires_grad
+        return default
+
+    def _refuse_shared(self) -> None:
+        seen: dict[torch.Tensor, str] = {}
+        for segment in self.segments:
+            for name, parameter in segment.named_parameters():
+                if parameter in seen:
+                    raise CutError(f"both sides of the cut '{self.cut}' use {name}; choose another cut")
+            seen.update({parameter: name for name, parameter in segment.named_parameters()})
 
 
-def _front(traced: fx.GraphModule, point: CutPoint) -> fx.GraphModule:
-    kept = front_nodes(point.node)
-    graph = fx.Graph()
+def _segment(graph: CutGraph, name: str, after: CutPoint | None, upto: CutPoint | None) -> fx.GraphModule:
+    """What lies after one cut and up to another."""
+    begun = graph.front(after.node) if after is not None else set()
+    kept = graph.front(upto.node) if upto is not None else set(graph.nodes)
+    made = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    for node in traced.graph.nodes:
-        if node in kept or node.op == "placeholder":
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(copies[point.node])
-    return _segment(traced, graph, "Front")
-
-
-def _tail(traced: fx.GraphModule, point: CutPoint) -> fx.GraphModule:
-    front = front_nodes(point.node)
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {point.node: graph.placeholder("activation")}
-    for node in traced.graph.nodes:
-        if node.op == "placeholder" or (node in front and all(user in front for user in node.users)):
+    if after is not None:
+        copies[after.node] = made.placeholder("activation" if name == "Tail" else "result")
+    for node in graph.nodes:
+        if node in copies or node not in kept or (node in begun and not graph.is_free(node)):
             continue
-        if node not in copies:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    return _segment(traced, graph, "Tail")
-
-
-def _segment(traced: fx.GraphModule, graph: fx.Graph, name: str) -> fx.GraphModule:
-    graph.lint()
-    segment = fx.GraphModule(traced, graph, class_name=name)
-    segment.train(traced.training)
+        if node.op == "placeholder":
+            if after is None:
+                copies[node] = made.node_copy(node, copies.__getitem__)
+        elif after is not None and node in graph.batch_sizes:
+            copies[node] = made.call_method("size", (copies[after.node], 0))
+        elif all(other in copies for other in node.all_input_nodes):
+            copies[node] = made.node_copy(node, copies.__getitem__)
+    if upto is not None:
+        made.output(copies[upto.node])
+    for node in reversed(list(made.nodes)):
+        # Constants of the other side.
+        if not node.users and node.op not in ("placeholder", "output"):
+            made.erase_node(node)
+    made.lint()
+    segment = fx.GraphModule(graph.traced, made, class_name=name)
+    forget_constants(segment, graph.traced)
+    # Not `train()`, which would change the modes of the model's own layers.
+    segment.training = graph.traced.training
     return segment
+
+
+def is_u(cut: str) -> bool:
+    """Whether a `SplitModel.cut` has a head at the client."""
+    return len(cut_names(cut)) == 2
+
+
+__all__ = ["INPUT", "Cut", "SplitModel", "cut_names", "is_u"]

@@ -6,14 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 
 from splitsec.errors import RangeError
-from splitsec.mpc.program import Check, Step, Weights, value_scales
+from splitsec.mpc.operations import OPERATIONS, Size, value_scales
+from splitsec.mpc.program import Check, Shape, Step, Weights
 from splitsec.mpc.ring import HEADROOM_BITS
 
 # What a calibration batch's largest value may be exceeded by.
 MARGIN = 16.0
+# Rounding of weights and activations to fixed point adds a little to every value.
+_ROUNDING = 2.0**-8
 
 
 def largest_value(precision: int) -> float:
@@ -23,60 +25,63 @@ def largest_value(precision: int) -> float:
 
 
 def _room(step: Step, scale: int, precision: int) -> float:
-    # What a value takes beyond a product's scale, and a window's sum before it is divided.
-    return float(max(2.0 ** (scale - 2 * precision), math.prod(step.kernel) if step.op == "avg_pool2d" else 1))
+    # What a value takes beyond a product's scale, and what is larger than the result on the way to it.
+    return float(max(2.0 ** (scale - 2 * precision), OPERATIONS[step.op].room(step)))
 
 
 def guaranteed_bounds(
-    steps: list[Step], weights: Mapping[int, Weights], precision: int, wanted: float
+    steps: Sequence[Step], weights: Mapping[int, Weights], precision: int, wanted: float
 ) -> tuple[list[float], float, str]:
     """A bound for every value, the largest power of two up to `wanted` that no input may reach, and what sets it.
 
-    If the input's magnitude is below b, that of value k is below gain[k] * b + offset[k]. The bound is a guarantee,
-    not a measurement. Rounding it down to a power of two keeps what it tells the client about the weights to a few
-    bits.
+    If the input's magnitude is below that power, each value's is below its bound: a guarantee, not a measurement. A
+    power of two keeps what it tells the client about the weights to a few bits.
+
+    Raises:
+        RangeError: a layer that overflows whatever the input.
     """
-    most, scales = largest_value(precision), value_scales(steps, precision)
-    lines: list[tuple[float, float]] = [(1.0, 0.0)]
-    limit, limited_by = min(most, wanted), ""
+    scales = value_scales(steps, precision)
+    sizes = {number: size_of(steps[number - 1], held, precision) for number, held in weights.items()}
+    limit, limited_by = min(largest_value(precision), 2.0 ** math.floor(math.log2(wanted))), ""
+    while True:
+        bounds, overflows = _bounds(steps, sizes, scales, precision, limit)
+        if not overflows:
+            return bounds, limit, limited_by
+        limit, limited_by = limit / 2, overflows
+        if limit < 2.0**-precision:
+            raise RangeError(
+                f"layer '{limited_by}' can overflow the fixed-point range whatever the input; scale its weights down, "
+                "or give a calibration batch"
+            )
+
+
+def _bounds(
+    steps: Sequence[Step], sizes: Mapping[int, Size], scales: Sequence[int], precision: int, limit: float
+) -> tuple[list[float], str]:
+    """Every value's bound for inputs up to `limit`, and the first layer that would overflow, if any."""
+    most, bounds = largest_value(precision), [limit]
     for number, step in enumerate(steps, 1):
-        join = max if step.op == "cat" else sum
-        gain = join(lines[index][0] for index in step.inputs)
-        offset = join(lines[index][1] for index in step.inputs)
-        if number in weights:
-            held = weights[number]
-            rounded = torch.round(held.weight * 2.0**precision) / 2.0**precision
-            if held.weight.abs().max() and rounded.abs().max() < 2.0 ** (4 - precision):
-                raise RangeError(
-                    f"the weights of layer '{step.name}' are too small for {precision} fractional bits; scale them up"
-                )
-            norm = _norm(rounded)
-            gain, offset = norm * gain, norm * offset + held.bias.abs().max().item()
-        elif step.op == "hardtanh":
-            # Its two ReLUs see the input moved by the ends.
-            offset += max(abs(step.low), abs(step.high))
-        elif step.op in ("sigmoid", "tanh", "softmax"):
-            gain, offset = 0.0, 1.0
-        # Rounding of weights and activations to fixed point adds a little to each.
-        offset += 2.0**-8
-        lines.append((gain, offset))
-        room = _room(step, scales[number], precision)
-        if gain and (most / room - offset) / gain < limit:
-            limit, limited_by = (most / room - offset) / gain, step.name
-        elif offset >= most / room:
-            limit, limited_by = 0.0, step.name
-    if limit < 2.0**-precision:
+        operation = OPERATIONS[step.op]
+        taken = [bounds[index] for index in step.inputs]
+        made = operation.bound(step, taken, sizes.get(number)) + _ROUNDING
+        if not made * _room(step, scales[number], precision) <= most or not operation.inside(step, taken) <= most:
+            return bounds, step.name
+        bounds.append(made)
+    return bounds, ""
+
+
+def size_of(step: Step, held: Weights, precision: int) -> Size:
+    """How much a layer's weights let its values grow; raises `RangeError` for weights that fixed point cannot tell."""
+    rounded = torch.round(held.weight * 2.0**precision) / 2.0**precision
+    if held.weight.abs().max() and rounded.abs().max() < 2.0 ** (4 - precision):
         raise RangeError(
-            f"layer '{limited_by}' can overflow the fixed-point range whatever the input; scale its weights down, or "
-            "give a calibration batch"
+            f"the weights of layer '{step.name}' are too small for {precision} fractional bits; scale them up"
         )
-    limit = 2.0 ** math.floor(math.log2(limit))
-    return [gain * limit + offset for gain, offset in lines], limit, limited_by
-
-
-def _norm(weight: torch.Tensor) -> float:
-    """How many times larger than its inputs a layer's output can get, bias aside."""
-    return weight.abs().flatten(1).sum(1).max().item()
+    if step.op in ("linear", "conv2d"):
+        norm = rounded.abs().flatten(1).sum(1).max().item()
+    else:
+        norm = rounded.abs().max().item()
+    return Size(norm, held.bias.abs().max().item())
 
 
 def range_checks(
@@ -92,73 +97,60 @@ def range_checks(
     """
     found, scales = [], value_scales(steps, precision)
     for number, step in enumerate(steps, 1):
-        if step.op not in ("linear", "conv2d", "add", "avg_pool2d") and number < len(steps):
+        operation = OPERATIONS[step.op]
+        if not operation.grows and number < len(steps):
             continue
-        reach = sum(bounds[index] for index in step.inputs)
-        if number in weights:
-            reach = reach * _norm(weights[number].weight) * 1.01 + weights[number].bias.abs().max().item()
+        size = size_of(step, weights[number], precision) if number in weights else None
+        reach = operation.bound(step, [bounds[index] for index in step.inputs], size) * 1.01
         bits = _bits(bounds[number])
-        if not max(reach, 2.0**bits) * _room(step, scales[number], precision) < 2.0 ** (
-            HEADROOM_BITS - 1 - 2 * precision
-        ):
+        room = _room(step, scales[number], precision)
+        if not max(reach, 2.0**bits) * room < 2.0 ** (HEADROOM_BITS - 1 - 2 * precision):
             raise RangeError(f"layer '{step.name}' could overflow so far that no check would notice; scale it down")
         found.append(Check(number, bits))
     return tuple(found)
 
 
 def measured_bounds(
-    steps: list[Step], weights: Mapping[int, Weights], calibration: torch.Tensor, precision: int
+    steps: Sequence[Step], weights: Mapping[int, Weights], calibration: torch.Tensor, precision: int, shape: Shape
 ) -> list[float]:
-    """`MARGIN` times the largest magnitude of every value when the calibration activations run in plain."""
-    values = evaluate(steps, weights, calibration)
-    bounds = [MARGIN * max(value.abs().max().item(), 2.0**-4) for value in values]
+    """`MARGIN` times the largest magnitude of every value when the calibration activations run in plain.
+
+    Args:
+        calibration: (N, ...): taken in batches of `shape`, the last one filled up with its own rows.
+    """
+    largest = [0.0] * (len(steps) + 1)
+    for start in range(0, len(calibration), shape[0]):
+        rows = calibration[start : start + shape[0]]
+        rows = torch.cat([rows] * -(-shape[0] // len(rows)))[: shape[0]]
+        values = evaluate(steps, weights, rows)
+        largest = [max(one, value.abs().max().item()) for one, value in zip(largest, values, strict=True)]
     scales = value_scales(steps, precision)
-    for step, bound, scale in zip([None, *steps], bounds, scales, strict=True):
-        room = 1.0 if step is None else _room(step, scale, precision)
-        if not bound * room < largest_value(precision):
-            name = "the input" if step is None else f"layer '{step.name}'"
-            raise RangeError(f"{name} reaches {bound / MARGIN:g} in calibration: too much")
+    bounds = [MARGIN * max(one, 2.0**-4) for one in largest]
+    most = largest_value(precision)
+    if not bounds[0] < most:
+        raise RangeError(f"the input reaches {largest[0]:g} in calibration: too much")
+    for number, step in enumerate(steps, 1):
+        if number not in weights:
+            # What cannot be larger need not be allowed for: probabilities, standardised rows.
+            guaranteed = OPERATIONS[step.op].bound(step, [bounds[index] for index in step.inputs], None)
+            bounds[number] = min(bounds[number], guaranteed + _ROUNDING) if guaranteed < math.inf else math.inf
+        if not bounds[number] * _room(step, scales[number], precision) < most:
+            raise RangeError(f"layer '{step.name}' reaches {largest[number]:g} in calibration: too much")
     return bounds
 
 
 def evaluate(steps: Sequence[Step], weights: Mapping[int, Weights], x: torch.Tensor) -> list[torch.Tensor]:
-    """The program in plain float64: every value, the input first. Any batch size will do."""
+    """The program in plain float64: every value, the input of the program's shape first."""
     values = [x.detach().double()]
     for number, step in enumerate(steps, 1):
-        one = values[step.inputs[0]]
-        held = weights.get(number)
-        match step.op:
-            case "linear" if held is not None:
-                made = F.linear(one, held.weight, held.bias)
-            case "conv2d" if held is not None:
-                made = F.conv2d(one, held.weight, held.bias, step.stride, step.padding, step.dilation, step.groups)
-            case "max_pool2d":
-                made = F.max_pool2d(one, step.kernel, step.stride, step.padding)
-                made = made.clamp(min=0) if step.zero else made
-            case "avg_pool2d":
-                made = F.avg_pool2d(one, step.kernel, step.stride, step.padding)
-            case "add":
-                made = one + values[step.inputs[1]]
-            case "cat":
-                made = torch.cat([values[index] for index in step.inputs], step.dim)
-            case "reshape":
-                made = one.reshape(len(one), *step.shape[1:])
-            case "leaky_relu":
-                made = F.leaky_relu(one, step.slope)
-            case "hardtanh":
-                made = one.clamp(step.low, step.high)
-            case "softmax":
-                made = one.softmax(step.dim)
-            case op:
-                made = getattr(torch, op)(one)
-        values.append(made)
+        inputs = [values[index] for index in step.inputs]
+        values.append(OPERATIONS[step.op].plain(step, inputs, weights.get(number)))
     return values
 
 
-def input_bits(step: Step, bounds: list[float]) -> int:
-    """The smallest k such that 2**k bounds what the step's own arithmetic makes of its inputs."""
-    largest = max(bounds[index] for index in step.inputs) + max(abs(step.low), abs(step.high))
-    return _bits(largest)
+def input_bits(step: Step, bounds: Sequence[float]) -> int:
+    """The smallest k such that 2**k bounds what the step's comparisons see of its inputs."""
+    return _bits(OPERATIONS[step.op].inside(step, [bounds[index] for index in step.inputs]))
 
 
 def _bits(bound: float) -> int:

@@ -19,8 +19,9 @@ from splitsec.errors import MessageError, UnsupportedLayerError
 from splitsec.mpc.bounds import guaranteed_bounds, input_bits, measured_bounds, range_checks
 from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.linear import laid_out
-from splitsec.mpc.lowering import Lowering
-from splitsec.mpc.program import Program, Reveal, Shape, Step, Weights, value_scales
+from splitsec.mpc.lowering import lower_tail, refuse_lookups
+from splitsec.mpc.operations import value_scales
+from splitsec.mpc.program import Program, Reveal, Shape, Step, Weights
 from splitsec.mpc.ring import PRECISION_BITS, encode
 
 # What an activation may reach unless a session asks for more: beyond what normalised networks show, and small enough
@@ -57,14 +58,14 @@ def compile_tail(
         UnsupportedLayerError: a layer without an encrypted form, with its name.
         RangeError: a weight that is not finite or too large for fixed point, with its layer.
     """
-    lowering = Lowering(tail, precision)
+    refuse_lookups(tail)
     training = tail.training
     tail.eval()
     try:
         parameter = next(tail.parameters(), torch.empty(0))
         with torch.no_grad():
             ShapeProp(tail).propagate(torch.zeros(input_shape, dtype=parameter.dtype))
-        lowering.run()
+        lowering = lower_tail(tail, tuple(input_shape), precision)
     except (RuntimeError, IndexError) as error:
         shape = "x".join(map(str, input_shape))
         raise MessageError(f"the tail cannot take an activation of shape {shape}: {_first_line(error)}") from error
@@ -74,7 +75,8 @@ def compile_tail(
     if calibration is None:
         bounds, limit, limited_by = guaranteed_bounds(lowering.steps, lowering.weights, precision, limit)
     else:
-        bounds, limited_by = measured_bounds(lowering.steps, lowering.weights, calibration, precision), ""
+        bounds = measured_bounds(lowering.steps, lowering.weights, calibration, precision, input_shape)
+        limited_by = ""
         limit = min(limit, 2.0 ** math.ceil(math.log2(bounds[0])))
     steps = list(lowering.steps)
     if reveal == "label":
@@ -114,8 +116,8 @@ def encode_weights(program: Program, weights: Mapping[int, Weights]) -> dict[int
     for number, held in weights.items():
         step = program.steps[number - 1]
         bias = torch.round(held.bias * 2.0 ** scales[number]).to(torch.int64)
-        shape = (1, -1, 1, 1) if step.op == "conv2d" else (-1,)
-        found[number] = Weights(laid_out(encode(held.weight, program.precision)), bias.view(shape))
+        bias = bias.view(1, -1, 1, 1) if step.op == "conv2d" else bias
+        found[number] = Weights(laid_out(encode(held.weight, program.precision)), bias)
     return found
 
 

@@ -23,10 +23,13 @@ from splitsec.mpc.prg import Stream
 
 
 class LinearMask(Correlation, frozen=True):
-    """One use of a layer: `input` is the shape of x, `weight` that of W, as torch's functions take them."""
+    """One use of a layer: `input` is the shape of x, `weight` that of W, as torch's functions take them.
+
+    `scale` multiplies element by element, with weights that broadcast to the shape of x.
+    """
 
     layer: int
-    op: Literal["linear", "conv2d"]
+    op: Literal["linear", "conv2d", "scale"]
     input: Shape
     weight: Shape
     stride: Shape = (1, 1)
@@ -38,6 +41,8 @@ class LinearMask(Correlation, frozen=True):
         """W(x) in the ring, int64."""
         if self.op == "linear":
             return torch.matmul(x, weight.t())
+        if self.op == "scale":
+            return x * weight
         return torch.conv2d(
             x, weight, stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups
         )
@@ -47,6 +52,8 @@ class LinearMask(Correlation, frozen=True):
         """Shape of W(x)."""
         if self.op == "linear":
             return (*self.input[:-1], self.weight[0])
+        if self.op == "scale":
+            return self.input
         sizes = [
             (self.input[2 + i] + 2 * self.padding[i] - self.dilation[i] * (self.weight[2 + i] - 1) - 1)
             // self.stride[i]

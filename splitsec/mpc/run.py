@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.nn import functional as F
 
-from splitsec.errors import RangeError, UnsupportedLayerError
+from splitsec.errors import RangeError
 from splitsec.mpc.context import CLIENT, SERVER, Context
-from splitsec.mpc.linear import LinearMask, linear
-from splitsec.mpc.maximum import largest
-from splitsec.mpc.program import CRYPTEN_OPS, Program, Step, Weights, input_scale, output_scale
+from splitsec.mpc.operations import OPERATIONS, Running, Value, scaled
+from splitsec.mpc.program import Program, Step, Weights
 from splitsec.mpc.ring import HEADROOM_BITS, decode, encode
-from splitsec.mpc.selection import relu
 from splitsec.mpc.sign import at_least_zero
-from splitsec.mpc.truncation import truncate
-
-
-@dataclass(frozen=True)
-class Value:
-    """A party's share of a tensor with `scale` fractional bits: the working precision, or more after a product."""
-
-    share: torch.Tensor
-    scale: int
 
 
 def run_program(
@@ -123,115 +108,8 @@ def encode_activation(program: Program, activation: torch.Tensor, cut: str = "in
     )
 
 
-def _apply(number: int, step: Step, inputs: list[Value], held: Weights | None, context: Context) -> Value:
-    inputs = [_scaled(x, input_scale(step, x.scale, context.precision), context) for x in inputs]
-    scale = output_scale(step, [x.scale for x in inputs], context.precision)
-    share = inputs[0].share
-    match step.op:
-        case "linear" | "conv2d":
-            item = LinearMask(
-                number,
-                step.op,  # type: ignore[arg-type]
-                tuple(share.shape),
-                step.weight,
-                step.stride,
-                step.padding,
-                step.dilation,
-                step.groups,
-            )
-            weight, bias = (None, None) if held is None else (held.weight, held.bias)
-            made = linear(context, share, item, weight=weight, bias=bias)
-        case "relu":
-            # One bit above the bound, for rounding and for what the truncation's low bits may carry.
-            high = step.bits + inputs[0].scale + 1
-            made = relu(context, share, shift=inputs[0].scale - context.precision, high=high)
-        case "leaky_relu":
-            made = _leaky_relu(step, inputs[0], context)
-        case "hardtanh":
-            made = _hardtanh(step, inputs[0], context)
-        case "max_pool2d":
-            made = _max_pool(step, inputs[0], context)
-        case "avg_pool2d":
-            made = F.avg_pool2d(share, step.kernel, step.stride, step.padding, divisor_override=1)
-            if scale > inputs[0].scale + context.precision:
-                made = made * round(2 ** (scale - inputs[0].scale) / math.prod(step.kernel))
-        case "add":
-            made = sum((x.share << (scale - x.scale) for x in inputs), torch.zeros((), dtype=torch.int64))
-        case "cat":
-            made = torch.cat([x.share << (scale - x.scale) for x in inputs], step.dim)
-        case "reshape":
-            made = share.reshape(step.shape)
-        case "argmax":
-            made = _winners(share, step.bits + inputs[0].scale + 2, context)
-        case op if op in CRYPTEN_OPS:
-            made = _crypten(step, share, context)
-        case op:
-            raise UnsupportedLayerError(f"step '{step.name}' ({op}) cannot be run")
-    return Value(made, scale)
-
-
-def _scaled(x: Value, scale: int, context: Context) -> Value:
-    """The value with `scale` fractional bits; one round if it has more."""
-    if x.scale == scale:
-        return x
-    return Value(truncate(context, x.share, x.scale - scale), scale)
-
-
-def _leaky_relu(step: Step, x: Value, context: Context) -> torch.Tensor:
-    """slope * x + (1 - slope) * relu(x) with a product's scale."""
-    precision = context.precision
-    positive = relu(context, x.share, shift=x.scale - precision, high=step.bits + x.scale + 1)
-    # At this scale the slope's digits beyond the working precision and the input's are both kept.
-    slope: int = round(step.slope * 2**precision)
-    rest = _scaled(x, precision, context).share
-    made: torch.Tensor = rest * slope + positive * (2**precision - slope)
-    return made
-
-
-def _hardtanh(step: Step, x: Value, context: Context) -> torch.Tensor:
-    """low + relu(x - low) - relu(x - high), both at once."""
-    ends = torch.tensor([step.low, step.high], dtype=torch.float64)
-    moved = torch.round(ends * 2.0**x.scale).to(torch.int64).view(2, *[1] * x.share.dim())
-    both = x.share[None] - moved if context.rank == SERVER else x.share[None].expand(2, *x.share.shape)
-    above = relu(context, both, shift=x.scale - context.precision, high=step.bits + x.scale + 1)
-    made: torch.Tensor = above[0] - above[1]
-    return made + round(step.low * 2**context.precision) if context.rank == SERVER else made
-
-
-def _max_pool(step: Step, x: Value, context: Context) -> torch.Tensor:
-    """The maximum of each window."""
-    height, width = step.padding
-    # Padding must lose every comparison, and stay within the bound of differences.
-    lowest = -(1 << (step.bits + x.scale)) if context.rank == SERVER else 0
-    share = F.pad(x.share, (width, width, height, height), value=lowest)
-    rows, columns = step.shape[-2:]
-    candidates = torch.stack(
-        [
-            share[
-                :,
-                :,
-                i : i + (rows - 1) * step.stride[0] + 1 : step.stride[0],
-                j : j + (columns - 1) * step.stride[1] + 1 : step.stride[1],
-            ]
-            for i in range(step.kernel[0])
-            for j in range(step.kernel[1])
-        ]
-    ).view(math.prod(step.kernel), -1)
-    shift, high = x.scale - context.precision, step.bits + x.scale + 2
-    return largest(context, candidates, zero=step.zero, shift=shift, high=high).view(step.shape)
-
-
-def _winners(share: torch.Tensor, high: int, context: Context) -> torch.Tensor:
-    """Shares of 1 where a class has the largest value of its sample, else 0: int64 (samples, classes)."""
-    most = largest(context, share.t().contiguous(), zero=False, high=high)
-    return at_least_zero(context, share - most[:, None], high=high)
-
-
-def _crypten(step: Step, share: torch.Tensor, context: Context) -> torch.Tensor:
-    # Imported here, so that a program without such functions does not load CrypTen.
-    from splitsec.mpc import crypten_bridge as bridge
-
-    with bridge.running(context):
-        tensor: Any = bridge.from_share(share, context.precision)
-        made = tensor.softmax(step.dim) if step.op == "softmax" else getattr(tensor, step.op)()
-        return bridge.share_of(made)
+def _apply(number: int, step: Step, inputs: Sequence[Value], held: Weights | None, context: Context) -> Value:
+    operation, precision = OPERATIONS[step.op], context.precision
+    taken = [scaled(x, operation.takes(step, x.scale, precision), context) for x in inputs]
+    scale = operation.gives(step, [x.scale for x in taken], precision)
+    return Value(operation.run(Running(number, step, taken, held, context, scale)), scale)

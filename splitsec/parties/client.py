@@ -17,11 +17,12 @@ from torch import nn
 
 from splitsec.cut import load_segment
 from splitsec.errors import AuthenticationError, MessageError, RefusedError
+from splitsec.mpc.checking import check_program
 from splitsec.mpc.context import CLIENT, ComparisonKind
 from splitsec.mpc.messages import Close, SessionBody, session_codec
 from splitsec.mpc.plan import correction_count, weight_shapes
 from splitsec.mpc.prg import fresh_seed
-from splitsec.mpc.program import Reveal, check_program
+from splitsec.mpc.program import Reveal
 from splitsec.mpc.ring import check_range
 from splitsec.mpc.session import Session
 from splitsec.mpc.supply import Supply, most_ahead

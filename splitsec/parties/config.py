@@ -19,8 +19,7 @@ import msgspec
 import torch
 from safetensors.torch import load_file, save_file
 
-from splitsec.cut import SplitModel
-from splitsec.cut.split import load_segment
+from splitsec.cut import SplitModel, load_segment
 from splitsec.errors import ConfigError
 from splitsec.models import load_model
 from splitsec.mpc.context import ComparisonKind

@@ -181,10 +181,10 @@ def test_values_out_of_range_name_the_layer_and_the_session_can_be_opened_again(
 
 def test_a_tail_without_encrypted_form_is_refused_by_name(tmp_path: Path) -> None:
     def soft() -> nn.Module:
-        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.Softplus(), nn.Linear(5, 3))
+        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.Softsign(), nn.Linear(5, 3))
 
     with world(tmp_path, epochs=0, stay=True, model=soft) as here, _serving(here) as client:
-        with pytest.raises(UnsupportedLayerError, match=r"server: layer '3' \(Softplus\) has no encrypted form"):
+        with pytest.raises(UnsupportedLayerError, match=r"server: layer '3' \(Softsign\) has no encrypted form"):
             client.predict(torch.ones(1, 4))
         with pytest.raises(MessageError, match="an activation cannot have shape"):
             client._server.request(OpenSession((0, 6), fresh_seed()))

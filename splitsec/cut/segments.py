@@ -1,0 +1,96 @@
+"""Weights of one segment, and a segment without the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import fx, nn
+
+from splitsec.cut.split import Cut, SplitModel
+from splitsec.errors import CutError
+
+Part: TypeAlias = Literal["front", "tail", "head"]
+
+
+def load_segment(segment: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Load `state` into one segment; raises `CutError` naming keys or shapes that do not fit."""
+    have = segment.state_dict()
+    missing, extra = sorted(set(have) - set(state)), sorted(set(state) - set(have))
+    wrong = [key for key in have if key in state and have[key].shape != state[key].shape]
+    if missing or extra or wrong:
+        problems = [
+            f"{label} {', '.join(keys[:5])}"
+            for label, keys in (("missing", missing), ("unknown", extra), ("of another shape", wrong))
+            if keys
+        ]
+        raise CutError(f"the weights do not fit the segment: {'; '.join(problems)}")
+    segment.load_state_dict(dict(state))
+
+
+def build_segment(
+    make: Callable[[], nn.Module],
+    cut: Cut,
+    part: Part,
+    *,
+    weights: Path | Mapping[str, torch.Tensor] | None = None,
+    device: torch.device | str = "cpu",
+) -> fx.GraphModule:
+    """One segment of a model whose other segments' weights are never built, by way of torch's meta device.
+
+    Args:
+        make: makes the whole model.
+        weights: a safetensors file or a state dict that holds at least this segment's values: of a file only these
+            are read. Without it every layer starts from its own `reset_parameters`.
+
+    Raises:
+        CutError: as `SplitModel` does; weights that do not fit; or, without weights, parameters that no layer of the
+            segment can set.
+    """
+    with torch.device("meta"):
+        split = SplitModel(make(), cut)
+    segment: fx.GraphModule = getattr(split, part)
+    _refuse_constants(segment)
+    segment.to_empty(device=device)
+    if weights is None:
+        _reset(segment)
+    else:
+        load_segment(segment, _wanted(segment, weights))
+    return segment
+
+
+def _wanted(segment: nn.Module, weights: Path | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    keys = segment.state_dict().keys()
+    if not isinstance(weights, Path):
+        return {key: weights[key] for key in keys if key in weights}
+    try:
+        with safe_open(weights, "pt") as file:
+            return {key: file.get_tensor(key) for key in keys if key in set(file.keys())}
+    except (OSError, SafetensorError) as error:
+        raise CutError(f"cannot read weights from {weights}: {str(error).splitlines()[0]}") from None
+
+
+def _refuse_constants(segment: fx.GraphModule) -> None:
+    saved = segment.state_dict().keys()
+    lost = [name for name, _ in segment.named_buffers() if name not in saved]
+    lost += [name for name, value in vars(segment).items() if isinstance(value, torch.Tensor)]
+    if lost:
+        raise CutError(
+            f"'{lost[0]}' is a constant that no state dict holds; build the whole model and take its segment"
+        )
+
+
+def _reset(segment: nn.Module) -> None:
+    known: set[str] = set()
+    with torch.no_grad():
+        for path, module in segment.named_modules():
+            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            if callable(reset):
+                reset()
+                known |= {f"{path}.{name}" for name in module.state_dict()}
+    left = sorted(set(segment.state_dict()) - known)
+    if left:
+        raise CutError(f"no layer sets '{left[0]}'; give weights, or build the whole model and take its segment")

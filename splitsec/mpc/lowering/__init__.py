@@ -1,0 +1,47 @@
+"""Lowering: which steps stand for which layers and functions of torch.
+
+A layer without an encrypted form is refused by name, with the reason and what could take its place. One module a kind
+of layers; each ends in its tables.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from splitsec.errors import UnsupportedLayerError
+from splitsec.mpc.lowering import activations, arithmetic, attention, layers, pooling, shaping
+from splitsec.mpc.lowering.base import LOOKUPS, Lowering, Shared, Tables, refusal
+
+__all__ = ["Shared", "lower_tail", "refuse_lookups", "supported_layers"]
+
+_ALL = [module.TABLES for module in (layers, activations, pooling, shaping, arithmetic, attention)]
+_ALL.append(shaping.stochastic_depth_tables())
+_TABLES = Tables(
+    {kind: lower for tables in _ALL for kind, lower in tables.modules.items()},
+    {function: lower for tables in _ALL for function, lower in tables.functions.items()},
+    {name: lower for tables in _ALL for name, lower in tables.methods.items()},
+)
+
+
+def lower_tail(tail: fx.GraphModule, input_shape: tuple[int, ...], precision: int) -> Lowering:
+    """The steps and weights of a tail whose nodes know their shapes (`ShapeProp`).
+
+    Raises:
+        UnsupportedLayerError: a layer without an encrypted form, with its name.
+        RangeError: a weight that is not finite or too large for fixed point, with its layer.
+    """
+    lowering = Lowering(tail, precision, _TABLES)
+    lowering.run(input_shape)
+    return lowering
+
+
+def refuse_lookups(tail: fx.GraphModule) -> None:
+    """Refuse layers that take no real numbers: no example of an activation could be sent through them."""
+    for node in tail.graph.nodes:
+        if node.op == "call_module" and type(tail.get_submodule(str(node.target))).__name__ in LOOKUPS:
+            raise UnsupportedLayerError(refusal(str(node.target), type(tail.get_submodule(str(node.target))).__name__))
+
+
+def supported_layers() -> list[str]:
+    """The names of all layers of torch.nn that have an encrypted form."""
+    return sorted(kind.__name__ for kind in _TABLES.modules)

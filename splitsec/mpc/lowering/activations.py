@@ -1,0 +1,208 @@
+"""Lowering activation functions: comparisons where they are pieces of lines, broken lines where they bend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from splitsec.errors import UnsupportedLayerError
+from splitsec.mpc.curves import curve_of, logarithm
+from splitsec.mpc.lowering.base import Call, Lower, Lowering, Shared, Tables
+
+_Kinds = dict[str, Any]
+
+
+def options_of(call: Call, names: str, **defaults: Any) -> dict[str, Any]:
+    """The options of a layer, or those given to a function whose arguments are the input and `names`."""
+    if call.layer is not None:
+        return {name: getattr(call.layer, name, defaults.get(name)) for name in names.split()}
+    first = "self" if isinstance(call.target, str) else "input"
+    return call.options(f"{first} {names}", **defaults)
+
+
+def _checked(lowering: Lowering, call: Call, options: dict[str, Any]) -> Shared:
+    method = call.target if isinstance(call.target, str) and call.layer is None else ""
+    if options.get("inplace") or method.endswith("_"):
+        lowering.refuse_in_place(call)
+    x: Shared = call.first
+    return x
+
+
+def relu(lowering: Lowering, name: str, x: Shared) -> Shared:
+    """max(x, 0)."""
+    return lowering.emit("relu", name, (x,), x.shape)
+
+
+def _relu(lowering: Lowering, call: Call) -> Shared:
+    return relu(lowering, call.name, _checked(lowering, call, options_of(call, "inplace")))
+
+
+def _leaky_relu(lowering: Lowering, call: Call) -> Shared:
+    options = options_of(call, "negative_slope inplace", negative_slope=0.01)
+    x, slope = _checked(lowering, call, options), float(options["negative_slope"])
+    if not -1 <= slope <= 1:
+        raise UnsupportedLayerError(f"layer '{call.name}' has slope {slope}; give it one between -1 and 1")
+    return lowering.emit("leaky_relu", call.name, (x,), x.shape, slope=slope)
+
+
+def clip(lowering: Lowering, name: str, x: Shared, low: float, high: float) -> Shared:
+    """Between two ends."""
+    return lowering.emit("hardtanh", name, (x,), x.shape, low=float(low), high=float(high))
+
+
+def _hardtanh(lowering: Lowering, call: Call) -> Shared:
+    options = options_of(call, "min_val max_val inplace", min_val=-1.0, max_val=1.0)
+    return clip(lowering, call.name, _checked(lowering, call, options), options["min_val"], options["max_val"])
+
+
+def _relu6(lowering: Lowering, call: Call) -> Shared:
+    return clip(lowering, call.name, _checked(lowering, call, options_of(call, "inplace")), 0.0, 6.0)
+
+
+def _clamp(lowering: Lowering, call: Call) -> Shared:
+    options = options_of(call, "min max", min=None, max=None)
+    x, low, high = _checked(lowering, call, options), options["min"], options["max"]
+    if low is not None and high is not None:
+        return clip(lowering, call.name, x, low, high)
+    if low is None and high is None:
+        return x
+    # One end: low + relu(x - low), or high - relu(high - x).
+    end, sign = (float(low), 1.0) if high is None else (float(high), -1.0)
+    moved = lowering.emit("affine", call.name, (x,), x.shape, factor=sign, offset=-sign * end)
+    return lowering.emit("affine", call.name, (relu(lowering, call.name, moved),), x.shape, factor=sign, offset=end)
+
+
+def hard_sigmoid(lowering: Lowering, name: str, x: Shared) -> Shared:
+    """x/6 + 1/2 between 0 and 1."""
+    inside = lowering.emit("affine", name, (x,), x.shape, factor=1 / 6, offset=0.5)
+    return clip(lowering, name, inside, 0.0, 1.0)
+
+
+def _hard_sigmoid(lowering: Lowering, call: Call) -> Shared:
+    return hard_sigmoid(lowering, call.name, _checked(lowering, call, options_of(call, "inplace")))
+
+
+def _hard_swish(lowering: Lowering, call: Call) -> Shared:
+    x = _checked(lowering, call, options_of(call, "inplace"))
+    return lowering.emit("mul", call.name, (x, hard_sigmoid(lowering, call.name, x)), x.shape)
+
+
+def bend(lowering: Lowering, name: str, x: Shared, function: str, parameter: float = 1.0) -> Shared:
+    """A function as a broken line."""
+    return lowering.emit("curve", name, (x,), x.shape, curves=(curve_of(function, float(parameter)),))
+
+
+def _bent(function: str) -> Lower:
+    def lower(lowering: Lowering, call: Call) -> Shared:
+        x = _checked(lowering, call, options_of(call, "inplace") if call.kwargs or len(call.args) > 1 else {})
+        if call.layer is not None and getattr(call.layer, "inplace", False):
+            lowering.refuse_in_place(call)
+        return bend(lowering, call.name, x, function)
+
+    return lower
+
+
+def _gelu(lowering: Lowering, call: Call) -> Shared:
+    options = options_of(call, "approximate", approximate="none")
+    return bend(lowering, call.name, call.first, "gelu" if options["approximate"] == "none" else "gelu_tanh")
+
+
+def _elu(lowering: Lowering, call: Call) -> Shared:
+    options = options_of(call, "alpha inplace", alpha=1.0)
+    x = _checked(lowering, call, options)
+    return bend(lowering, call.name, x, "elu", options["alpha"])
+
+
+def _softplus(lowering: Lowering, call: Call) -> Shared:
+    beta = options_of(call, "beta threshold", beta=1.0)["beta"]
+    return bend(lowering, call.name, call.first, "softplus", beta)
+
+
+def softmax(lowering: Lowering, name: str, x: Shared, dim: int) -> Shared:
+    """Along one dimension."""
+    return lowering.emit("softmax", name, (x,), x.shape, dim=dim, curves=(curve_of("exp"),))
+
+
+def _softmax(lowering: Lowering, call: Call) -> Shared:
+    return softmax(lowering, call.name, call.first, _dim(call))
+
+
+def _log_softmax(lowering: Lowering, call: Call) -> Shared:
+    x, dim = call.first, _dim(call)
+    curves = (curve_of("exp"), logarithm(x.shape[dim] + 1))
+    return lowering.emit("log_softmax", call.name, (x,), x.shape, dim=dim, curves=curves)
+
+
+def _dim(call: Call) -> int:
+    if call.layer is not None:
+        dim = call.layer.dim
+    else:
+        given = call.options(f"{'input' if callable(call.target) else 'self'} dim _stacklevel dtype", dim=None)
+        dim = given["dim"]
+    if dim is None:
+        raise UnsupportedLayerError(f"'{call.name}' does not say along which dimension; give it dim=-1")
+    return int(dim) % len(call.first.shape)
+
+
+def _exp(lowering: Lowering, call: Call) -> Shared:
+    return lowering.emit("exp", call.name, (call.first,), call.first.shape)
+
+
+_MODULES: dict[type[nn.Module], Lower] = {
+    nn.ReLU: _relu,
+    nn.ReLU6: _relu6,
+    nn.LeakyReLU: _leaky_relu,
+    nn.Hardtanh: _hardtanh,
+    nn.Hardsigmoid: _hard_sigmoid,
+    nn.Hardswish: _hard_swish,
+    nn.Sigmoid: _bent("sigmoid"),
+    nn.Tanh: _bent("tanh"),
+    nn.GELU: _gelu,
+    nn.SiLU: _bent("silu"),
+    nn.Mish: _bent("mish"),
+    nn.ELU: _elu,
+    nn.Softplus: _softplus,
+    nn.Softmax: _softmax,
+    nn.LogSoftmax: _log_softmax,
+}
+_FUNCTIONS: dict[Callable[..., Any], Lower] = {
+    F.relu: _relu,
+    torch.relu: _relu,
+    F.relu6: _relu6,
+    F.leaky_relu: _leaky_relu,
+    F.hardtanh: _hardtanh,
+    torch.clamp: _clamp,
+    torch.clip: _clamp,
+    F.hardsigmoid: _hard_sigmoid,
+    F.hardswish: _hard_swish,
+    torch.sigmoid: _bent("sigmoid"),
+    F.sigmoid: _bent("sigmoid"),
+    torch.tanh: _bent("tanh"),
+    F.tanh: _bent("tanh"),
+    F.gelu: _gelu,
+    F.silu: _bent("silu"),
+    F.mish: _bent("mish"),
+    F.elu: _elu,
+    F.softplus: _softplus,
+    F.softmax: _softmax,
+    torch.softmax: _softmax,
+    F.log_softmax: _log_softmax,
+    torch.log_softmax: _log_softmax,
+    torch.exp: _exp,
+}
+_METHODS: dict[str, Lower] = {
+    "relu": _relu,
+    "relu_": _relu,
+    "clamp": _clamp,
+    "clip": _clamp,
+    "sigmoid": _bent("sigmoid"),
+    "tanh": _bent("tanh"),
+    "softmax": _softmax,
+    "log_softmax": _log_softmax,
+    "exp": _exp,
+}
+TABLES = Tables(_MODULES, _FUNCTIONS, _METHODS)

@@ -1,0 +1,200 @@
+"""Lowering sums and products: of two values on shares, with numbers, and with constants of the server's."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from splitsec.errors import UnsupportedLayerError
+from splitsec.mpc.lowering.base import Call, Lower, Lowering, Shared, Tables
+from splitsec.mpc.lowering.layers import scale
+
+
+def _operands(lowering: Lowering, call: Call, *, reverse: bool = False) -> tuple[Any, Any]:
+    if len(call.args) < 2 or any(name != "alpha" or value != 1 for name, value in call.kwargs.items()):
+        raise UnsupportedLayerError(f"'{call.name}' takes options; no encrypted form for that")
+    target = call.target
+    if target in _IN_PLACE or (isinstance(target, str) and target.endswith("_")):
+        lowering.refuse_in_place(call)
+    left, right = call.args[:2]
+    return (right, left) if reverse else (left, right)
+
+
+def _number(value: Any) -> float | None:
+    """A plain number, or a tensor of one element."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    if isinstance(value, torch.Tensor) and value.numel() == 1 and value.dim() == 0:
+        return float(value)
+    return None
+
+
+def negative(lowering: Lowering, name: str, x: Shared) -> Shared:
+    """-x."""
+    return lowering.emit("affine", name, (x,), x.shape, factor=-1.0)
+
+
+def add(lowering: Lowering, name: str, left: Any, right: Any, shape: Sequence[int]) -> Shared:
+    """left + right, one of them or both on shares."""
+    if not isinstance(left, Shared):
+        left, right = right, left
+    number = _number(right)
+    if number is not None:
+        return lowering.emit("affine", name, (left,), left.shape, offset=number)
+    if isinstance(right, torch.Tensor):
+        left = lowering.expand(name, _aligned(lowering, name, left, shape), shape)
+        return lowering.emit_weights("shift", name, left, shape, torch.ones(1), right)
+    return lowering.emit("add", name, (left, right), shape)
+
+
+def _aligned(lowering: Lowering, name: str, x: Shared, shape: Sequence[int]) -> Shared:
+    return lowering.reshape(name, x, (*[1] * (len(shape) - len(x.shape)), *x.shape))
+
+
+def _add(lowering: Lowering, call: Call) -> Shared:
+    left, right = _operands(lowering, call)
+    return add(lowering, call.name, left, right, lowering.shape_of(call))
+
+
+def _sub(*, reverse: bool = False) -> Lower:
+    def lower(lowering: Lowering, call: Call) -> Shared:
+        left, right = _operands(lowering, call, reverse=reverse)
+        number = _number(right)
+        if isinstance(right, Shared):
+            right = negative(lowering, call.name, right)
+        else:
+            right = -right if number is None else -number
+        return add(lowering, call.name, left, right, lowering.shape_of(call))
+
+    return lower
+
+
+def multiply(lowering: Lowering, name: str, left: Any, right: Any, shape: Sequence[int]) -> Shared:
+    """left * right, one of them or both on shares."""
+    if not isinstance(left, Shared):
+        left, right = right, left
+    number = _number(right)
+    if number is not None:
+        return lowering.emit("affine", name, (left,), left.shape, factor=number)
+    if isinstance(right, torch.Tensor):
+        left = lowering.expand(name, _aligned(lowering, name, left, shape), shape)
+        return scale(lowering, name, left, right.detach().double())
+    return lowering.emit("mul", name, (left, right), shape)
+
+
+def _mul(lowering: Lowering, call: Call) -> Shared:
+    left, right = _operands(lowering, call)
+    return multiply(lowering, call.name, left, right, lowering.shape_of(call))
+
+
+def _div(lowering: Lowering, call: Call) -> Shared:
+    left, right = _operands(lowering, call)
+    if isinstance(right, Shared):
+        raise UnsupportedLayerError(
+            f"'{call.name}' divides by a value on shares; nn.Softmax and nn.LayerNorm have encrypted forms"
+        )
+    return multiply(lowering, call.name, left, 1 / right, lowering.shape_of(call))
+
+
+def _neg(lowering: Lowering, call: Call) -> Shared:
+    return negative(lowering, call.name, call.first)
+
+
+def _pow(lowering: Lowering, call: Call) -> Shared:
+    x, power = call.args
+    if _number(power) not in (2.0, 3.0):
+        raise UnsupportedLayerError(f"'{call.name}' raises to {power}; powers of 2 and 3 have encrypted forms")
+    made = lowering.emit("mul", call.name, (x, x), x.shape)
+    return made if _number(power) == 2.0 else lowering.emit("mul", call.name, (made, x), x.shape)
+
+
+def matmul(lowering: Lowering, name: str, left: Shared, right: Shared, shape: Sequence[int]) -> Shared:
+    """The product of two matrices, or of as many as their leading dimensions say."""
+    return lowering.emit("matmul", name, (left, right), shape, kernel=(left.shape[-1],))
+
+
+def _matmul(lowering: Lowering, call: Call) -> Shared:
+    left, right = call.args[:2]
+    shape = lowering.shape_of(call)
+    if isinstance(left, Shared) and isinstance(right, Shared):
+        return matmul(lowering, call.name, left, right, shape)
+    if isinstance(left, Shared) and right.dim() == 2:
+        zeros = torch.zeros(right.shape[1])
+        return lowering.emit_weights("linear", call.name, left, shape, right.detach().t(), zeros)
+    if isinstance(right, Shared) and left.dim() == 2:
+        # W x = (x' W')'.
+        dims = len(right.shape)
+        swap = [*range(dims - 2), dims - 1, dims - 2]
+        turned = lowering.permute(call.name, right, swap)
+        made = lowering.emit_weights(
+            "linear", call.name, turned, (*turned.shape[:-1], left.shape[0]), left.detach(), torch.zeros(left.shape[0])
+        )
+        return lowering.permute(call.name, made, swap)
+    raise UnsupportedLayerError(f"'{call.name}' multiplies by a constant of more than two dimensions; use two")
+
+
+def _reduced(call: Call) -> tuple[tuple[int, ...], int]:
+    """Which dimensions a sum or mean takes, and how many elements that is."""
+    given = call.options(f"{'input' if callable(call.target) else 'self'} dim keepdim dtype", dim=None)
+    x, dim = call.first, given["dim"]
+    dims = range(len(x.shape)) if dim is None else [dim] if isinstance(dim, int) else dim
+    found = tuple(sorted(int(one) % len(x.shape) for one in dims))
+    return found, math.prod(x.shape[one] for one in found)
+
+
+def _sum(lowering: Lowering, call: Call) -> Shared:
+    dims, count = _reduced(call)
+    return lowering.emit("sum", call.name, (call.first,), lowering.shape_of(call), index=dims, kernel=(count,))
+
+
+def _mean(lowering: Lowering, call: Call) -> Shared:
+    made = _sum(lowering, call)
+    _, count = _reduced(call)
+    return lowering.emit("affine", call.name, (made,), made.shape, factor=1 / count)
+
+
+_IN_PLACE = (operator.iadd, operator.imul, operator.isub, operator.itruediv)
+_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    operator.add: _add,
+    operator.iadd: _add,
+    torch.add: _add,
+    operator.sub: _sub(),
+    operator.isub: _sub(),
+    torch.sub: _sub(),
+    torch.rsub: _sub(reverse=True),
+    operator.mul: _mul,
+    operator.imul: _mul,
+    torch.mul: _mul,
+    operator.truediv: _div,
+    operator.itruediv: _div,
+    torch.div: _div,
+    operator.neg: _neg,
+    torch.neg: _neg,
+    operator.pow: _pow,
+    torch.pow: _pow,
+    torch.square: lambda lowering, call: multiply(lowering, call.name, call.first, call.first, lowering.shape_of(call)),
+    operator.matmul: _matmul,
+    torch.matmul: _matmul,
+    torch.bmm: _matmul,
+    torch.sum: _sum,
+    torch.mean: _mean,
+}
+_METHODS: dict[str, Lower] = {
+    "add": _add,
+    "add_": _add,
+    "sub": _sub(),
+    "mul": _mul,
+    "mul_": _mul,
+    "div": _div,
+    "neg": _neg,
+    "pow": _pow,
+    "matmul": _matmul,
+    "bmm": _matmul,
+    "sum": _sum,
+    "mean": _mean,
+}
+TABLES = Tables({}, _FUNCTIONS, _METHODS)

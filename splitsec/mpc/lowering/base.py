@@ -1,0 +1,248 @@
+"""Walking a traced tail: values on shares become steps, everything else is computed at once.
+
+Sizes, constants and weights used outside layers (`x.size(0)`, positions, class tokens) are no secrets that need shares:
+the server works them out while it compiles. Constants it keeps to itself; they enter as weights of a step.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from splitsec.cut.modes import ByMode
+from splitsec.errors import UnsupportedLayerError
+from splitsec.mpc.bounds import largest_value
+from splitsec.mpc.program import Shape, Step, Weights
+from splitsec.mpc.ring import check_range, real_limit
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A value on shares: its number in the program, and its shape."""
+
+    number: int
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Call:
+    """A node of the graph with its arguments: values on shares as `Shared`, all others as they are."""
+
+    node: fx.Node
+    name: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    layer: Any = None
+
+    def options(self, names: str, **defaults: Any) -> dict[str, Any]:
+        """Arguments by name, those that were not given by their default; `names` are the positional ones in order.
+
+        Raises:
+            UnsupportedLayerError: an argument of another name, which would change the result.
+        """
+        given = {**dict(zip(names.split(), self.args, strict=False)), **self.kwargs}
+        unknown = [name for name in given if name not in names.split()]
+        if unknown or len(self.args) > len(names.split()):
+            raise UnsupportedLayerError(f"'{self.name}' has no encrypted form with {', '.join(unknown) or 'so much'}")
+        return {**defaults, **given}
+
+    @property
+    def first(self) -> Any:
+        """The first argument, which torch calls input, self or x."""
+        return self.args[0] if self.args else self.kwargs[next(iter(self.kwargs))]
+
+
+Lower = Callable[["Lowering", Call], Any]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What stands for what: by type of module, by function, by name of a tensor's method."""
+
+    modules: Mapping[type[nn.Module], Lower]
+    functions: Mapping[Any, Lower]
+    methods: Mapping[str, Lower]
+
+
+class Lowering:
+    """Turns the nodes of a traced tail into steps and weights, one by one, in the order of the graph."""
+
+    def __init__(self, tail: fx.GraphModule, precision: int, tables: Tables) -> None:
+        self.tail = tail
+        self.precision = precision
+        self.steps: list[Step] = []
+        self.weights: dict[int, Weights] = {}
+        self.values: dict[fx.Node, Any] = {}
+        self._tables = tables
+        self._order = {node: index for index, node in enumerate(tail.graph.nodes)}
+
+    def run(self, input_shape: Shape) -> None:
+        """Lower the whole graph, whose nodes know their shapes (`ShapeProp`)."""
+        for node in self.tail.graph.nodes:
+            if node.op == "placeholder":
+                self.values[node] = Shared(0, tuple(input_shape))
+            elif node.op == "output":
+                self._finish(node, input_shape)
+            elif node.op == "get_attr":
+                self.values[node] = self._attribute(str(node.target))
+            else:
+                self.values[node] = self._node(node)
+        for number, held in self.weights.items():
+            name = self.steps[number - 1].name
+            check_range(held.weight, limit=real_limit(self.precision), what=f"the weight of layer '{name}'")
+            check_range(held.bias, limit=largest_value(self.precision), what=f"the bias of layer '{name}'")
+
+    def _attribute(self, path: str) -> Any:
+        found: Any = self.tail
+        for part in path.split("."):
+            found = getattr(found, part)
+        return found.detach() if isinstance(found, torch.Tensor) else found
+
+    def _finish(self, node: fx.Node, input_shape: Shape) -> None:
+        result = fx.map_arg(node.args[0], self.values.__getitem__)
+        if not isinstance(result, Shared):
+            raise UnsupportedLayerError("the tail must return one tensor that depends on its input")
+        if result.shape[:1] != tuple(input_shape[:1]):
+            raise UnsupportedLayerError("the tail's output mixes the samples of a batch; keep the first dimension")
+        if result.number != len(self.steps):
+            # What comes after it is not used: its value goes last.
+            self.emit("reshape", "output", (result,), result.shape)
+
+    def _node(self, node: fx.Node) -> Any:
+        args = fx.map_arg(node.args, self.values.__getitem__)
+        kwargs = fx.map_arg(node.kwargs, self.values.__getitem__)
+        layer = self.tail.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if not _holds_shared((args, kwargs)):
+            return self._compute(node, args, kwargs, layer)
+        name, target = str(node.target) if layer is not None else node.name, node.target
+        if isinstance(layer, ByMode):
+            target, (args, kwargs), layer = layer.target, layer.in_eval(args), None
+        call = Call(node, name, target, args, kwargs, layer)
+        if layer is not None:
+            lower, described = self._tables.modules.get(type(layer)), type(layer).__name__
+        elif isinstance(target, str):
+            lower, described = self._tables.methods.get(target), f"Tensor.{target}"
+        else:
+            lower, described = self._tables.functions.get(target), getattr(target, "__name__", str(target))
+        if lower is None:
+            supported = ", ".join(sorted(kind.__name__ for kind in self._tables.modules))
+            raise UnsupportedLayerError(refusal(name, described, f"move the cut behind it or use one of: {supported}"))
+        return lower(self, call)
+
+    def _compute(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], layer: nn.Module | None) -> Any:
+        with torch.no_grad():
+            if layer is not None:
+                return layer(*args, **kwargs)
+            if isinstance(node.target, str):
+                return getattr(args[0], node.target)(*args[1:], **kwargs)
+            assert callable(node.target)
+            return node.target(*args, **kwargs)
+
+    def refuse_in_place(self, call: Call) -> None:
+        """Refuse an operation that overwrites a value which something later still reads."""
+        aliases = [call.node.args[0]]
+        for alias in aliases:
+            if not isinstance(alias, fx.Node):
+                continue
+            if any(user is not call.node and self._order[user] > self._order[call.node] for user in alias.users):
+                raise UnsupportedLayerError(
+                    f"'{call.name}' works in place on a value that is used again; use inplace=False"
+                )
+            kept = alias.op == "call_method" or alias.target in (torch.flatten, torch.reshape, operator.getitem)
+            if alias.op == "call_module" and isinstance(self.tail.get_submodule(str(alias.target)), _VIEWS):
+                kept = True
+            if kept:
+                aliases.extend(alias.all_input_nodes)
+
+    def shape_of(self, call: Call) -> Shape:
+        """Shape of a node's result, which must be a tensor of real numbers."""
+        meta = call.node.meta["tensor_meta"]
+        if not meta.dtype.is_floating_point:
+            raise UnsupportedLayerError(f"'{call.name}' makes a {meta.dtype}; shares stand for real numbers")
+        return tuple(meta.shape)
+
+    def emit(self, op: str, name: str, inputs: Sequence[Shared], shape: Sequence[int], **attributes: Any) -> Shared:
+        """Add a step; its value."""
+        for one in inputs:
+            if not isinstance(one, Shared):
+                raise UnsupportedLayerError(
+                    f"'{name}' takes a {type(one).__name__} where a value on shares is due; no encrypted form for that"
+                )
+        self.steps.append(Step(op, name, tuple(one.number for one in inputs), tuple(shape), **attributes))
+        return Shared(len(self.steps), tuple(shape))
+
+    def emit_weights(
+        self,
+        op: str,
+        name: str,
+        x: Shared,
+        shape: Sequence[int],
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        **attributes: Any,
+    ) -> Shared:
+        """Add a step with weights of the server's; its value."""
+        made = self.emit(op, name, (x,), shape, weight=tuple(weight.shape), **attributes)
+        self.weights[made.number] = Weights(weight.detach().double(), bias.detach().double())
+        return made
+
+    def reshape(self, name: str, x: Shared, shape: Sequence[int]) -> Shared:
+        """The same elements in another shape."""
+        return x if x.shape == tuple(shape) else self.emit("reshape", name, (x,), shape)
+
+    def permute(self, name: str, x: Shared, order: Sequence[int]) -> Shared:
+        """The dimensions in another order."""
+        if tuple(order) == tuple(range(len(order))):
+            return x
+        return self.emit("permute", name, (x,), [x.shape[dim] for dim in order], index=tuple(order))
+
+    def narrow(self, name: str, x: Shared, dim: int, start: int, length: int) -> Shared:
+        """`length` elements of one dimension."""
+        if (start, length) == (0, x.shape[dim]):
+            return x
+        index = [part for size in x.shape for part in (0, size, 1)]
+        index[3 * dim : 3 * dim + 2] = [start, start + length]
+        shape = [*x.shape[:dim], length, *x.shape[dim + 1 :]]
+        return self.emit("index", name, (x,), shape, index=tuple(index))
+
+    def expand(self, name: str, x: Shared, shape: Sequence[int]) -> Shared:
+        """Repeated along dimensions of size one."""
+        return x if x.shape == tuple(shape) else self.emit("expand", name, (x,), shape)
+
+
+def _holds_shared(value: Any) -> bool:
+    if isinstance(value, Shared):
+        return True
+    if isinstance(value, (tuple, list)):
+        return any(map(_holds_shared, value))
+    if isinstance(value, Mapping):
+        return any(map(_holds_shared, value.values()))
+    if isinstance(value, slice):
+        return any(map(_holds_shared, (value.start, value.stop, value.step)))
+    return False
+
+
+def refusal(name: str, described: str, otherwise: str = "") -> str:
+    """Why a layer has no encrypted form, and what to do."""
+    if described in _REASONS:
+        return f"layer '{name}' ({described}) has no encrypted form: {_REASONS[described]}"
+    return f"layer '{name}' ({described}) has no encrypted form; {otherwise}"
+
+
+_VIEWS = (nn.Flatten, nn.Identity, nn.Dropout)
+LOOKUPS = ("Embedding", "EmbeddingBag")
+_LOOKUP = "looking up a row would show the server which one; keep it in the front and move the cut behind it"
+_RECURRENT = "it runs a step at a time; keep it in the front and move the cut behind it"
+_REASONS = {
+    **dict.fromkeys(LOOKUPS, _LOOKUP),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _RECURRENT),
+    "argmax": "an index is no real number; ask for reveal='label' instead",
+    "sqrt": "roots are taken inside nn.LayerNorm and nn.GroupNorm alone; use one of them",
+    "InstanceNorm2d": "nn.GroupNorm with as many groups as channels does the same and has one",
+}

@@ -1,0 +1,129 @@
+"""Reciprocals, softmax and layer norm on shares.
+
+Newton's method from a first guess, as in CrypTen (B. Knott et al., NeurIPS 2021, section 5): the guess of a reciprocal
+is a broken line (see `curves`), that of an inverse square root a staircase, one comparison a stair. Guesses are made of
+quotients and square roots of whole numbers, which are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from splitsec.mpc.context import SERVER, Context
+from splitsec.mpc.curves import Curve, bend
+from splitsec.mpc.maximum import largest
+from splitsec.mpc.products import multiply, square
+from splitsec.mpc.ring import HEADROOM_BITS
+from splitsec.mpc.sign import at_least_zero
+from splitsec.mpc.truncation import truncate
+
+# Fractional bits of reciprocals and inverse roots, and of sums of squares.
+FINE_BITS = 24
+SQUARES_BITS = 20
+_STAIRS = (1.0, 1.25, 1.5, 1.75)
+
+
+def reciprocal(context: Context, share: torch.Tensor, *, most: int) -> torch.Tensor:
+    """Shares of 1/x with `FINE_BITS` fractional bits, to a relative 1e-4, for 1 <= x <= `most`.
+
+    Args:
+        share: int64, a share of x with the context's precision.
+    """
+    precision = context.precision
+    octaves = range(max(1, math.ceil(math.log2(most)) + 1))
+    knots = [0.75] + [2.0**octave * stair for octave in octaves for stair in _STAIRS]
+    # A chord lies above the curve, at most a little more than a hundredth.
+    heights = [0.994 / knot for knot in knots]
+    slopes = [(b - a) / (y - x) for a, b, x, y in zip(heights, heights[1:], knots, knots[1:], strict=False)]
+    curve = Curve(heights[0], tuple(knots), (0.0, *slopes, 0.0))
+    digits = 30
+    high = precision + len(octaves) + 2
+    guess = bend(context, share, curve, scale=precision, digits=digits, high=high)
+    y = truncate(context, guess, precision + digits - FINE_BITS)
+    product = truncate(context, multiply(context, share, y), precision)
+    return truncate(context, multiply(context, y, _minus(context, 2, product)), FINE_BITS)
+
+
+def inverse_root(context: Context, share: torch.Tensor, *, least: float, most: float) -> torch.Tensor:
+    """Shares of 1/sqrt(x) with `FINE_BITS` fractional bits, to a relative 1e-4, for `least` <= x <= `most`.
+
+    Args:
+        share: int64, a share of x with `SQUARES_BITS` fractional bits, below 2**28 in magnitude.
+    """
+    first, last = math.floor(math.log2(max(least, 2.0**-SQUARES_BITS))), math.ceil(math.log2(most))
+    edges = [2.0**octave * stair for octave in range(first, last + 1) for stair in _STAIRS]
+    # Beyond the last edge a step of the staircase is as wide as the one before.
+    ends = [*edges[1:], edges[-1] * 1.25]
+    levels = [round(2.0**FINE_BITS / math.sqrt((low + high) / 2)) for low, high in zip(edges, ends, strict=True)]
+    places = torch.tensor(edges[1:], dtype=torch.float64).mul(2.0**SQUARES_BITS).round().to(torch.int64)
+    places = places.view(-1, *[1] * share.dim())
+    moved = share[None] - places if context.rank == SERVER else share[None].expand(len(places), *share.shape)
+    reached = at_least_zero(context, moved, high=SQUARES_BITS + max(1, last + 2))
+    y = torch.full_like(share, levels[0] if context.rank == SERVER else 0)
+    for bit, low, high in zip(reached, levels, levels[1:], strict=False):
+        y += bit * (high - low)
+    for _ in range(2):
+        # x * y first, which is the root: y * y would lose its digits where x is large.
+        root = truncate(context, multiply(context, share, y), FINE_BITS)
+        unit = truncate(context, multiply(context, root, y), SQUARES_BITS)
+        y = truncate(context, multiply(context, y, _minus(context, 3, unit)), FINE_BITS + 1)
+    return y
+
+
+def _minus(context: Context, whole: int, share: torch.Tensor) -> torch.Tensor:
+    return (whole << FINE_BITS) - share if context.rank == SERVER else -share
+
+
+def exponentials(
+    context: Context, share: torch.Tensor, curve: Curve, *, high: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of values along the first dimension: shares of each minus the largest, of its exponential, and of their sum.
+
+    Args:
+        share: int64 (size, n) with the context's precision; magnitudes and differences below 2**high.
+        curve: the exponential function up to 0.
+
+    Returns:
+        int64 (size, n), (size, n) and (n,), with the context's precision.
+    """
+    top = largest(context, share, zero=False, high=high + 1)
+    below = share - top
+    # The knots' distance from zero is the exponential's range, which a small bound may not hold.
+    width = max(high, context.precision + math.ceil(math.log2(-curve.knots[0] + 1))) + 2
+    bent = bend(context, below, curve, scale=context.precision, digits=context.precision, high=width)
+    found = truncate(context, bent, context.precision)
+    return below, found, found.sum(0)
+
+
+def softmax(context: Context, share: torch.Tensor, curve: Curve, *, high: int) -> torch.Tensor:
+    """Shares of the softmax along the first dimension, with `FINE_BITS` more fractional bits than the context's
+    precision; arguments as in `exponentials`."""
+    _, found, total = exponentials(context, share, curve, high=high)
+    # A little more than the number of values: exponentials are approximate.
+    y = reciprocal(context, total, most=len(share) + 1)
+    return multiply(context, found, y)
+
+
+def standardise(context: Context, share: torch.Tensor, *, eps: float, bits: int) -> torch.Tensor:
+    """Shares of (x - mean) / sqrt(variance + eps) along the last dimension, with the context's precision.
+
+    Args:
+        share: int64 (..., size) with the context's precision, magnitudes below 2**bits and size * 4**bits < 2**29.
+    """
+    size, precision = share.shape[-1], context.precision
+    extra = size.bit_length() + 2
+    mean = truncate(context, share.sum(-1) * round(2.0 ** (precision + extra) / size), precision + extra)
+    centred = share - mean[..., None]
+    squares = square(context, centred).sum(-1)
+    # Of the sum of squares, so that nothing is divided by the size before the root.
+    total = truncate(context, squares, 2 * precision - SQUARES_BITS)
+    offset = round(size * eps * 2.0**SQUARES_BITS) + 1
+    total = total + offset if context.rank == SERVER else total
+    most = min(2.0 ** (HEADROOM_BITS - 2 * FINE_BITS + 14), size * 4.0**bits + 1)
+    y = inverse_root(context, total, least=offset / 2.0**SQUARES_BITS, most=most)
+    # The product is at most one, so that there is room for the root of the size in full.
+    digits = 20 - (size.bit_length() + 1) // 2
+    made = multiply(context, centred, y[..., None]) * round(math.sqrt(size) * 2.0**digits)
+    return truncate(context, made, FINE_BITS + digits)

@@ -1,0 +1,145 @@
+"""Functions of one value and of rows of values: broken lines, softmax, layer norm, and what runs through CrypTen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from splitsec.mpc.curves import bend
+from splitsec.mpc.normalising import FINE_BITS, exponentials, softmax, standardise
+from splitsec.mpc.operations.base import (
+    Operation,
+    Running,
+    Size,
+    gives_precision,
+    gives_product,
+    takes_precision,
+)
+from splitsec.mpc.program import Step, Weights
+from splitsec.mpc.ring import HEADROOM_BITS, PRECISION_BITS
+from splitsec.mpc.truncation import truncate
+
+
+def _curve(running: Running) -> torch.Tensor:
+    step, precision = running.step, running.context.precision
+    (curve,) = step.curves
+    high = step.bits + precision + 1
+    return bend(running.context, running.first.share, curve, scale=precision, digits=precision, high=high)
+
+
+def _curve_bound(step: Step, bounds: Sequence[float], _size: Size | None) -> float:
+    (curve,) = step.curves
+    ends = [-bounds[0], bounds[0]]
+    found: list[float] = [*curve(torch.tensor(ends, dtype=torch.float64)).tolist(), *curve.heights]
+    return max(map(abs, found))
+
+
+def _curve_inside(step: Step, bounds: Sequence[float]) -> float:
+    return max(bounds) + max(abs(knot) for knot in step.curves[0].knots)
+
+
+def _rows(running: Running) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """The input with the step's dimension first and the others as one, and what undoes that."""
+    share = running.first.share.movedim(running.step.dim, 0)
+    shape = share.shape
+
+    def back(made: torch.Tensor) -> torch.Tensor:
+        return made.view(shape).movedim(0, running.step.dim)
+
+    return share.reshape(shape[0], -1), back
+
+
+def _high(running: Running) -> int:
+    return running.step.bits + running.first.scale + 1
+
+
+def _softmax(running: Running) -> torch.Tensor:
+    rows, back = _rows(running)
+    return back(softmax(running.context, rows, running.step.curves[0], high=_high(running)))
+
+
+def _log_softmax(running: Running) -> torch.Tensor:
+    rows, back = _rows(running)
+    context, precision = running.context, running.context.precision
+    exponential, logarithm = running.step.curves
+    below, _, total = exponentials(context, rows, exponential, high=_high(running))
+    high = precision + len(rows).bit_length() + 2
+    log = bend(context, total, logarithm, scale=precision, digits=precision, high=high)
+    return back(below - truncate(context, log, precision))
+
+
+def _standardise(running: Running) -> torch.Tensor:
+    return standardise(running.context, running.first.share, eps=running.step.low, bits=running.step.bits)
+
+
+def _plain_standardise(step: Step, inputs: Sequence[torch.Tensor], _held: Weights | None) -> torch.Tensor:
+    return torch.layer_norm(inputs[0], inputs[0].shape[-1:], eps=step.low)
+
+
+def _standardise_bound(step: Step, bounds: Sequence[float], _size: Size | None) -> float:
+    size = step.shape[-1]
+    bits = max(0, math.ceil(math.log2(bounds[0])))
+    # The sum of squares must keep within the ring.
+    fits = size * 4.0**bits < 2.0 ** (HEADROOM_BITS - 1 - 2 * PRECISION_BITS)
+    return math.sqrt(size) if fits else math.inf
+
+
+def _crypten(running: Running) -> torch.Tensor:
+    # Imported here, so that a program without such functions does not load CrypTen.
+    from splitsec.mpc import crypten_bridge as bridge
+
+    with bridge.running(running.context):
+        tensor: Any = bridge.from_share(running.first.share, running.context.precision)
+        return bridge.share_of(getattr(tensor, running.step.op)())
+
+
+def _exp_bound(_step: Step, bounds: Sequence[float], _size: Size | None) -> float:
+    return math.exp(min(bounds[0], 700.0))
+
+
+FUNCTIONS = {
+    "curve": Operation(
+        run=_curve,
+        plain=lambda step, x, _held: step.curves[0](x[0]),
+        takes=takes_precision,
+        gives=gives_product,
+        bound=_curve_bound,
+        inside=_curve_inside,
+        grows=True,
+    ),
+    "softmax": Operation(
+        run=_softmax,
+        plain=lambda step, x, _held: x[0].softmax(step.dim),
+        takes=takes_precision,
+        gives=lambda _step, scales, _precision: scales[0] + FINE_BITS,
+        bound=lambda _step, _bounds, _size: 1.01,
+    ),
+    "log_softmax": Operation(
+        run=_log_softmax,
+        plain=lambda step, x, _held: x[0].log_softmax(step.dim),
+        takes=takes_precision,
+        gives=gives_precision,
+        bound=lambda step, bounds, _size: 2 * bounds[0] + math.log(step.shape[step.dim]) + 1,
+        grows=True,
+    ),
+    # Layer norm without its weights; `low` is its epsilon.
+    "standardise": Operation(
+        run=_standardise,
+        plain=_plain_standardise,
+        takes=takes_precision,
+        gives=gives_precision,
+        bound=_standardise_bound,
+        grows=True,
+    ),
+    "exp": Operation(
+        run=_crypten,
+        plain=lambda _step, x, _held: x[0].exp(),
+        takes=takes_precision,
+        gives=gives_precision,
+        bound=_exp_bound,
+        grows=True,
+    ),
+}

@@ -1,0 +1,82 @@
+"""Operations with weights that the server alone knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+from splitsec.mpc.linear import LinearMask, linear
+from splitsec.mpc.operations.base import (
+    Operation,
+    Running,
+    Size,
+    gives_product,
+    takes_little_more,
+    takes_product,
+)
+from splitsec.mpc.program import Step, Weights
+
+
+def _linear(running: Running) -> torch.Tensor:
+    step, share = running.step, running.first.share
+    item = LinearMask(
+        running.number,
+        step.op,  # type: ignore[arg-type]
+        tuple(share.shape),
+        step.weight,
+        step.stride,
+        step.padding,
+        step.dilation,
+        step.groups,
+    )
+    weight, bias = (None, None) if running.held is None else (running.held.weight, running.held.bias)
+    return linear(running.context, share, item, weight=weight, bias=bias)
+
+
+def _plain_linear(_step: Step, inputs: Sequence[torch.Tensor], held: Weights | None) -> torch.Tensor:
+    assert held is not None
+    return F.linear(inputs[0], held.weight, held.bias)
+
+
+def _plain_conv(step: Step, inputs: Sequence[torch.Tensor], held: Weights | None) -> torch.Tensor:
+    assert held is not None
+    return F.conv2d(inputs[0], held.weight, held.bias, step.stride, step.padding, step.dilation, step.groups)
+
+
+def _plain_scale(_step: Step, inputs: Sequence[torch.Tensor], held: Weights | None) -> torch.Tensor:
+    assert held is not None
+    return inputs[0] * held.weight + held.bias
+
+
+def _shift(running: Running) -> torch.Tensor:
+    # What the server alone knows it adds alone. A planning run has no weights.
+    share = running.first.share
+    return share if running.held is None else share + running.held.bias
+
+
+def _plain_shift(_step: Step, inputs: Sequence[torch.Tensor], held: Weights | None) -> torch.Tensor:
+    assert held is not None
+    return inputs[0] + held.bias
+
+
+def _bound(_step: Step, bounds: Sequence[float], size: Size | None) -> float:
+    assert size is not None
+    return size.norm * bounds[0] + size.bias
+
+
+LAYERS = {
+    "linear": Operation(
+        run=_linear, plain=_plain_linear, takes=takes_little_more, gives=gives_product, bound=_bound, grows=True
+    ),
+    "conv2d": Operation(
+        run=_linear, plain=_plain_conv, takes=takes_little_more, gives=gives_product, bound=_bound, grows=True
+    ),
+    # Element by element, by weights that broadcast: batch norm alone, the scale of a layer norm.
+    "scale": Operation(
+        run=_linear, plain=_plain_scale, takes=takes_little_more, gives=gives_product, bound=_bound, grows=True
+    ),
+    # A constant of the server's is added: positions, class tokens.
+    "shift": Operation(run=_shift, plain=_plain_shift, takes=takes_product, bound=_bound, grows=True),
+}
