@@ -20,7 +20,8 @@ INPUT = "input"
 class CutPoint:
     """A node whose value alone crosses from front to tail.
 
-    `name` is what a user writes: the module's path where the node is a module call, else the graph node's name.
+    `name` is what a user writes: the path of the module that the node calls, else that of the innermost module that
+    ends with the node, else the graph node's name.
     """
 
     name: str
@@ -55,6 +56,8 @@ class CutGraph:
         for node in self.nodes:
             self._users.append(sum(1 << self.order[user] for user in node.users))
         whole = 1 << self.order[self.input]
+        # The last node of every module that the tracer looked into.
+        self._last = {path: node for node in self.nodes for path in _containers(node)}
         self.batch_sizes = {node for node in self.nodes if self._is_batch_size(node)}
         free = [node for node in self.nodes if node in self.batch_sizes or not self._before[node] & whole]
         self._free = sum(1 << self.order[node] for node in free)
@@ -67,9 +70,9 @@ class CutGraph:
         sizes = node.args[0]
         if not isinstance(sizes, fx.Node) or not sizes.args or sizes.args[0] is not self.input:
             return False
-        return (sizes.target is getattr and sizes.args[1] == "shape") or (
-            sizes.op == "call_method" and sizes.target == "size" and len(sizes.args) == 1
-        )
+        if sizes.target is getattr:
+            return bool(sizes.args[1] == "shape")
+        return sizes.op == "call_method" and sizes.target == "size" and len(sizes.args) == 1
 
     def front(self, cut: fx.Node) -> set[fx.Node]:
         """What the front computes: the cut and all that it depends on."""
@@ -115,9 +118,9 @@ class CutGraph:
                 continue
             if any(user.op == "output" for user in node.users) or self.crossing(node) != [node]:
                 continue
-            name = node_name(node)
-            if name in seen:
-                name = node.name
+            tried = [node_name(node)] if node.op == "call_module" else []
+            tried += [path for path in reversed(_containers(node)) if self._last[path] is node]
+            name = next((one for one in tried if one not in seen), node.name)
             seen.add(name)
             found.append(CutPoint(name, node))
         return found
@@ -163,7 +166,7 @@ class CutGraph:
         tests: list[Callable[[fx.Node], bool]] = [
             lambda node: name in (node_name(node), node.name),
             lambda node: node_name(node).startswith(name + "."),
-            lambda node: _within(node, name),
+            lambda node: name in _containers(node),
         ]
         found = [node for node in self.nodes if node.op != "output" and any(test(node) for test in tests)]
         if not found:
@@ -190,6 +193,8 @@ class CutGraph:
         return node_name(node)
 
 
-def _within(node: fx.Node, path: str) -> bool:
+def _containers(node: fx.Node) -> list[str]:
+    """Paths of the modules that a node lies in, the outermost first."""
     stack = node.meta.get("nn_module_stack") or {}
-    return any(isinstance(entry, tuple) and entry and entry[0] == path for entry in stack.values())
+    paths = [entry[0] for entry in stack.values() if isinstance(entry, tuple) and entry and entry[0]]
+    return [path for path in paths if path != node.target]
