@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--clients", type=int, default=3, metavar="N", help="number of clients (3)")
     demo.add_argument("--epochs", type=int, default=30, metavar="N", help="epochs of training (30)")
-    demo.add_argument("--cut", default="pool", metavar="NAME", help="where the model is cut (pool)")
+    demo.add_argument(
+        "--cut", default="pool", metavar="NAME", help="where the model is cut (pool); two names make a U: pool,fc2"
+    )
     demo.add_argument("--dataset", choices=["digits", "mnist"], default="digits", help="real data to use (digits)")
     demo.add_argument("--data-dir", type=Path, metavar="DIR", help="for mnist: the directory above MNIST/raw")
     demo.add_argument("--seed", type=int, default=0, help="data, first weights and batches follow from it (0)")

@@ -102,8 +102,9 @@ def world(
     make_keys(directory, names)
     keys = {name: load_key_pair(directory, name) for name in names}
     peers = {name: key for name, key in load_public_keys(directory).items() if name != "stranger"}
-    split = SplitModel(options.pop("model", model)(), CUT)
-    front = SplitModel(model(), CUT).front
+    cut = options.get("cut", CUT)
+    split = SplitModel(options.pop("model", model)(), cut)
+    front = SplitModel(model(), cut).front
     dealer = Dealer(keys=keys["dealer"], peers=peers, address="tcp://127.0.0.1:*")
     schedule = Schedule(clients=("client-1", "client-2"), epochs=epochs, batch_size=8)
     settings: dict[str, Any] = {"join_timeout": timeout, "cut": CUT, **options}

@@ -1,12 +1,13 @@
 """Tracing a model, listing its cut points, splitting it."""
 
 from splitsec.cut.graph import INPUT, CutGraph, CutPoint
-from splitsec.cut.segments import build_segment, load_segment
+from splitsec.cut.segments import ConstantError, build_segment, load_segment
 from splitsec.cut.split import Cut, SplitModel, cut_names, is_u
 from splitsec.cut.tracing import trace
 
 __all__ = [
     "INPUT",
+    "ConstantError",
     "Cut",
     "CutGraph",
     "CutPoint",

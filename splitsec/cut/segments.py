@@ -13,6 +13,11 @@ from torch import fx, nn
 from splitsec.cut.split import Cut, SplitModel
 from splitsec.errors import CutError
 
+
+class ConstantError(CutError):
+    """A segment that only the whole model's construction can make, since it holds what no state dict does."""
+
+
 Part: TypeAlias = Literal["front", "tail", "head"]
 
 
@@ -41,18 +46,29 @@ def build_segment(
 ) -> fx.GraphModule:
     """One segment of a model whose other segments' weights are never built, by way of torch's meta device.
 
+    Its `meta["cut"]` is the cut's name, `SplitModel.cut`.
+
     Args:
         make: makes the whole model.
         weights: a safetensors file or a state dict that holds at least this segment's values: of a file only these
             are read. Without it every layer starts from its own `reset_parameters`.
 
     Raises:
+        ConstantError: it holds constants that only its construction makes.
         CutError: as `SplitModel` does; weights that do not fit; or, without weights, parameters that no layer of the
             segment can set.
     """
-    with torch.device("meta"):
-        split = SplitModel(make(), cut)
-    segment: fx.GraphModule = getattr(split, part)
+    try:
+        with torch.device("meta"):
+            model = make()
+    except (RuntimeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConstantError(f"the model needs its values while it is built: {reason}; build it whole") from error
+    split = SplitModel(model, cut)
+    segment: fx.GraphModule | None = getattr(split, part)
+    if segment is None:
+        raise CutError(f"the cut '{split.cut}' has no {part}")
+    segment.meta["cut"] = split.cut
     _refuse_constants(segment)
     segment.to_empty(device=device)
     if weights is None:
@@ -78,7 +94,7 @@ def _refuse_constants(segment: fx.GraphModule) -> None:
     lost = [name for name, _ in segment.named_buffers() if name not in saved]
     lost += [name for name, value in vars(segment).items() if isinstance(value, torch.Tensor)]
     if lost:
-        raise CutError(
+        raise ConstantError(
             f"'{lost[0]}' is a constant that no state dict holds; build the whole model and take its segment"
         )
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column, Table
 from safetensors import safe_open
 
-from splitsec.cut import SplitModel
+from splitsec.cut import SplitModel, is_u
 from splitsec.launch.local import LocalRun, execute, prepare
 from splitsec.models import load_model
 from splitsec.parties.events import AnyEvent, EpochDone, Predicted, size
@@ -59,7 +59,7 @@ def run_demo(run: LocalRun, console: Console) -> DemoResult:
             execute(run, directory, held_out=held_out, on_event=watch.show)
         result = _judge(run, directory, parts, watch.bytes_training, began)
     console.print(_table(result))
-    console.print(_who_saw_what())
+    console.print(_who_saw_what(run.cut))
     return result
 
 
@@ -166,7 +166,7 @@ def _share(hits: torch.Tensor) -> float:
 
 
 def _table(result: DemoResult) -> Table:
-    table = Table(title=f"{result.dataset}, {result.clients} clients, {result.epochs} epochs, cut after '{result.cut}'")
+    table = Table(title=f"{result.dataset}, {result.clients} clients, {result.epochs} epochs, cut at '{result.cut}'")
     table.add_column("")
     table.add_column("plain", justify="right")
     table.add_column("encrypted", justify="right")
@@ -185,7 +185,7 @@ def _table(result: DemoResult) -> Table:
     return table
 
 
-def _who_saw_what() -> Table:
+def _who_saw_what(cut: str) -> Table:
     table = Table(title="who saw what")
     table.add_column("party")
     table.add_column("in training")
@@ -197,7 +197,10 @@ def _who_saw_what() -> Table:
     )
     table.add_row(
         "server",
-        "activations at the cut and labels, in plain; the combined front, no single client's",
+        "activations at the cut and gradients of the head, in plain, which say something about labels; the combined "
+        "front and head, and the mean loss, no single client's"
+        if is_u(cut)
+        else "activations at the cut and labels, in plain; the combined front, no single client's",
         "shapes and counts; masked values that are uniform whatever the image",
     )
     table.add_row("dealer", "seeds and who takes part", "seeds and shapes; nothing made from data or weights")

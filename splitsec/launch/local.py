@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitsec.cut import INPUT, SplitModel
+from splitsec.cut import INPUT, SplitModel, cut_names
 from splitsec.errors import ConfigError
 from splitsec.launch.processes import PartyGroup
 from splitsec.models import load_model
@@ -66,7 +66,7 @@ def check_run(run: LocalRun) -> None:
         raise ConfigError(f"unknown dataset '{run.dataset}'; choose one of: {', '.join(MODELS)}")
     if run.predictions is not None and run.predictions < run.clients:
         raise ConfigError(f"{run.predictions} predictions are fewer than the {run.clients} clients that ask for them")
-    if run.cut == INPUT:
+    if cut_names(run.cut)[0] == INPUT:
         raise ConfigError("a cut at the input would train on the clients' inputs in plain; choose a later cut")
     SplitModel(load_model(run.model), run.cut)
 

@@ -15,45 +15,34 @@ import torch
 import zmq
 from torch import nn
 
-from splitsec.cut import load_segment
-from splitsec.errors import AuthenticationError, MessageError, RefusedError
+from splitsec.cut import is_u
+from splitsec.errors import AuthenticationError, ConfigError, MessageError, RefusedError
 from splitsec.mpc.checking import check_program
 from splitsec.mpc.context import CLIENT, ComparisonKind
 from splitsec.mpc.messages import Close, SessionBody, session_codec
 from splitsec.mpc.plan import correction_count, weight_shapes
 from splitsec.mpc.prg import fresh_seed
 from splitsec.mpc.program import Reveal
-from splitsec.mpc.ring import check_range
 from splitsec.mpc.session import Session
 from splitsec.mpc.supply import Supply, most_ahead
 from splitsec.parties.asking import ClientSession, predicted_cost, receive_masked_weights
-from splitsec.parties.events import EpochDone, Joined, Predicted, Report, ignore
+from splitsec.parties.events import Predicted, Report, ignore
 from splitsec.parties.fetching import corrections, join_session
+from splitsec.parties.learning import Learner
 from splitsec.parties.names import DEALER, SERVER
-from splitsec.training.aggregation import flatten_state, mask_upload, unflatten_state
-from splitsec.training.data import Part, training_batches
-from splitsec.training.loop import FrontTrainer, segment_digest
+from splitsec.training.data import Part
 from splitsec.training.messages import (
-    PROTOCOL,
-    Batch,
-    Combined,
     DealerBody,
-    Gradient,
-    Hello,
-    JoinRun,
     Leave,
     OpenSession,
-    RunSeed,
     Schedule,
     ServerBody,
     SessionOpened,
-    Upload,
     Waiting,
-    Welcome,
     dealer_codec,
     server_codec,
 )
-from splitsec.transport import KeyPair, Link, Peer, Wire, expect_tensor
+from splitsec.transport import KeyPair, Link, Peer, Wire
 
 
 @dataclass(frozen=True)
@@ -93,6 +82,7 @@ class Client:
 
     Args:
         front: the client's segment, `SplitModel(...).front`; it is trained in place.
+        head: its other segment, `SplitModel(...).head`, if the cut is a U.
         cut: the name of the cut.
         keys: this client's key pair; its name is the client's.
         peers: public keys of the server and the dealer, under `server` and `dealer`.
@@ -114,6 +104,7 @@ class Client:
         front: nn.Module,
         *,
         cut: str,
+        head: nn.Module | None = None,
         keys: KeyPair,
         peers: Mapping[str, bytes],
         server: str,
@@ -127,7 +118,10 @@ class Client:
         missing = [name for name in (SERVER, DEALER) if name not in peers]
         if missing:
             raise AuthenticationError(f"no public key of {', '.join(missing)}; put NAME.key into its key directory")
+        if is_u(cut) != (head is not None):
+            raise ConfigError(f"the cut '{cut}' {'needs a head' if head is None else 'has no head'}; see SplitModel")
         self.front = front
+        self.head = head
         self.name = keys.name
         self._cut = cut
         self._peers = peers
@@ -158,43 +152,17 @@ class Client:
             PartyTimeoutError, AuthenticationError, RefusedError: the server or the dealer does not play along.
             RangeError: an activation or a parameter is not finite or out of range.
         """
-        values = flatten_state(self.front.state_dict()).numel()
-        hello = Hello(PROTOCOL, self._cut, segment_digest(self.front), values, len(part.train_labels))
-        welcome, _ = self._ask(hello, timeout=self._join_timeout)
-        if not isinstance(welcome, Welcome):
-            raise MessageError(f"the server answered {type(welcome).__name__} to Hello")
-        self._report(Joined(self.name, SERVER))
-        schedule = welcome.schedule
-        joined, _ = self._dealer.request(JoinRun(welcome.run))
-        if not isinstance(joined, RunSeed):
-            raise MessageError(f"the dealer answered {type(joined).__name__} to JoinRun")
-        if seed is None:
-            seed = int(torch.seed() % (1 << 31))
-        batches = training_batches(part, batch_size=schedule.batch_size, seed=seed)
-        trainer = FrontTrainer(self.front, learning_rate=schedule.learning_rate, cut=self._cut)
-        for epoch in range(schedule.epochs):
-            for step, (images, labels) in enumerate(batches):
-                activation = trainer.forward(images)
-                answer, tensors = self._ask(Batch(epoch, step), [activation, labels])
-                if not isinstance(answer, Gradient) or len(tensors) != 1:
-                    raise MessageError(f"the server answered {type(answer).__name__} to a batch")
-                trainer.backward(
-                    expect_tensor(tensors[0], what="the gradient", dtype=torch.float32, shape=activation.shape)
-                )
-            combined = self._combine(epoch, joined.seed, len(part.train_labels))
-            traffic = self._server.traffic
-            self._report(
-                EpochDone(
-                    self.name,
-                    epoch=epoch + 1,
-                    epochs=schedule.epochs,
-                    loss=combined.loss,
-                    accuracy=combined.accuracy,
-                    bytes_sent=traffic.bytes_sent,
-                    bytes_received=traffic.bytes_received,
-                )
-            )
-        return schedule
+        learner = Learner(
+            self.front,
+            self.head,
+            name=self.name,
+            cut=self._cut,
+            ask=self._ask,
+            join=self._dealer.request,
+            traffic=lambda: self._server.traffic,
+            report=self._report,
+        )
+        return learner.run(part, seed=seed, join_timeout=self._join_timeout)
 
     def predict(
         self,
@@ -223,6 +191,10 @@ class Client:
                 layer overflowed; names the layer.
             UnsupportedLayerError: the tail has a layer without an encrypted form.
         """
+        if self.head is not None and reveal == "label":
+            raise ConfigError("the tail of a U ends before the labels: reveal its output, which the head takes")
+        if not images.is_floating_point():
+            raise MessageError(f"the images are {images.dtype}; give real numbers, scaled as the model was trained")
         if len(images) < 1 or batch_size < 1:
             raise MessageError("there is nothing to predict: give at least one image and a batch size of at least 1")
         results: list[torch.Tensor] = []
@@ -240,7 +212,7 @@ class Client:
                     activation = torch.cat([activation, padding])
                 result = session.run(activation)
                 online_ms.append((time.perf_counter() - prepared) * 1e3)
-                results.append(result[: len(rows)])
+                results.append(self._finish(result[: len(rows)]))
                 if len(results) % 10 == 0 or start + batch_size >= len(images):
                     self._report(Predicted(self.name, min(start + batch_size, len(images)), len(images)))
             cost = session.last_cost
@@ -348,19 +320,16 @@ class Client:
             if not isinstance(answer, Waiting):
                 return answer, parts
 
+    def _finish(self, result: torch.Tensor) -> torch.Tensor:
+        if self.head is None:
+            return result
+        self.head.eval()
+        with torch.no_grad():
+            logits: torch.Tensor = self.head(result)
+        return logits
+
     def _activation(self, images: torch.Tensor) -> torch.Tensor:
         self.front.eval()
         with torch.no_grad():
             activation: torch.Tensor = self.front(images)
         return activation
-
-    def _combine(self, epoch: int, seed: bytes, samples: int) -> Combined:
-        state = self.front.state_dict()
-        upload = mask_upload(flatten_state(state), weight=samples, seed=seed, round_number=epoch)
-        answer, tensors = self._ask(Upload(epoch), [upload])
-        if not isinstance(answer, Combined) or answer.round != epoch or len(tensors) != 1:
-            raise MessageError(f"the server answered {type(answer).__name__} to an upload")
-        average = expect_tensor(tensors[0], what="the combined front", dtype=torch.float64, shape=upload.shape)
-        check_range(average, limit=float("inf"), what="the combined front")
-        load_segment(self.front, unflatten_state(average, state))
-        return answer

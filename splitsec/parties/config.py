@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import torch
 from safetensors.torch import load_file, save_file
+from torch import fx
 
-from splitsec.cut import SplitModel, load_segment
+from splitsec.cut import ConstantError, SplitModel, build_segment, is_u, load_segment
+from splitsec.cut.segments import Part
 from splitsec.errors import ConfigError
 from splitsec.models import load_model
 from splitsec.mpc.context import ComparisonKind
@@ -30,9 +34,11 @@ from splitsec.parties.events import Finished, Report
 from splitsec.parties.machine import settle
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.parties.server import Server
-from splitsec.training.data import Part
+from splitsec.training import data
 from splitsec.training.messages import Schedule
 from splitsec.transport import load_key_pair, load_public_keys
+
+log = logging.getLogger(__name__)
 
 
 class DealerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,12 +144,10 @@ def make_server(config: ServerConfig, base: Path, report: Report, *, processors:
     """The server of a TOML file; paths in it are relative to `base`, `processors` as in `Server`."""
     keys = base / config.keys
     pair, peers = load_key_pair(keys, SERVER), load_public_keys(keys)
-    split = _split(config.model, config.cut, config.seed)
-    if config.weights is not None:
-        load_segment(split.tail, _load_weights(base / config.weights))
+    cut, (tail,) = _parts(config.model, config.cut, config.seed, ("tail",), _beside(base, config.weights))
     return Server(
-        split.tail,
-        cut=split.cut,
+        tail,
+        cut=cut,
         schedule=Schedule(config.clients, config.epochs, config.batch_size, config.learning_rate),
         keys=pair,
         peers=peers,
@@ -183,13 +187,13 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
     began = time.monotonic()
     keys = base / config.keys
     pair, peers = load_key_pair(keys, config.name), load_public_keys(keys)
-    part = Part.load(base / config.data)
-    split = _split(config.model, config.cut, config.seed)
-    if config.weights is not None:
-        load_segment(split.front, _load_weights(base / config.weights))
+    part = data.Part.load(base / config.data)
+    wanted: tuple[Part, ...] = ("front", "head") if is_u(config.cut) else ("front",)
+    cut, segments = _parts(config.model, config.cut, config.seed, wanted, _beside(base, config.weights))
     with Client(
-        split.front,
-        cut=split.cut,
+        segments[0],
+        head=segments[1] if len(segments) == 2 else None,
+        cut=cut,
         keys=pair,
         peers=peers,
         server=config.server,
@@ -202,7 +206,8 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
         if config.train:
             client.train(part, seed=_derived_seed(config.name, config.seed))
             if config.out is not None:
-                _save(split.front.state_dict(), base / config.out / "front.safetensors")
+                state = {key: value for segment in segments for key, value in segment.state_dict().items()}
+                _save(state, base / config.out / "front.safetensors")
         count = len(part.test_images) if config.predictions is None else config.predictions
         images = part.test_images[:count]
         if len(images):
@@ -223,12 +228,31 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
     report(Finished(config.name, time.monotonic() - began))
 
 
-def _split(model: str, cut: str, seed: int | None) -> SplitModel:
+def _parts(
+    model: str, cut: str, seed: int | None, wanted: tuple[Part, ...], weights: Path | None
+) -> tuple[str, list[fx.GraphModule]]:
+    """The cut as all parties call it, and the wanted segments; with weights the others are never built."""
+    if weights is not None:
+        try:
+            parts = [build_segment(partial(load_model, model), cut, part, weights=weights) for part in wanted]
+            return parts[0].meta["cut"], parts
+        except ConstantError as error:
+            log.info("the whole model is built: %s", error)
     if seed is None:
         torch.seed()
     else:
         torch.manual_seed(seed)
-    return SplitModel(load_model(model), cut)
+    split = SplitModel(load_model(model), cut)
+    found = [getattr(split, part) for part in wanted]
+    if weights is not None:
+        held = _load_weights(weights)
+        for segment in found:
+            load_segment(segment, {key: held[key] for key in segment.state_dict() if key in held})
+    return split.cut, found
+
+
+def _beside(base: Path, path: str | None) -> Path | None:
+    return None if path is None else base / path
 
 
 def _derived_seed(purpose: str, seed: int) -> int:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import fx
 
-from splitsec.cut import INPUT
+from splitsec.cut import INPUT, cut_names, is_u
 from splitsec.errors import (
     AuthenticationError,
     ConfigError,
@@ -22,11 +22,12 @@ from splitsec.errors import (
     SplitsecError,
 )
 from splitsec.mpc.messages import Done
-from splitsec.mpc.ring import check_range
 from splitsec.parties.events import EpochDone, Joined, Listening, Report, ignore
+from splitsec.parties.learning import MEANS
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.parties.pool import WorkerPool
 from splitsec.parties.serving import PredictionService
+from splitsec.parties.steps import Steps, USteps
 from splitsec.parties.worker import IDLE_SECONDS, LEAVE_SECONDS
 from splitsec.training.aggregation import MAX_TOTAL_WEIGHT, combine
 from splitsec.training.loop import EpochBook, TailTrainer
@@ -35,7 +36,7 @@ from splitsec.training.messages import (
     Batch,
     Combined,
     DealerBody,
-    Gradient,
+    HeadGradient,
     Hello,
     Leave,
     MaskSum,
@@ -114,7 +115,7 @@ class Server:
         report: Report = ignore,
     ) -> None:
         _check_schedule(schedule, peers)
-        if cut == INPUT and schedule.epochs:
+        if cut_names(cut)[0] == INPUT and schedule.epochs:
             raise ConfigError("a cut at the input would train on the clients' inputs in plain; choose a later cut")
         self.tail = tail
         self._cut = cut
@@ -130,14 +131,17 @@ class Server:
         self._report = report
         self._stop = threading.Event()
         self._run = secrets.token_hex(16)
-        self._trainer = TailTrainer(tail, learning_rate=schedule.learning_rate)
+        self._steps = (USteps if is_u(cut) else Steps)(
+            TailTrainer(tail, learning_rate=schedule.learning_rate),
+            cut=cut,
+            batch_size=schedule.batch_size,
+            send=self._reply,
+        )
         self._members: dict[str, Hello] = {}
         self._routes: dict[str, Sender] = {}
         self._left: set[str] = set()
         self._epoch = 0 if schedule.epochs else None
-        self._pending: dict[str, Incoming[ServerBody]] = {}
         self._uploads: dict[str, tuple[Sender, torch.Tensor]] = {}
-        self._book = EpochBook()
         self._progress = time.monotonic()
         self._told = time.monotonic()
         self._service: PredictionService | None = None
@@ -211,6 +215,9 @@ class Server:
             )
             self._hub.refuse(incoming.sender, RefusedError("the server could not handle the message; see its log"))
 
+    def _reply(self, sender: Sender, body: ServerBody, tensors: Sequence[torch.Tensor]) -> None:
+        self._hub.send(sender, body, tensors)
+
     def _tell_all(self, error: SplitsecError) -> None:
         for sender in self._routes.values():
             self._hub.send(sender, Refused(reason=str(error), error=type(error).__name__))
@@ -223,7 +230,7 @@ class Server:
         if len(self._members) < len(self._schedule.clients):
             waiting = list(self._routes.values())
         else:
-            waiting = [one.sender for one in self._pending.values()] + [one for one, _ in self._uploads.values()]
+            waiting = [one.sender for one in self._steps.pending.values()] + [one for one, _ in self._uploads.values()]
         for sender in waiting:
             self._hub.send(sender, Waiting())
 
@@ -232,8 +239,8 @@ class Server:
         match incoming.body:
             case Hello():
                 self._welcome(sender, incoming.body)
-            case Batch():
-                self._take_batch(incoming)
+            case Batch(epoch) | HeadGradient(epoch):
+                self._take_step(incoming, epoch)
             case Upload():
                 self._take_upload(incoming)
             case OpenSession():
@@ -267,27 +274,11 @@ class Server:
             for route in self._routes.values():
                 self._hub.send(route, Welcome(self._run, self._schedule))
 
-    def _take_batch(self, incoming: Incoming[ServerBody]) -> None:
-        batch, name = incoming.body, incoming.sender.name
-        assert isinstance(batch, Batch)
-        self._require_turn(name, batch.epoch)
-        if len(incoming.tensors) != 2:
-            raise MessageError(f"a batch has an activation and labels, not {len(incoming.tensors)} tensors")
-        activation, labels = incoming.tensors
-        if activation.dim() < 2 or not 1 <= len(activation) <= self._schedule.batch_size:
-            raise MessageError(
-                f"the activation has shape {tuple(activation.shape)}; expected 1 to {self._schedule.batch_size} rows"
-            )
-        expect_tensor(activation, what="the activation", dtype=torch.float32, shape=[None] * activation.dim())
-        expect_tensor(labels, what="the labels", dtype=torch.int64, shape=(len(activation),))
-        check_range(activation, limit=float("inf"), what=f"the activation of {name} at cut '{self._cut}'")
-        for other in self._pending.values():
-            expect_tensor(
-                activation, what="the activation", dtype=torch.float32, shape=[None, *other.tensors[0].shape[1:]]
-            )
-        self._trainer.check(activation, labels)
+    def _take_step(self, incoming: Incoming[ServerBody], epoch: int) -> None:
+        name = incoming.sender.name
+        self._require_turn(name, epoch)
+        self._steps.take(incoming)
         self._routes[name] = incoming.sender
-        self._pending[name] = incoming
         self._step_when_complete()
 
     def _take_upload(self, incoming: Incoming[ServerBody]) -> None:
@@ -296,6 +287,8 @@ class Server:
         self._require_turn(name, upload.round)
         if len(incoming.tensors) != 1:
             raise MessageError(f"an upload has one vector, not {len(incoming.tensors)} tensors")
+        if self._steps.owes(name):
+            raise MessageError(f"{name} owes the head's gradient of its last step")
         length = self._members[name].values
         expect_tensor(incoming.tensors[0], what="the upload", dtype=torch.int64, shape=(length,))
         self._routes[name] = incoming.sender
@@ -313,25 +306,14 @@ class Server:
             raise RefusedError("no training is running")
         if epoch != self._epoch:
             raise MessageError(f"epoch {epoch} is not running; the run is in epoch {self._epoch}")
-        if name in self._uploads or name in self._pending:
+        if name in self._uploads or name in self._steps.pending:
             raise MessageError(f"{name} has sent its part and must wait for the others")
 
     def _step_when_complete(self) -> None:
-        active = [name for name in self._schedule.clients if name not in self._uploads]
-        if not active or any(name not in self._pending for name in active):
-            return
-        waiting, self._pending = self._pending, {}
         try:
-            results = self._trainer.step(
-                {name: (waiting[name].tensors[0], waiting[name].tensors[1]) for name in active}
-            )
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise _RunFailed(MessageError(f"the tail cannot learn from this step: {reason}")) from error
-        for name in active:
-            result = results[name]
-            self._book.add([(result, len(result.gradient))])
-            self._hub.send(waiting[name].sender, Gradient(result.loss, result.correct), [result.gradient])
+            self._steps.step_when_complete([name for name in self._schedule.clients if name not in self._uploads])
+        except SplitsecError as error:
+            raise _RunFailed(error) from error
 
     def _combine(self) -> None:
         assert self._epoch is not None
@@ -344,7 +326,11 @@ class Server:
         mask_sum = expect_tensor(tensors[0], what="the sum of masks", dtype=torch.int64, shape=(len(vectors[0]),))
         weight = sum(self._members[name].samples for name in names)
         average = combine(vectors, mask_sum, total_weight=weight)
-        done = Combined(self._epoch, self._book.loss, self._book.accuracy)
+        loss, accuracy = self._steps.book.loss, self._steps.book.accuracy
+        if is_u(self._cut):
+            # What only clients know comes with their uploads, of all together.
+            loss, accuracy = average[-MEANS:].tolist()
+        done = Combined(self._epoch, loss, accuracy)
         for name in names:
             self._hub.send(self._uploads[name][0], done, [average])
         traffic = list(self._hub.traffic.values())
@@ -361,7 +347,7 @@ class Server:
             )
         )
         self._uploads = {}
-        self._book = EpochBook()
+        self._steps.book = EpochBook()
         if self._epoch == self._schedule.epochs:
             self._epoch = None
         self._ready_workers()
@@ -400,7 +386,7 @@ class Server:
                 raise PartyTimeoutError(f"{', '.join(missing)} did not come within {self._join_timeout:g} s")
         elif self._epoch is not None:
             if silent > self._timeout:
-                missing = [n for n in self._schedule.clients if n not in self._pending and n not in self._uploads]
+                missing = [n for n in self._schedule.clients if n not in self._steps.pending and n not in self._uploads]
                 raise PartyTimeoutError(
                     f"{', '.join(missing)} sent nothing for {self._timeout:g} s in epoch {self._epoch + 1}"
                 )

@@ -11,7 +11,7 @@ from splitsec.mpc.messages import Corrections, DealQuery, Done, JoinSession, Lea
 from splitsec.mpc.program import Program, Reveal
 from splitsec.transport.codec import Codec, Message, Refused
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,14 +42,26 @@ class Welcome(Message, frozen=True):
 
 
 class Batch(Message, frozen=True):
-    """Client to server, with the activation (float32) and the labels (int64)."""
+    """Client to server, with the activation (float32) and, unless the cut is a U, the labels (int64)."""
+
+    epoch: int
+    step: int
+
+
+class Output(Message, frozen=True):
+    """Server to client of a U, with the tail's output for its activation (float32)."""
+
+
+class HeadGradient(Message, frozen=True):
+    """Client of a U to server, with the gradient of its mean loss by the tail's output (float32)."""
 
     epoch: int
     step: int
 
 
 class Gradient(Message, frozen=True):
-    """Server to client, with the gradient of the client's mean loss by its activation (float32)."""
+    """Server to client, with the gradient of the client's mean loss by its activation (float32); of a U the server
+    knows neither loss nor correct labels and says 0."""
 
     loss: float
     correct: int
@@ -106,6 +118,8 @@ ServerBody: TypeAlias = (
     Hello
     | Welcome
     | Batch
+    | Output
+    | HeadGradient
     | Gradient
     | Upload
     | Combined

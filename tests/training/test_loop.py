@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -67,3 +69,44 @@ def test_digests_tell_fronts_apart() -> None:
     with torch.no_grad():
         next(iter(other.parameters())).view(-1)[0] += 1
     assert segment_digest(one) != segment_digest(other)
+
+
+@pytest.mark.parametrize("clients", [1, 2])
+def test_one_step_of_a_u_is_one_plain_step(clients: int) -> None:
+    torch.manual_seed(0)
+    whole = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    split = SplitModel(copy.deepcopy(whole), ("1", "4"))
+    assert split.head is not None
+    images, labels = torch.randn(8, 4), torch.randint(0, 3, (8,))
+    optimizer = torch.optim.Adam(whole.parameters(), lr=0.01)
+    front = FrontTrainer(split.front, head=split.head, learning_rate=0.01, cut=split.cut)
+    tail = TailTrainer(split.tail, learning_rate=0.01)
+    if clients == 2:
+        # What another client's rows add to the tail's step must not change this client's own gradient.
+        leaf = split.front(images).detach()
+        alone = FrontTrainer(split.front, head=split.head, learning_rate=0.0, cut=split.cut)
+        outputs = tail.forward({"a": leaf, "b": torch.randn(3, 6)})
+        gradients = {"a": alone.turn(outputs["a"], labels), "b": torch.randn(3, 5)}
+        expected = leaf.clone().requires_grad_()
+        F.cross_entropy(split.head(split.tail(expected)), labels).backward()
+        torch.testing.assert_close(tail.backward(gradients)["a"], expected.grad)
+        return
+    for _ in range(3):
+        outputs = tail.forward({"a": front.forward(images)})
+        front.backward(tail.backward({"a": front.turn(outputs["a"], labels)})["a"])
+        loss = F.cross_entropy(whole(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert front.take_means()[0] == pytest.approx(loss.item(), abs=1e-6)
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(split.whole_state_dict()[key], value)
+
+
+def test_a_head_names_labels_that_it_cannot_give() -> None:
+    split = SplitModel(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), ("0", "2"))
+    front = FrontTrainer(split.front, head=split.head, learning_rate=0.01, cut=split.cut)
+    with pytest.raises(MessageError, match="labels from 7 to 7, but the model has 3 classes"):
+        front.turn(torch.randn(1, 6), torch.tensor([7]))
+    with pytest.raises(MessageError, match="the head cannot take the tail's output"):
+        front.turn(torch.randn(1, 5), torch.tensor([0]))

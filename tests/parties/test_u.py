@@ -1,0 +1,121 @@
+"""A U: front and head at the clients, the middle at the server, which gets no labels."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parties_in_threads import World, model, part, world
+
+from splitsec import SplitModel
+from splitsec.errors import ConfigError, MessageError, RefusedError
+from splitsec.parties.steps import Steps
+from splitsec.training.messages import PROTOCOL, Batch, HeadGradient, Hello, Upload
+
+U = "1,4"
+
+
+def _world(directory: Path, **options: Any) -> Any:
+    return world(directory, cut=U, **options)
+
+
+def _take_part(here: World, name: str, seed: int, cut: str, splits: dict[str, SplitModel]) -> Any:
+    split = splits[name]
+
+    def run() -> Any:
+        with here.client(name, split.front, head=split.head, cut=cut) as client:
+            client.train(part(seed), seed=seed)
+            found = client.predict(part(seed).test_images[:5], batch_size=2)
+            client.leave()
+        return found
+
+    return run
+
+
+@pytest.mark.parametrize("cut", [U, "1"])
+def test_a_u_trains_and_predicts_and_the_server_gets_no_labels(
+    cut: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control is the same run with one cut, in which the server does get them."""
+    received: list[torch.Tensor] = []
+    taken = Steps.step_when_complete
+
+    def watch(self: Steps, active: Any) -> None:
+        received.extend(tensor for one in self.pending.values() for tensor in one.tensors)
+        taken(self, active)
+
+    monkeypatch.setattr(Steps, "step_when_complete", watch)
+    with world(tmp_path, epochs=3, cut=cut) as here:
+        splits = {name: SplitModel(model(), cut) for name in ("client-1", "client-2")}
+        results = here.together(*[_take_part(here, f"client-{seed}", seed, cut, splits) for seed in (1, 2)])
+        here.threads[1].join(20)
+        for seed, found in enumerate(results, 1):
+            split = splits[f"client-{seed}"].eval()
+            with torch.no_grad():
+                middle = here.server.tail.eval()(split.front(part(seed).test_images[:5]))
+                plain = middle if split.head is None else split.head(middle)
+            torch.testing.assert_close(found.logits, plain, atol=1e-3, rtol=0)
+    one, other = (splits[name].whole_state_dict() for name in ("client-1", "client-2"))
+    owned = [key for key in one if not key.startswith("2.")] if cut == U else ["0.weight", "0.bias"]
+    assert all(torch.equal(one[key], other[key]) for key in owned)
+    labels = torch.cat([part(seed).train_labels for seed in (1, 2)])
+    integers = [tensor for tensor in received if not tensor.is_floating_point()]
+    if cut == U:
+        assert received
+        assert not integers
+        # Nor as numbers of another kind.
+        assert not any(set(tensor.flatten().tolist()) <= {0.0, 1.0, 2.0} for tensor in received)
+    else:
+        assert set(torch.cat(integers).tolist()) == set(labels.tolist())
+
+
+def test_losses_of_a_u_reach_the_server_as_means_of_all(tmp_path: Path) -> None:
+    events: list[Any] = []
+    with _world(tmp_path, epochs=2, report=events.append) as here:
+        splits = {name: SplitModel(model(), U) for name in ("client-1", "client-2")}
+        here.together(*[_take_part(here, f"client-{seed}", seed, U, splits) for seed in (1, 2)])
+        here.threads[1].join(20)
+    epochs = [event for event in events if type(event).__name__ == "EpochDone"]
+    assert len(epochs) == 2
+    assert all(0 < event.loss < 3 and 0 <= event.accuracy <= 1 for event in epochs)
+
+
+def test_what_is_not_due_in_a_u_is_refused(tmp_path: Path) -> None:
+    with _world(tmp_path) as here:
+        split = SplitModel(model(), U)
+        options = {"cut": U, "head": split.head}
+        with here.client("client-1", **options) as one, here.client("client-2", **options) as two:
+            with pytest.raises(RefusedError, match="cuts at '1', the server at '1,4'"):
+                one._server.request(Hello(PROTOCOL, "1", "x", 30, 1))
+            one._server.send(Hello(PROTOCOL, U, "x", 30, 5))
+            two._server.request(Hello(PROTOCOL, U, "x", 30, 5))
+            one._server.receive()
+            with pytest.raises(MessageError, match="labels stay at the client"):
+                one._server.request(Batch(0, 0), [torch.zeros(2, 6), torch.zeros(2).long()])
+            with pytest.raises(MessageError, match="HeadGradient was not due, Batch was"):
+                one._server.request(HeadGradient(0, 0), [torch.zeros(2, 5)])
+            one._server.send(Batch(0, 0), [torch.zeros(2, 6)])
+            assert two._server.request(Batch(0, 0), [torch.zeros(3, 6)])[1][0].shape == (3, 5)
+            assert one._server.receive()[1][0].shape == (2, 5)
+            with pytest.raises(MessageError, match="owes the head's gradient"):
+                one._server.request(Upload(0), [torch.zeros(30).long()])
+            with pytest.raises(MessageError, match="Batch was not due"):
+                one._server.request(Batch(0, 1), [torch.zeros(2, 6)])
+            with pytest.raises(MessageError, match="the head's gradient has shape 3x5, expected 2x5"):
+                one._server.request(HeadGradient(0, 0), [torch.zeros(3, 5)])
+            one._server.send(HeadGradient(0, 0), [torch.zeros(2, 5)])
+            assert two._server.request(HeadGradient(0, 0), [torch.zeros(3, 5)])[1][0].shape == (3, 6)
+
+
+def test_a_client_needs_a_head_for_a_u_and_for_nothing_else(tmp_path: Path) -> None:
+    with _world(tmp_path, epochs=0) as here:
+        split = SplitModel(model(), U)
+        with pytest.raises(ConfigError, match="'1,4' needs a head"):
+            here.client("client-1", cut=U)
+        with pytest.raises(ConfigError, match="'1' has no head"):
+            here.client("client-1", head=split.head)
+        with here.client("client-1", split.front, cut=U, head=split.head) as client:
+            with pytest.raises(ConfigError, match="ends before the labels"):
+                client.predict(torch.zeros(1, 4), reveal="label")
+            with pytest.raises(MessageError, match=r"images are torch\.int64; give real numbers"):
+                client.predict(torch.zeros(1, 4).long())
