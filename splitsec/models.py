@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
+from safetensors.torch import load_file
 from torch import nn
 
 from splitsec.errors import ConfigError
@@ -51,30 +53,88 @@ def mnist_cnn() -> nn.Module:
 
 
 def load_model(source: str) -> nn.Module:
-    """Make the model that `package.module:name` or `path/file.py:name` names; `name` is a module or makes one.
+    """Make the model that `source` names: `package.module:name` or `path/file.py:name`, where `name` is a module or
+    makes one, or the name of a torchvision model, whose weights are then random.
 
     Raises:
         ConfigError: the module, the file or the name is not there, or it does not make an `nn.Module`.
     """
     place, _, name = source.partition(":")
-    if not place or not name:
-        raise ConfigError(f"'{source}' does not name a model; write package.module:name or file.py:name")
-    try:
-        if place.endswith(".py"):
-            path = Path(place)
-            spec = importlib.util.spec_from_file_location(f"splitsec_user_{path.stem}", path)
-            if spec is None or spec.loader is None or not path.is_file():
-                raise ConfigError(f"there is no file {place}")
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-    except ImportError as error:
-        raise ConfigError(f"cannot import '{place}': {error}") from error
-    made: nn.Module | Callable[[], nn.Module] | None = getattr(module, name, None)
-    if made is None:
+    if not name:
+        return _torchvision_model(source)
+    found = getattr(_load_module(place), name, None)
+    if found is None:
         raise ConfigError(f"'{place}' has no '{name}'")
-    model = made if isinstance(made, nn.Module) else made()
+    try:
+        model = found if isinstance(found, nn.Module) else found()
+    except TypeError as error:
+        raise ConfigError(f"'{source}' cannot be called without arguments: {error}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"'{source}' makes a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def _load_module(place: str) -> ModuleType:
+    try:
+        if not place.endswith(".py"):
+            return importlib.import_module(place)
+        path = Path(place)
+        spec = importlib.util.spec_from_file_location(f"splitsec_user_{path.stem}", path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise ConfigError(f"there is no file {place}")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError, ValueError) as error:
+        raise ConfigError(f"cannot import '{place}': {error}") from error
+    return module
+
+
+def _torchvision_model(name: str) -> nn.Module:
+    hint = "write package.module:name, file.py:name or the name of a torchvision model"
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise ConfigError(f"'{name}' does not name a model; {hint}") from error
+    known = models.list_models(module=models)
+    if name not in known:
+        near = ", ".join(difflib.get_close_matches(name, known, 3))
+        raise ConfigError(f"'{name}' does not name a model{near and f' (near: {near})'}; {hint}")
+    model: nn.Module = models.get_model(name, weights=None)
+    return model
+
+
+def absolute_source(source: str) -> str:
+    """The same model by a path that holds in any directory, for another process."""
+    place, colon, name = source.partition(":")
+    return f"{Path(place).resolve()}:{name}" if colon and place.endswith(".py") else source
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file into a whole model.
+
+    Raises:
+        ConfigError: it cannot be read, or does not fit: names the keys and shapes at fault.
+    """
+    try:
+        state = load_file(path)
+    except Exception as error:
+        raise ConfigError(
+            f"cannot read weights from {path}: {str(error).splitlines()[0]}; save them with "
+            "safetensors.torch.save_file(model.state_dict(), PATH)"
+        ) from None
+    have = model.state_dict()
+    problems = {
+        "missing": sorted(set(have) - set(state)),
+        "unknown": sorted(set(state) - set(have)),
+        "of another shape": [
+            f"{key} ({tuple(state[key].shape)}, not {tuple(have[key].shape)})"
+            for key in have
+            if key in state and have[key].shape != state[key].shape
+        ],
+    }
+    # Counters of batches are not in every file, and do nothing in prediction.
+    problems["missing"] = [key for key in problems["missing"] if not key.endswith("num_batches_tracked")]
+    if any(problems.values()):
+        named = [f"{what} {', '.join(keys[:3])}{', ...' * (len(keys) > 3)}" for what, keys in problems.items() if keys]
+        raise ConfigError(f"the weights in {path} do not fit {type(model).__name__}: {'; '.join(named)}")
+    model.load_state_dict({**have, **state})

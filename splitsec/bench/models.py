@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
 
 from splitsec.errors import ConfigError
-from splitsec.models import load_model
+from splitsec.models import absolute_source, load_model, load_weights
 
 
 class NetworkB(nn.Module):
@@ -80,6 +79,55 @@ def m4() -> nn.Module:
     return nn.Sequential(*stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
+class _OptionA(nn.Module):
+    """A shortcut without weights (He et al. 2016, section 4.2): every second pixel, and zeros for new channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.channels // 4, self.channels // 4))
+
+
+class _SmallBlock(nn.Module):
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outside)
+        self.shortcut = _OptionA(outside) if stride == 2 else nn.Sequential()
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + self.shortcut(x))
+
+
+class ResNet20(nn.Module):
+    """ResNet-20 for 32x32 images (He et al. 2016, section 4.2, option A shortcuts)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(*[_SmallBlock(16, 16, 1) for _ in range(3)])
+        self.layer2 = nn.Sequential(_SmallBlock(16, 32, 2), *[_SmallBlock(32, 32, 1) for _ in range(2)])
+        self.layer3 = nn.Sequential(_SmallBlock(32, 64, 2), *[_SmallBlock(64, 64, 1) for _ in range(2)])
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        x = F.avg_pool2d(x, x.size()[3])
+        return self.linear(x.view(x.size(0), -1))
+
+
+def resnet20() -> nn.Module:
+    """ResNet-20."""
+    return ResNet20()
+
+
 def lenet() -> nn.Module:
     """LeNet-5 with average pooling."""
     return nn.Sequential(
@@ -127,7 +175,7 @@ class BenchModel:
         torch.manual_seed(0)
         model = load_model(self.source)
         if weights is not None:
-            model.load_state_dict(load_file(weights))
+            load_weights(model, weights)
         return model.eval()
 
 
@@ -139,6 +187,7 @@ MODELS: dict[str, BenchModel] = {
         BenchModel("network-a", f"{_HERE}:m1", (784,)),
         BenchModel("m2", f"{_HERE}:m2", (1, 28, 28)),
         BenchModel("m4", f"{_HERE}:m4", (3, 32, 32), deep=True),
+        BenchModel("resnet20", f"{_HERE}:resnet20", (3, 32, 32), deep=True),
         BenchModel("lenet", f"{_HERE}:lenet", (1, 28, 28)),
         BenchModel("network-b", f"{_HERE}:network_b", (1, 28, 28)),
         BenchModel("network-c", f"{_HERE}:network_c", (1, 28, 28)),
@@ -159,6 +208,4 @@ def find_model(name: str, input_shape: tuple[int, ...] | None) -> BenchModel:
         raise ConfigError(f"unknown model '{name}'; choose one of {', '.join(MODELS)}, or write file.py:name")
     if input_shape is None:
         raise ConfigError(f"say the shape of one input of '{name}': --input 3,32,32")
-    place, _, attribute = name.rpartition(":")
-    source = f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else name
-    return BenchModel(name, source, input_shape)
+    return BenchModel(name, absolute_source(name), input_shape)

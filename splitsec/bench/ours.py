@@ -8,27 +8,24 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from splitsec.bench.slow_link import SlowLink
 from splitsec.bench.workload import LayerRecord, Record, Workload, plain_ms
 from splitsec.cut import SplitModel
 from splitsec.launch.processes import PartyGroup
+from splitsec.launch.service import Service, start_service
 from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.linear import LinearMask
 from splitsec.mpc.prg import Stream, fresh_seed
 from splitsec.parties.asking import ClientSession
 from splitsec.parties.client import Client
-from splitsec.parties.config import DealerConfig, ServerConfig, write_config
 from splitsec.parties.machine import settle
-from splitsec.parties.names import DEALER, SERVER
-from splitsec.transport import load_key_pair, load_public_keys, make_keys
+from splitsec.transport import load_key_pair, load_public_keys
 
-START_SECONDS = 120.0
 WARM_UP = 3
 
 
@@ -115,52 +112,13 @@ class Ours:
         )
 
 
-def start_parties(
-    group: PartyGroup,
-    directory: Path,
-    work: Workload,
-    split: SplitModel,
-    clients: Sequence[str],
-    *,
-    reach: Callable[[str], str] | None = None,
-    timeout: float = 60.0,
-    cpu: int | None = None,
-) -> tuple[str, str]:
-    """Make keys for all in `directory / "keys"`, start a dealer and a server that only predicts; their addresses.
-
-    Args:
-        reach: turns the dealer's address into the one to connect to.
-        timeout, cpu: of the server.
-    """
-    make_keys(directory / "keys", [DEALER, SERVER, *clients])
-    save_file({key: value.contiguous().clone() for key, value in split.tail.state_dict().items()}, directory / "tail")
-    write_config(directory / "dealer.toml", DealerConfig("tcp://127.0.0.1:*", threads=work.threads))
-    group.start(DEALER, DEALER, directory / "dealer.toml")
-    dealer = group.wait_listening(DEALER, START_SECONDS)
-    dealer = dealer if reach is None else reach(dealer)
+def service_of(work: Workload, split: SplitModel) -> Service:
+    """What the server of a workload serves."""
     calibration = None
     if work.model.deep:
         with torch.no_grad():
-            activations = split.front(torch.randn(32, *work.model.input_shape))
-        save_file({"activations": activations.contiguous().clone()}, directory / "calibration")
-        calibration = "calibration"
-    config = ServerConfig(
-        address="tcp://127.0.0.1:*",
-        dealer=dealer,
-        model=work.model.source,
-        cut=work.cut,
-        clients=tuple(clients),
-        epochs=0,
-        weights="tail",
-        calibration=calibration,
-        stay=True,
-        timeout=timeout,
-        threads=work.threads,
-        cpu=cpu,
-    )
-    write_config(directory / "server.toml", config)
-    group.start(SERVER, SERVER, directory / "server.toml")
-    return dealer, group.wait_listening(SERVER, START_SECONDS)
+            calibration = split.front(torch.randn(32, *work.model.input_shape))
+    return Service(work.model.source, work.cut, split.tail, calibration, work.threads)
 
 
 @contextlib.contextmanager
@@ -177,8 +135,9 @@ def our_parties(work: Workload, comparison: ComparisonKind = "tables") -> Iterat
         reach = None
         if work.link is not None:
             reach = stack.enter_context(SlowLink(work.link.rtt_ms, work.link.mbit_s)).to
-        dealer, server = start_parties(
-            group, directory, work, split, ("client-1", "client-2"), reach=reach, timeout=600.0, cpu=0
+        service = service_of(work, split)
+        dealer, server = start_service(
+            group, directory, service, ("client-1", "client-2"), reach=reach, timeout=600.0, cpu=0
         )
         # Parties on processors of their own, as on machines of their own; this process is the client.
         processors = os.sched_getaffinity(0)

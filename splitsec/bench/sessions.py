@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 
 from splitsec.bench.models import BenchModel
-from splitsec.bench.ours import start_parties
+from splitsec.bench.ours import service_of
 from splitsec.bench.workload import Workload
 from splitsec.cut import INPUT, SplitModel
 from splitsec.errors import PartyTimeoutError
 from splitsec.launch.processes import PartyGroup
+from splitsec.launch.service import start_service
 from splitsec.parties.config import ClientConfig, write_config
 from splitsec.parties.events import AnyEvent, Predicted
 from splitsec.training.data import Part
@@ -49,7 +50,7 @@ def measure_sessions(model: BenchModel, sessions: int, predictions: int) -> Sess
         images = torch.randn(predictions, *model.input_shape)
         labels = torch.zeros(predictions, dtype=torch.int64)
         Part(images[:1], labels[:1], images, labels).save(directory / "part.safetensors")
-        dealer, server = start_parties(group, directory, Workload(model, 1), split, names)
+        dealer, server = start_service(group, directory, service_of(Workload(model, 1), split), names)
         asking = names[:sessions]
         for one in asking:
             config = ClientConfig(

@@ -10,7 +10,7 @@ import torch
 from splitsec.errors import RangeError
 from splitsec.mpc.operations import OPERATIONS, Size, value_scales
 from splitsec.mpc.program import Check, Shape, Step, Weights
-from splitsec.mpc.ring import HEADROOM_BITS
+from splitsec.mpc.ring import HEADROOM_BITS, check_range, real_limit
 
 # What a calibration batch's largest value may be exceeded by.
 MARGIN = 16.0
@@ -30,7 +30,12 @@ def _room(step: Step, scale: int, precision: int) -> float:
 
 
 def guaranteed_bounds(
-    steps: Sequence[Step], weights: Mapping[int, Weights], precision: int, wanted: float
+    steps: Sequence[Step],
+    sizes: Mapping[int, Size],
+    precision: int,
+    wanted: float,
+    *,
+    least: float | None = None,
 ) -> tuple[list[float], float, str]:
     """A bound for every value, the largest power of two up to `wanted` that no input may reach, and what sets it.
 
@@ -38,17 +43,16 @@ def guaranteed_bounds(
     power of two keeps what it tells the client about the weights to a few bits.
 
     Raises:
-        RangeError: a layer that overflows whatever the input.
+        RangeError: a layer that overflows whatever the input, or for inputs below `least`.
     """
     scales = value_scales(steps, precision)
-    sizes = {number: size_of(steps[number - 1], held, precision) for number, held in weights.items()}
     limit, limited_by = min(largest_value(precision), 2.0 ** math.floor(math.log2(wanted))), ""
     while True:
         bounds, overflows = _bounds(steps, sizes, scales, precision, limit)
         if not overflows:
             return bounds, limit, limited_by
         limit, limited_by = limit / 2, overflows
-        if limit < 2.0**-precision:
+        if limit < (2.0**-precision if least is None else least):
             raise RangeError(
                 f"layer '{limited_by}' can overflow the fixed-point range whatever the input; scale its weights down, "
                 "or give a calibration batch"
@@ -70,22 +74,74 @@ def _bounds(
     return bounds, ""
 
 
+class Memory:
+    """What was found out about weights and values of one network: its tails need not be measured one by one.
+
+    Only for tails of one model and of one calibration sample.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: dict[tuple[object, ...], Size] = {}
+        self._largest: dict[tuple[object, ...], float] = {}
+
+    def size_of(self, step: Step, held: Weights, precision: int) -> Size:
+        """`size_of`, once for the same weights."""
+        few = held.weight.flatten()[:256].sum().item(), held.bias.flatten()[:256].sum().item()
+        key = (step.name, step.op, tuple(held.weight.shape), precision, *few)
+        if key not in self._sizes:
+            self._sizes[key] = size_of(step, held, precision)
+        return self._sizes[key]
+
+    def largest(self, steps: Sequence[Step], weights: Mapping[int, Weights], sample: torch.Tensor) -> list[float]:
+        """Magnitudes of the values of `steps` for an input of the program's shape, that of the input first.
+
+        What another tail has found out about the same steps is not computed again.
+        """
+        keys = self._keys(steps)
+        unknown = [number for number, key in enumerate(keys, 1) if key not in self._largest]
+        last = max(unknown, default=0)
+        values = evaluate(steps[:last], weights, sample)
+        for key, value in zip(keys, values[1:], strict=False):
+            self._largest.setdefault(key, _magnitude(value))
+        return [_magnitude(values[0]), *(self._largest[key] for key in keys)]
+
+    @staticmethod
+    def _keys(steps: Sequence[Step]) -> list[tuple[object, ...]]:
+        # Tails of one model end alike: equal steps are counted from the end.
+        seen: dict[tuple[object, ...], int] = {}
+        found: list[tuple[object, ...]] = []
+        for step in reversed(steps):
+            key = (step.name, step.op, step.shape)
+            seen[key] = seen.get(key, 0) + 1
+            found.append((*key, seen[key]))
+        return found[::-1]
+
+
+def _magnitude(value: torch.Tensor) -> float:
+    return value.abs().max().item()
+
+
 def size_of(step: Step, held: Weights, precision: int) -> Size:
-    """How much a layer's weights let its values grow; raises `RangeError` for weights that fixed point cannot tell."""
-    rounded = torch.round(held.weight * 2.0**precision) / 2.0**precision
-    if held.weight.abs().max() and rounded.abs().max() < 2.0 ** (4 - precision):
+    """How much a layer's weights let its values grow.
+
+    Raises:
+        RangeError: weights that are not finite, or too large or too small for fixed point; names the layer.
+    """
+    check_range(held.weight, limit=real_limit(precision), what=f"the weight of layer '{step.name}'")
+    check_range(held.bias, limit=largest_value(precision), what=f"the bias of layer '{step.name}'")
+    precision += step.digits
+    rounded = (held.weight.double() * 2.0**precision).round_().mul_(2.0**-precision).abs_()
+    largest = rounded.max().item()
+    if largest < 2.0 ** (4 - precision) and held.weight.abs().max():
         raise RangeError(
             f"the weights of layer '{step.name}' are too small for {precision} fractional bits; scale them up"
         )
-    if step.op in ("linear", "conv2d"):
-        norm = rounded.abs().flatten(1).sum(1).max().item()
-    else:
-        norm = rounded.abs().max().item()
-    return Size(norm, held.bias.abs().max().item())
+    norm = rounded.flatten(1).sum(1).max().item() if step.op in ("linear", "conv2d") else largest
+    return Size(norm, _magnitude(held.bias))
 
 
 def range_checks(
-    steps: Sequence[Step], weights: Mapping[int, Weights], bounds: Sequence[float], precision: int
+    steps: Sequence[Step], sizes: Mapping[int, Size], bounds: Sequence[float], precision: int
 ) -> tuple[Check, ...]:
     """What the checked mode compares: the last value and all that may be larger than those they are made of.
 
@@ -100,8 +156,7 @@ def range_checks(
         operation = OPERATIONS[step.op]
         if not operation.grows and number < len(steps):
             continue
-        size = size_of(step, weights[number], precision) if number in weights else None
-        reach = operation.bound(step, [bounds[index] for index in step.inputs], size) * 1.01
+        reach = operation.bound(step, [bounds[index] for index in step.inputs], sizes.get(number)) * 1.01
         bits = _bits(bounds[number])
         room = _room(step, scales[number], precision)
         if not max(reach, 2.0**bits) * room < 2.0 ** (HEADROOM_BITS - 1 - 2 * precision):
@@ -111,19 +166,25 @@ def range_checks(
 
 
 def measured_bounds(
-    steps: Sequence[Step], weights: Mapping[int, Weights], calibration: torch.Tensor, precision: int, shape: Shape
+    steps: Sequence[Step],
+    weights: Mapping[int, Weights],
+    calibration: torch.Tensor,
+    precision: int,
+    shape: Shape,
+    memory: Memory | None = None,
 ) -> list[float]:
     """`MARGIN` times the largest magnitude of every value when the calibration activations run in plain.
 
     Args:
         calibration: (N, ...): taken in batches of `shape`, the last one filled up with its own rows.
+        memory: of other tails of the model; only for a calibration of one batch.
     """
     largest = [0.0] * (len(steps) + 1)
     for start in range(0, len(calibration), shape[0]):
         rows = calibration[start : start + shape[0]]
         rows = torch.cat([rows] * -(-shape[0] // len(rows)))[: shape[0]]
-        values = evaluate(steps, weights, rows)
-        largest = [max(one, value.abs().max().item()) for one, value in zip(largest, values, strict=True)]
+        found = (memory or Memory()).largest(steps, weights, rows)
+        largest = [max(pair) for pair in zip(largest, found, strict=True)]
     scales = value_scales(steps, precision)
     bounds = [MARGIN * max(one, 2.0**-4) for one in largest]
     most = largest_value(precision)

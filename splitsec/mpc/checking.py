@@ -6,7 +6,7 @@ import math
 
 from splitsec.errors import MessageError
 from splitsec.mpc.operations import OPERATIONS
-from splitsec.mpc.program import MAX_STEPS, Program, Step
+from splitsec.mpc.program import MAX_STEPS, MOST_DIGITS, Program, Step
 from splitsec.mpc.ring import HEADROOM_BITS
 
 
@@ -30,6 +30,8 @@ def check_program(program: Program) -> None:
             raise MessageError("only the last step of a program may take a label, of two dimensions")
         if any(len(curve.slopes) != len(curve.knots) + 1 or not curve.knots for curve in step.curves):
             raise MessageError(f"step {number} of the program has an impossible curve")
+        if not 0 <= step.digits <= MOST_DIGITS:
+            raise MessageError(f"step {number} of the program has an impossible scale")
         shapes.append(step.shape)
     for check in program.checks:
         if not 0 <= check.value < len(shapes) or not 0 <= check.bits < HEADROOM_BITS - program.precision:

@@ -7,6 +7,7 @@ helped: products keep their doubled scale until the next opening, which truncate
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 
@@ -15,15 +16,19 @@ import torch
 from torch import fx
 from torch.fx.passes.shape_prop import ShapeProp
 
-from splitsec.errors import MessageError, UnsupportedLayerError
-from splitsec.mpc.bounds import guaranteed_bounds, input_bits, measured_bounds, range_checks
+from splitsec.errors import MessageError, RangeError, UnsupportedLayerError
+from splitsec.mpc.bounds import MARGIN, Memory, guaranteed_bounds, input_bits, measured_bounds, range_checks
 from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.linear import laid_out
-from splitsec.mpc.lowering import lower_tail, refuse_lookups
-from splitsec.mpc.operations import value_scales
-from splitsec.mpc.program import Program, Reveal, Shape, Step, Weights
+from splitsec.mpc.lowering import Lowering, lower_tail, refuse_lookups
+from splitsec.mpc.operations import Size, value_scales
+from splitsec.mpc.program import MOST_DIGITS, Program, Reveal, Shape, Step, Weights
 from splitsec.mpc.ring import PRECISION_BITS, encode
 
+log = logging.getLogger(__name__)
+# Layers whose largest weight is below this get more fractional bits, up to so many.
+SMALL_WEIGHT = 2.0**-5
+WEIGHTED = ("linear", "conv2d", "scale")
 # What an activation may reach unless a session asks for more: beyond what normalised networks show, and small enough
 # for narrow comparisons.
 DEFAULT_LIMIT = 256.0
@@ -36,9 +41,12 @@ def compile_tail(
     precision: int = PRECISION_BITS,
     limit: float = DEFAULT_LIMIT,
     calibration: torch.Tensor | None = None,
+    guarantee: bool = True,
     reveal: Reveal = "logits",
     checked: bool = False,
     comparison: ComparisonKind = "tables",
+    memory: Memory | None = None,
+    shaped: bool = False,
 ) -> tuple[Program, dict[int, Weights]]:
     """The program of a traced tail in eval mode, and its weights by step number.
 
@@ -46,13 +54,16 @@ def compile_tail(
         tail: a `torch.fx.GraphModule` with one tensor input and one tensor output.
         input_shape: shape of the activation, batch dimension first.
         limit: the magnitude that an activation may reach; a smaller one makes comparisons cheaper.
-        calibration: activations of the same shape but for the batch dimension. Without them every layer's bound is a
-            guarantee computed from the weights, which deep networks outgrow; with them it is the largest value
-            measured, times `MARGIN`.
+        calibration: activations of the same shape but for the batch dimension. Every layer's bound is a guarantee
+            computed from the weights; where deep networks outgrow that, or these activations come close to `limit`,
+            it is the largest value measured on them, times `MARGIN`.
+        guarantee: False to measure on the calibration even where the weights guarantee bounds, which are wider.
         reveal: `"label"` opens to the client the class of the largest value of each sample, and nothing else.
         checked: compare every layer's values with its bound when the program runs, and have the client raise if one
             is beyond.
         comparison: `"tables"`, or `"dcf"` for slow links: fewer rounds, more offline bytes and arithmetic.
+        memory: of other tails of the same model, compiled with a calibration of one batch, that of the same sample.
+        shaped: the nodes know the shapes that they have for `input_shape`.
 
     Raises:
         UnsupportedLayerError: a layer without an encrypted form, with its name.
@@ -63,8 +74,9 @@ def compile_tail(
     tail.eval()
     try:
         parameter = next(tail.parameters(), torch.empty(0))
-        with torch.no_grad():
-            ShapeProp(tail).propagate(torch.zeros(input_shape, dtype=parameter.dtype))
+        if not shaped:
+            with torch.no_grad():
+                ShapeProp(tail).propagate(torch.zeros(input_shape, dtype=parameter.dtype))
         lowering = lower_tail(tail, tuple(input_shape), precision)
     except (RuntimeError, IndexError) as error:
         shape = "x".join(map(str, input_shape))
@@ -72,12 +84,19 @@ def compile_tail(
     finally:
         tail.train(training)
     _fuse_relu_and_max_pool(lowering.steps, input_shape)
+    for number, held in lowering.weights.items():
+        lowering.steps[number - 1] = _with_digits(lowering.steps[number - 1], held.weight)
+    sizes = {
+        number: (memory or Memory()).size_of(lowering.steps[number - 1], held, precision)
+        for number, held in lowering.weights.items()
+    }
+    limited_by, guaranteed = "", True
     if calibration is None:
-        bounds, limit, limited_by = guaranteed_bounds(lowering.steps, lowering.weights, precision, limit)
+        bounds, limit, limited_by = guaranteed_bounds(lowering.steps, sizes, precision, limit)
     else:
-        bounds = measured_bounds(lowering.steps, lowering.weights, calibration, precision, input_shape)
-        limited_by = ""
-        limit = min(limit, 2.0 ** math.ceil(math.log2(bounds[0])))
+        bounds, limit, guaranteed = _calibrated(
+            lowering, sizes, tuple(input_shape), limit, calibration, memory, guarantee
+        )
     steps = list(lowering.steps)
     if reveal == "label":
         output = steps[-1].shape if steps else input_shape
@@ -85,9 +104,40 @@ def compile_tail(
             raise UnsupportedLayerError(f"a label needs an output of samples by classes, not of shape {output}")
         steps.append(Step("argmax", "label", (len(steps),), output))
     steps = [msgspec.structs.replace(step, bits=input_bits(step, bounds)) for step in steps]
-    checks = range_checks(lowering.steps, lowering.weights, bounds, precision) if checked else ()
-    program = Program(input_shape, tuple(steps), limit, limited_by, precision, checks, comparison)
+    checks = range_checks(lowering.steps, sizes, bounds, precision) if checked else ()
+    program = Program(input_shape, tuple(steps), limit, limited_by, precision, checks, comparison, guaranteed)
     return program, lowering.weights
+
+
+def _with_digits(step: Step, weight: torch.Tensor) -> Step:
+    """More fractional bits for a layer whose weights are small, so that they keep their digits: the client learns their
+    order of magnitude."""
+    largest = weight.abs().max().item() if step.op in WEIGHTED else 0.0
+    if not 0.0 < largest < SMALL_WEIGHT:
+        return step
+    return msgspec.structs.replace(step, digits=min(MOST_DIGITS, math.floor(-math.log2(largest)) - 3))
+
+
+def _calibrated(
+    lowering: Lowering,
+    sizes: Mapping[int, Size],
+    shape: Shape,
+    limit: float,
+    calibration: torch.Tensor,
+    memory: Memory | None,
+    guarantee: bool,
+) -> tuple[list[float], float, bool]:
+    """A bound for every value, the limit of the input, and whether they are guaranteed."""
+    steps, weights, precision = lowering.steps, lowering.weights, lowering.precision
+    if guarantee and MARGIN * calibration.abs().max().item() < limit:
+        try:
+            bounds, limit, _ = guaranteed_bounds(steps, sizes, precision, limit, least=limit)
+        except RangeError:
+            log.debug("the weights guarantee no bounds; they are measured")
+        else:
+            return bounds, limit, True
+    bounds = measured_bounds(steps, weights, calibration, precision, shape, memory)
+    return bounds, 2.0 ** math.ceil(math.log2(bounds[0])), False
 
 
 def _users(steps: list[Step], number: int) -> list[int]:
@@ -115,9 +165,9 @@ def encode_weights(program: Program, weights: Mapping[int, Weights]) -> dict[int
     found, scales = {}, value_scales(program.steps, program.precision)
     for number, held in weights.items():
         step = program.steps[number - 1]
-        bias = torch.round(held.bias * 2.0 ** scales[number]).to(torch.int64)
+        bias = torch.round(held.bias.double() * 2.0 ** scales[number]).to(torch.int64)
         bias = bias.view(1, -1, 1, 1) if step.op == "conv2d" else bias
-        found[number] = Weights(laid_out(encode(held.weight, program.precision)), bias)
+        found[number] = Weights(laid_out(encode(held.weight, program.precision + step.digits)), bias)
     return found
 
 

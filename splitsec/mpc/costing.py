@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from splitsec.mpc.context import SERVER
-from splitsec.mpc.plan import Plan, correction_count
-from splitsec.mpc.program import Program
-from splitsec.mpc.run import run_program
-from splitsec.mpc.session import Cost, Planner
+import msgspec
+import torch
+
+from splitsec.mpc.context import CLIENT
+from splitsec.mpc.linear import LinearMask
+from splitsec.mpc.operations import Value, value_scales
+from splitsec.mpc.plan import AnyCorrelation, Plan, correction_count
+from splitsec.mpc.program import Program, Shape, Step
+from splitsec.mpc.run import check_ranges, run_step
+from splitsec.mpc.session import Cost, Planner, Sent
 
 
 @dataclass(frozen=True)
@@ -44,17 +51,59 @@ class Prediction:
         )
 
 
-def predict_cost(program: Program, rank: int) -> Prediction:
-    """Run the program on zeros, alone, and record what it asks for."""
+class StepMemory:
+    """What steps did when they were planned: equal steps of one network, or of its tails, need not run again."""
+
+    def __init__(self) -> None:
+        self._traces: dict[tuple[object, ...], list[AnyCorrelation | Sent]] = {}
+
+    def plan(self, planner: Planner, number: int, step: Step, inputs: Sequence[tuple[Shape, int]]) -> None:
+        """Let the planner do a step whose inputs have these shapes and scales."""
+        key = (planner.rank, planner.precision, planner.comparison, _nameless(step), tuple(inputs))
+        if key not in self._traces:
+            began = len(planner.trace)
+            values = [Value(torch.zeros(shape, dtype=torch.int64), scale) for shape, scale in inputs]
+            run_step(number, step, values, None, planner)
+            self._traces[key] = planner.trace[began:]
+            return
+        planner.replay([_renumbered(one, number) for one in self._traces[key]])
+
+
+def _nameless(step: Step) -> Step:
+    return msgspec.structs.replace(step, name="", inputs=())
+
+
+def _renumbered(one: AnyCorrelation | Sent, number: int) -> AnyCorrelation | Sent:
+    return msgspec.structs.replace(one, layer=number) if isinstance(one, LinearMask) else one
+
+
+def predict_cost(program: Program, rank: int, memory: StepMemory | None = None) -> Prediction:
+    """Plan the program on zeros, alone, and record what it asks for.
+
+    Args:
+        memory: of earlier programs.
+    """
     planner = Planner(rank, program.precision, program.comparison)
+    memory = memory or StepMemory()
+    scales = value_scales(program.steps, program.precision)
+    shapes = [program.input_shape, *(step.shape for step in program.steps)]
     readings = [(0, 0, 0, 0)]
 
-    def read(_step: int) -> None:
+    def read() -> None:
         cost = planner.cost
         readings.append((cost.rounds, cost.bytes_sent, cost.bytes_received, len(planner.plan)))
 
-    run_program(program, planner, weights={} if rank == SERVER else None, on_step=read)
-    read(0)
+    for number, step in enumerate(program.steps, 1):
+        memory.plan(planner, number, step, [(shapes[index], scales[index]) for index in step.inputs])
+        read()
+    planner.collect(torch.zeros(shapes[-1], dtype=torch.int64), CLIENT)
+    read()
+    if program.checks:
+        values = [
+            Value(torch.zeros(shape, dtype=torch.int64), scale) for shape, scale in zip(shapes, scales, strict=True)
+        ]
+        check_ranges(program, values, planner)
+        read()
     plan = planner.plan
     names = [(step.name, step.op) for step in program.steps] + [("result", "open")]
     names += [("checks", "check")] if program.checks else []
@@ -67,6 +116,6 @@ def predict_cost(program: Program, rank: int) -> Prediction:
             bytes_received=after[2] - before[2],
             elements_offline=correction_count(plan[before[3] : after[3]]),
         )
-        for (name, op), before, after in zip(names, readings, readings[1:], strict=False)
+        for (name, op), (before, after) in zip(names, itertools.pairwise(readings), strict=True)
     ]
     return Prediction(plan, planner.hops, tuple(layers))

@@ -19,6 +19,7 @@ from splitsec.mpc.ring import PRECISION_BITS
 Shape: TypeAlias = tuple[int, ...]
 Reveal: TypeAlias = Literal["logits", "label"]
 MAX_STEPS = 10_000
+MOST_DIGITS = 14
 
 
 class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,7 +30,8 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     if there is one, else by a window's elements, what is `padded` included or not, and `ceil` is torch's `ceil_mode`.
     `slope` is leaky ReLU's, `low` and `high` hardtanh's, `factor` and `offset` those of an affine step, `dim` softmax's
     and concatenation's, `curves` the broken lines of a function. `index` is the order of a permutation, the start, stop
-    and step of every dimension of a slice, or which elements are gathered. Of `argmax`, which can only be the last
+    and step of every dimension of a slice, or which elements are gathered. `digits` are fractional bits that a layer's
+    weights have beyond the working precision. Of `argmax`, which can only be the last
     step, the value is [z is the largest] of each class, and the client takes the first.
     """
 
@@ -55,6 +57,7 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ceil: bool = False
     padded: bool = True
     divisor: int = 0
+    digits: int = 0
     curves: tuple[Curve, ...] = ()
 
 
@@ -69,7 +72,8 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The tail's architecture for one input shape. `limit` bounds the input so that no layer can overflow, and
     `limited_by` is the layer that asks for it, if one does.
 
-    `checks` are those of the checked mode, `comparison` is how values are compared.
+    `guaranteed` says that no activation below the limit can make any value overflow: bounds were computed from the
+    weights, not measured. `checks` are those of the checked mode, `comparison` is how values are compared.
     """
 
     input_shape: Shape
@@ -79,6 +83,7 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     precision: int = PRECISION_BITS
     checks: tuple[Check, ...] = ()
     comparison: ComparisonKind = "tables"
+    guaranteed: bool = True
 
     @property
     def reveals_label(self) -> bool:
@@ -96,8 +101,8 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Weights:
     """Weight and bias of one step; only the server has them.
 
-    float64 as they are compiled; int64 in the ring once `encode_weights` has scaled them, the bias then with the
-    product's fractional bits and in a shape that broadcasts over the output.
+    Real numbers of any dtype as they are compiled; int64 in the ring once `encode_weights` has scaled them, the bias
+    then with the product's fractional bits and in a shape that broadcasts over the output.
     """
 
     weight: torch.Tensor

@@ -43,7 +43,7 @@ def run_program(
     values = [Value(first, context.precision)]
     for number, step in enumerate(program.steps, 1):
         held = None if weights is None else weights.get(number)
-        values.append(_apply(number, step, [values[index] for index in step.inputs], held, context))
+        values.append(run_step(number, step, [values[index] for index in step.inputs], held, context))
         if on_step is not None:
             on_step(number)
     result = values[-1]
@@ -108,7 +108,8 @@ def encode_activation(program: Program, activation: torch.Tensor, cut: str = "in
     )
 
 
-def _apply(number: int, step: Step, inputs: Sequence[Value], held: Weights | None, context: Context) -> Value:
+def run_step(number: int, step: Step, inputs: Sequence[Value], held: Weights | None, context: Context) -> Value:
+    """One step at one party: its share of the result."""
     operation, precision = OPERATIONS[step.op], context.precision
     taken = [scaled(x, operation.takes(step, x.scale, precision), context) for x in inputs]
     scale = operation.gives(step, [x.scale for x in taken], precision)

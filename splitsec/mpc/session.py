@@ -34,8 +34,19 @@ class Cost:
     bytes_received: int = 0
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A message of a planned protocol: its bytes, and to whom it goes, None for one in each direction."""
+
+    size: int
+    to: int | None = None
+
+
 class Planner:
-    """Runs a protocol on zeros and records its plan and its exact cost."""
+    """Runs a protocol on zeros and records its plan and its exact cost.
+
+    `trace` is what it did, in order; `replay` does the same again without running anything.
+    """
 
     def __init__(self, rank: int, precision: int = PRECISION_BITS, comparison: ComparisonKind = "tables") -> None:
         self.rank = rank
@@ -44,6 +55,7 @@ class Planner:
         self.planning = True
         self.cost = Cost()
         self._taken: list[AnyCorrelation] = []
+        self.trace: list[AnyCorrelation | Sent] = []
         # When server and client can go on, in half round trips, if only messages take time.
         self._clocks = [0, 0]
 
@@ -58,27 +70,36 @@ class Planner:
         return max(self._clocks)
 
     def take(self, wanted: Correlation) -> list[torch.Tensor]:
-        self._taken.append(wanted)  # type: ignore[arg-type]
+        self.replay([wanted])  # type: ignore[list-item]
         return wanted.zeros(self.rank)
 
     def exchange(self, mine: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        size = self._message(mine)
-        server, client = self._clocks
-        self._clocks = [max(server, client + 1), max(client, server + 1)]
-        self.cost.rounds += 1
-        self.cost.bytes_sent += size
-        self.cost.bytes_received += size
+        self.replay([Sent(self._message(mine))])
         return [torch.zeros_like(tensor) for tensor in mine]
 
     def collect(self, mine: torch.Tensor, to: int) -> torch.Tensor | None:
-        size = self._message([mine])
-        self._clocks[to] = max(self._clocks[to], self._clocks[1 - to] + 1)
-        if to != self.rank:
-            self.cost.bytes_sent += size
-            return None
-        self.cost.rounds += 1
-        self.cost.bytes_received += size
-        return torch.zeros_like(mine)
+        self.replay([Sent(self._message([mine]), to)])
+        return torch.zeros_like(mine) if to == self.rank else None
+
+    def replay(self, trace: Sequence[AnyCorrelation | Sent]) -> None:
+        """Count what a protocol did."""
+        self.trace.extend(trace)
+        for one in trace:
+            if not isinstance(one, Sent):
+                self._taken.append(one)
+            elif one.to is None:
+                server, client = self._clocks
+                self._clocks = [max(server, client + 1), max(client, server + 1)]
+                self.cost.rounds += 1
+                self.cost.bytes_sent += one.size
+                self.cost.bytes_received += one.size
+            else:
+                self._clocks[one.to] = max(self._clocks[one.to], self._clocks[1 - one.to] + 1)
+                if one.to == self.rank:
+                    self.cost.rounds += 1
+                    self.cost.bytes_received += one.size
+                else:
+                    self.cost.bytes_sent += one.size
 
     def common(self, shape: Sequence[int]) -> torch.Tensor:
         return torch.zeros(tuple(shape), dtype=torch.int64)

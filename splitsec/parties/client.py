@@ -50,7 +50,7 @@ class Predictions:
     """What encrypted prediction gave and cost.
 
     Attributes:
-        labels: int64 (N,): the class with the largest logit.
+        labels: int64 (N,): the class with the largest logit, see `labels_of`.
         logits: float32 (N, classes), opened to this client alone; None where only labels are revealed.
         online_ms: milliseconds a query from the images to the opened result.
         offline_ms: milliseconds a query to get its randomness ready at both parties.
@@ -217,7 +217,7 @@ class Client:
                     self._report(Predicted(self.name, min(start + batch_size, len(images)), len(images)))
             cost = session.last_cost
         found = torch.cat(results)
-        labels, logits = (found, None) if reveal == "label" else (found.argmax(1), found)
+        labels, logits = (found, None) if reveal == "label" else (labels_of(found), found)
         return Predictions(labels, logits, online_ms, offline_ms, *cost, session.bytes_offline)
 
     @contextmanager
@@ -333,3 +333,10 @@ class Client:
         with torch.no_grad():
             activation: torch.Tensor = self.front(images)
         return activation
+
+
+def labels_of(logits: torch.Tensor) -> torch.Tensor:
+    """The class with the largest logit, along the second dimension; of a single logit whether it is above zero."""
+    if logits.dim() == 1 or (logits.dim() == 2 and logits.shape[1] == 1):
+        return (logits.reshape(-1) > 0).long()
+    return logits.argmax(1)

@@ -6,12 +6,13 @@ import torch
 from encrypted_tail import run_tail
 from torch import nn
 
-from splitsec.cut import trace
+from splitsec.cut import SplitModel, trace
 from splitsec.errors import MessageError, RangeError, UnsupportedLayerError
+from splitsec.mpc.bounds import Memory
 from splitsec.mpc.checking import check_program
 from splitsec.mpc.compiler import compile_tail
 from splitsec.mpc.context import CLIENT, SERVER
-from splitsec.mpc.costing import predict_cost
+from splitsec.mpc.costing import StepMemory, predict_cost
 from splitsec.mpc.program import Program, Step
 
 
@@ -221,7 +222,7 @@ def test_bounds_that_no_input_can_keep_are_refused() -> None:
 
 def _tiny(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
-        module.weight.fill_(1e-5)
+        module.weight.fill_(1e-10)
 
 
 def test_calibrated_bounds_serve_deep_networks() -> None:
@@ -241,3 +242,46 @@ def test_calibrated_bounds_serve_deep_networks() -> None:
     )
     with pytest.raises(RangeError, match="in calibration: too much"):
         compile_tail(trace(tail), (4, 64), calibration=torch.randn(4, 64) * 1e9)
+
+
+def test_small_weights_keep_their_digits() -> None:
+    torch.manual_seed(0)
+    tail = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3), nn.BatchNorm1d(3)).eval()
+    with torch.no_grad():
+        tail[0].weight.mul_(1e-4)
+        tail[0].bias.mul_(1e-4)
+        tail[2].weight.mul_(1e4)
+    x = torch.randn(4, 16)
+    program, _ = compile_tail(trace(tail), (4, 16))
+    assert program.steps[0].digits > 8
+    assert program.steps[2].digits == 0
+    torch.testing.assert_close(_encrypted(tail, x), tail(x).detach(), atol=1.5e-1, rtol=0)
+
+
+def test_a_calibration_measures_only_where_nothing_is_guaranteed() -> None:
+    shallow = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    x = torch.randn(3, 4)
+    assert compile_tail(trace(shallow), (1, 4), calibration=x)[0].guaranteed
+    assert not compile_tail(trace(shallow), (1, 4), calibration=x, guarantee=False)[0].guaranteed
+    assert not compile_tail(trace(shallow), (1, 4), calibration=x * 100)[0].guaranteed
+    # Inputs beyond what is usual raise the limit.
+    assert compile_tail(trace(shallow), (1, 4), calibration=x * 100)[0].limit > 256
+
+
+def test_memory_of_other_tails_changes_nothing() -> None:
+    torch.manual_seed(0)
+    model = trace(nn.Sequential(*[layer for _ in range(12) for layer in (nn.Linear(64, 64), nn.ReLU())]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    x, memory = torch.randn(1, 64), Memory()
+    for name in ("0", "3", "4", "9"):
+        split = SplitModel(model, name)
+        with torch.no_grad():
+            activation = split.front(x)
+        alone = compile_tail(split.tail, (1, 64), calibration=activation)
+        assert compile_tail(split.tail, (1, 64), calibration=activation, memory=memory)[0] == alone[0]
+    planned = StepMemory()
+    for rank in (SERVER, CLIENT):
+        for _ in range(2):
+            assert predict_cost(alone[0], rank, planned) == predict_cost(alone[0], rank)

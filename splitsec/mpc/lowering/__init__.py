@@ -12,7 +12,7 @@ from splitsec.errors import UnsupportedLayerError
 from splitsec.mpc.lowering import activations, arithmetic, attention, layers, pooling, shaping
 from splitsec.mpc.lowering.base import LOOKUPS, Lowering, Shared, Tables, refusal
 
-__all__ = ["Shared", "lower_tail", "refuse_lookups", "supported_layers"]
+__all__ = ["Lowering", "Shared", "lower_tail", "refuse_lookups", "supported_layers"]
 
 _ALL = [module.TABLES for module in (layers, activations, pooling, shaping, arithmetic, attention)]
 _ALL.append(shaping.stochastic_depth_tables())

@@ -16,9 +16,7 @@ from torch import fx, nn
 
 from splitsec.cut.modes import ByMode
 from splitsec.errors import UnsupportedLayerError
-from splitsec.mpc.bounds import largest_value
 from splitsec.mpc.program import Shape, Step, Weights
-from splitsec.mpc.ring import check_range, real_limit
 
 
 @dataclass(frozen=True)
@@ -93,10 +91,6 @@ class Lowering:
                 self.values[node] = self._attribute(str(node.target))
             else:
                 self.values[node] = self._node(node)
-        for number, held in self.weights.items():
-            name = self.steps[number - 1].name
-            check_range(held.weight, limit=real_limit(self.precision), what=f"the weight of layer '{name}'")
-            check_range(held.bias, limit=largest_value(self.precision), what=f"the bias of layer '{name}'")
 
     def _attribute(self, path: str) -> Any:
         found: Any = self.tail
@@ -189,7 +183,7 @@ class Lowering:
     ) -> Shared:
         """Add a step with weights of the server's; its value."""
         made = self.emit(op, name, (x,), shape, weight=tuple(weight.shape), **attributes)
-        self.weights[made.number] = Weights(weight.detach().double(), bias.detach().double())
+        self.weights[made.number] = Weights(weight.detach(), bias.detach())
         return made
 
     def reshape(self, name: str, x: Shared, shape: Sequence[int]) -> Shared:

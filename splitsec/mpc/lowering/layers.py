@@ -181,7 +181,7 @@ def _batch_norm(
     )
     if foldable:
         assert held is not None
-        folded = held.weight * factor.view(-1, *[1] * (held.weight.dim() - 1))
+        folded = held.weight.double() * factor.view(-1, *[1] * (held.weight.dim() - 1))
         lowering.weights[number] = Weights(folded, held.bias * factor + offset)
         return x
     shape = [-1, *[1] * (len(x.shape) - channels - 1)]

@@ -12,7 +12,6 @@ from splitsec.mpc.operations.base import (
     Operation,
     Running,
     Size,
-    gives_product,
     takes_little_more,
     takes_product,
 )
@@ -37,12 +36,14 @@ def _linear(running: Running) -> torch.Tensor:
 
 def _plain_linear(_step: Step, inputs: Sequence[torch.Tensor], held: Weights | None) -> torch.Tensor:
     assert held is not None
-    return F.linear(inputs[0], held.weight, held.bias)
+    return F.linear(inputs[0], held.weight.double(), held.bias.double())
 
 
 def _plain_conv(step: Step, inputs: Sequence[torch.Tensor], held: Weights | None) -> torch.Tensor:
     assert held is not None
-    return F.conv2d(inputs[0], held.weight, held.bias, step.stride, step.padding, step.dilation, step.groups)
+    return F.conv2d(
+        inputs[0], held.weight.double(), held.bias.double(), step.stride, step.padding, step.dilation, step.groups
+    )
 
 
 def _plain_scale(_step: Step, inputs: Sequence[torch.Tensor], held: Weights | None) -> torch.Tensor:
@@ -66,16 +67,20 @@ def _bound(_step: Step, bounds: Sequence[float], size: Size | None) -> float:
     return size.norm * bounds[0] + size.bias
 
 
+def _gives(step: Step, scales: Sequence[int], precision: int) -> int:
+    return scales[0] + precision + step.digits
+
+
 LAYERS = {
     "linear": Operation(
-        run=_linear, plain=_plain_linear, takes=takes_little_more, gives=gives_product, bound=_bound, grows=True
+        run=_linear, plain=_plain_linear, takes=takes_little_more, gives=_gives, bound=_bound, grows=True
     ),
     "conv2d": Operation(
-        run=_linear, plain=_plain_conv, takes=takes_little_more, gives=gives_product, bound=_bound, grows=True
+        run=_linear, plain=_plain_conv, takes=takes_little_more, gives=_gives, bound=_bound, grows=True
     ),
     # Element by element, by weights that broadcast: batch norm alone, the scale of a layer norm.
     "scale": Operation(
-        run=_linear, plain=_plain_scale, takes=takes_little_more, gives=gives_product, bound=_bound, grows=True
+        run=_linear, plain=_plain_scale, takes=takes_little_more, gives=_gives, bound=_bound, grows=True
     ),
     # A constant of the server's is added: positions, class tokens.
     "shift": Operation(run=_shift, plain=_plain_shift, takes=takes_product, bound=_bound, grows=True),

@@ -1,0 +1,188 @@
+"""Every clean cut of a model with its price."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.passes.shape_prop import _extract_tensor_metadata
+from torch.utils.flop_counter import FlopCounterMode
+
+from splitsec.choosing.speed import Link, Speed
+from splitsec.cut import INPUT, CutGraph, SplitModel, trace
+from splitsec.errors import ConfigError, SplitsecError
+from splitsec.mpc.bounds import Memory
+from splitsec.mpc.compiler import compile_tail
+from splitsec.mpc.context import CLIENT, SERVER
+from splitsec.mpc.costing import StepMemory, predict_cost
+from splitsec.mpc.plan import correction_count
+
+
+@dataclass(frozen=True)
+class Encrypted:
+    """An encrypted prediction of one sample by the tail: exact counts of the client, and predicted milliseconds.
+
+    `guaranteed` says whether the weights alone keep every value in range; else bounds were measured.
+    """
+
+    rounds: int
+    hops: int
+    bytes_online: int
+    bytes_offline: int
+    online_ms: float
+    offline_ms: float
+    guaranteed: bool
+
+
+@dataclass(frozen=True)
+class CutCost:
+    """One clean cut: what crosses it, what each side holds and computes, and what the encrypted tail costs.
+
+    `shape` is that of one sample's activation. Multiply-adds are those of one sample in plain. Without an encrypted
+    form `encrypted` is None and `reason` names the layer.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    elements: int
+    front_parameters: int
+    tail_parameters: int
+    front_macs: int
+    tail_macs: int
+    encrypted: Encrypted | None
+    reason: str = ""
+
+
+class _Counting(fx.Interpreter):
+    """Runs a model and keeps each node's value and the multiply-adds up to it."""
+
+    def __init__(self, module: fx.GraphModule, counter: FlopCounterMode, keep: set[fx.Node]) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        self._counter = counter
+        self._keep = keep
+        self.kept: dict[fx.Node, Any] = {}
+        self.macs: dict[fx.Node, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        before = self._counter.get_total_flops()
+        value = super().run_node(n)
+        if isinstance(value, torch.Tensor):
+            # As `ShapeProp` does; the nodes of a tail are copies of these.
+            n.meta["tensor_meta"] = _extract_tensor_metadata(value)
+        # The counter counts a multiplication and an addition as two.
+        self.macs[n] = (self._counter.get_total_flops() - before) // 2
+        if n in self._keep:
+            self.kept[n] = value
+        return value
+
+
+def list_cuts(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    *,
+    link: Link | None = None,
+    speed: Speed | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
+) -> list[CutCost]:
+    """Every clean cut of a model in eval mode, in its own order, the cut at the input first.
+
+    Args:
+        shape: of one input, without the batch dimension.
+        link: between the parties; None for this machine's own.
+        speed: of this machine; None to measure it.
+        progress: called with how many cuts are done, of how many.
+
+    Raises:
+        CutError: the model cannot be traced.
+        ConfigError: it cannot take inputs of this shape.
+    """
+    model = model.eval()
+    traced = trace(model)
+    graph = CutGraph(traced)
+    nodes = {INPUT: graph.input} | {point.name: point.node for point in graph.points}
+    values, macs = _run(traced, shape, set(nodes.values()))
+    speed, link = speed or Speed(), link or Link()
+    memories = Memory(), StepMemory()
+    found = []
+    for name, node in nodes.items():
+        value = values[node]
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape[:1] == (1,):
+            found.append(_cost(traced, graph, name, node, value, macs, speed, link, memories))
+        progress(len(found), len(nodes))
+    return found
+
+
+def _run(
+    traced: fx.GraphModule, shape: tuple[int, ...], keep: set[fx.Node]
+) -> tuple[dict[fx.Node, Any], dict[fx.Node, int]]:
+    noise = torch.randn(1, *shape).to(next(traced.parameters(), torch.empty(0)).dtype)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        interpreter = _Counting(traced, counter, keep)
+        try:
+            interpreter.run(noise)
+        except (RuntimeError, ValueError, IndexError) as error:
+            text = "x".join(map(str, shape))
+            raise ConfigError(f"the model cannot take an input of shape {text}: {first_line(error)}") from error
+    return interpreter.kept, interpreter.macs
+
+
+def first_line(error: Exception) -> str:
+    """What torch says, without torch.fx's trailer."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _cost(
+    traced: fx.GraphModule,
+    graph: CutGraph,
+    name: str,
+    node: fx.Node,
+    value: torch.Tensor,
+    macs: dict[fx.Node, int],
+    speed: Speed,
+    link: Link,
+    memories: tuple[Memory, StepMemory],
+) -> CutCost:
+    split, front = None, graph.front(node)
+    encrypted, reason = None, ""
+    try:
+        split = SplitModel(traced, name).eval()
+        encrypted = _encrypted(split.tail, value, speed, link, memories)
+    except SplitsecError as error:
+        reason = str(error)
+    ahead = sum(count for one, count in macs.items() if one in front)
+    return CutCost(
+        name=name,
+        shape=tuple(value.shape[1:]),
+        elements=value.numel(),
+        front_parameters=0 if split is None else _parameters(split.front),
+        tail_parameters=_parameters(traced) if split is None else _parameters(split.tail),
+        front_macs=ahead,
+        tail_macs=sum(macs.values()) - ahead,
+        encrypted=encrypted,
+        reason=reason,
+    )
+
+
+def _encrypted(
+    tail: fx.GraphModule, value: torch.Tensor, speed: Speed, link: Link, memories: tuple[Memory, StepMemory]
+) -> Encrypted:
+    program, _ = compile_tail(tail, tuple(value.shape), calibration=value, memory=memories[0], shaped=True)
+    predicted = predict_cost(program, CLIENT, memories[1])
+    online, offline = speed.milliseconds(predicted, link)
+    total = predicted.total
+    return Encrypted(
+        rounds=total.rounds,
+        hops=predicted.hops,
+        bytes_online=total.bytes_sent + total.bytes_received,
+        bytes_offline=8 * sum(correction_count(predicted.plan, rank) for rank in (SERVER, CLIENT)),
+        online_ms=online,
+        offline_ms=offline,
+        guaranteed=program.guaranteed,
+    )
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

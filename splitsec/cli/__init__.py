@@ -1,0 +1,61 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from splitsec import __version__
+from splitsec.cli import bench, modelling, running
+from splitsec.errors import SplitsecError
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0 for success, an error's own code, 130 for Ctrl-C."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    code = 0
+    try:
+        options.run(options)
+    except SplitsecError as error:
+        code = _fail(options, error, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        code = _fail(options, None, "interrupted; everything that was started has been ended", 130)
+    except Exception as error:  # the last line of defence: one line for people, the trace on request
+        text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        code = _fail(options, error, f"unexpected {text}; run again with --verbose for the trace", 1)
+    sys.exit(code)
+
+
+def _fail(options: argparse.Namespace, error: BaseException | None, message: str, code: int) -> int:
+    if options.verbose and error is not None:
+        traceback.print_exception(error)
+    if getattr(options, "events", "text") == "json":
+        from splitsec.parties.events import Failed, to_json_lines
+
+        kind = type(error).__name__ if error is not None else "KeyboardInterrupt"
+        to_json_lines()(Failed(options.party, error=kind, message=message, exit_code=code))
+    print(f"splitsec: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="splitsec", description="Secure split learning for PyTorch. Begin with: splitsec demo"
+    )
+    parser.add_argument("--version", action="version", version=f"splitsec {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--verbose", action="store_true", help="log everything, and show the trace of an error")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    for module in (running, modelling, bench):
+        module.add_commands(commands, common)
+    return parser

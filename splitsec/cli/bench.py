@@ -1,0 +1,92 @@
+"""`splitsec bench`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from splitsec.cli.common import Commands, check_writable, numbers, terminated_like_interrupted, write_json
+from splitsec.errors import ConfigError
+
+
+def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
+    """Add the benchmarks."""
+    bench = commands.add_parser("bench", help="measure")
+    questions = bench.add_subparsers(title="benchmarks", required=True, metavar="WHAT")
+    inference = questions.add_parser("inference", parents=[common], help="encrypted prediction against its peers")
+    _inference_options(inference)
+    sessions = questions.add_parser(
+        "sessions", parents=[common], help="predictions a second for several clients at once"
+    )
+    sessions.add_argument("--model", default="m2", metavar="NAME", help="a built-in name or file.py:name (m2)")
+    sessions.add_argument("--input", metavar="C,H,W", help="shape of one input, for a model of yours")
+    sessions.add_argument("--sessions", default="1,4", metavar="N[,N]", help="clients at once (1,4)")
+    sessions.add_argument("--predictions", type=int, default=200, metavar="N", help="of each client (200)")
+    sessions.add_argument("--json", type=Path, metavar="FILE", help="also write the records to this file")
+    sessions.set_defaults(run=_bench_sessions)
+
+
+def _inference_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="m1,m2", metavar="NAME[,NAME]", help="built-in names or file.py:name (m1,m2)")
+    add("--batch", default="1", metavar="N[,N]", help="batch sizes (1)")
+    add(
+        "--engine",
+        default="splitsec",
+        metavar="NAME[,NAME]",
+        help="splitsec, splitsec-dcf, crypten, crypten-1 (with one thread), spu (splitsec)",
+    )
+    add("--cut", default="input", metavar="NAME", help="where to cut (input: all of it encrypted)")
+    add("--input", metavar="C,H,W", help="shape of one input, for a model of yours")
+    add("--weights", type=Path, metavar="FILE", help="safetensors with the model's weights")
+    add("--runs", type=int, default=20, metavar="N", help="counted runs (20)")
+    add("--threads", type=int, default=1, metavar="N", help="threads a process (1)")
+    add("--rtt", type=float, metavar="MS", help="emulate a link with this round trip time (none)")
+    add("--bandwidth", type=float, default=100.0, metavar="MBIT", help="of the emulated link, a second (100)")
+    add("--json", type=Path, metavar="FILE", help="also write the records to this file")
+    parser.set_defaults(run=_bench_inference)
+
+
+def _bench_inference(options: argparse.Namespace) -> None:
+    check_writable(options.json)
+    from rich.console import Console
+
+    from splitsec.bench.inference import run_bench
+    from splitsec.bench.models import find_model
+    from splitsec.bench.workload import Link, Workload
+
+    shape = None if options.input is None else numbers(options.input, "--input")
+    if (options.rtt is not None and not options.rtt >= 0) or not options.bandwidth > 0:
+        raise ConfigError("--rtt takes milliseconds from 0 on, --bandwidth megabits a second above 0")
+    link = None if options.rtt is None else Link(options.rtt, options.bandwidth)
+    models = [find_model(name, shape) for name in options.model.split(",")]
+    works = [
+        Workload(model, batch, options.cut, options.weights, options.threads, link)
+        for model in models
+        for batch in numbers(options.batch, "--batch")
+    ]
+    with terminated_like_interrupted():
+        records = run_bench(works, options.engine.split(","), runs=options.runs, console=Console())
+    write_json(options.json, records)
+
+
+def _bench_sessions(options: argparse.Namespace) -> None:
+    check_writable(options.json)
+    from dataclasses import asdict
+
+    from splitsec.bench.models import find_model
+    from splitsec.bench.sessions import measure_sessions
+
+    if options.predictions < 20:
+        raise ConfigError("--predictions takes at least 20: the first tenth is not counted")
+    model = find_model(options.model, None if options.input is None else numbers(options.input, "--input"))
+    records = []
+    with terminated_like_interrupted():
+        for count in numbers(options.sessions, "--sessions"):
+            record = measure_sessions(model, count, options.predictions)
+            records.append(asdict(record))
+            print(
+                f"{record.model}, {count} at once: {record.per_second:.0f} predictions a second, "
+                f"{record.ms_per_prediction:.1f} ms each for the slowest client"
+            )
+    write_json(options.json, records)

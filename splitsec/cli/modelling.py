@@ -1,0 +1,212 @@
+"""`splitsec cuts` and `splitsec predict`: a user's own model."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from splitsec.cli.common import Commands, check_writable, numbers, terminated_like_interrupted, write_json
+from splitsec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from splitsec.choosing import CutCost
+    from splitsec.launch.prediction import PredictResult
+
+MODEL_HELP = "package.module:name, file.py:name or the name of a torchvision model"
+
+
+def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
+    """Add both commands."""
+    cuts = commands.add_parser("cuts", parents=[common], help="where a model can be cut, and what each cut costs")
+    cuts.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    cuts.add_argument("--input", required=True, metavar="C,H,W", help="shape of one input, such as 3,32,32")
+    cuts.add_argument("--weights", type=Path, metavar="FILE", help="safetensors with the model's weights")
+    cuts.add_argument("--rtt", type=float, default=0.0, metavar="MS", help="round trip of the links (this machine's)")
+    cuts.add_argument("--bandwidth", type=float, metavar="MBIT", help="of the links, a second (this machine's)")
+    cuts.add_argument("--json", type=Path, metavar="FILE", help="also write the table to this file")
+    cuts.add_argument("--plot", type=Path, metavar="FILE", help="draw cost along the model: .png, .svg or .pdf")
+    cuts.set_defaults(run=_cuts)
+
+    predict = commands.add_parser(
+        "predict", parents=[common], help="encrypted predictions of your model, with all parties on this machine"
+    )
+    predict.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    predict.add_argument(
+        "--cut", required=True, metavar="NAME", help="where to cut, see splitsec cuts; NAME,NAME for a U"
+    )
+    predict.add_argument("--weights", type=Path, metavar="FILE", help="safetensors with the model's weights")
+    predict.add_argument("--input", required=True, type=Path, metavar="FILE", help="npz with images, perhaps labels")
+    predict.add_argument("--count", type=int, metavar="N", help="only the first N images")
+    predict.add_argument("--batch", type=int, default=1, metavar="N", help="images a query (1)")
+    predict.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="npz with images of nobody's, to measure ranges (noise)"
+    )
+    predict.add_argument(
+        "--checked", action="store_true", help="name the layer whose values leave their range; five rounds more"
+    )
+    predict.add_argument("--json", type=Path, metavar="FILE", help="also write labels and figures to this file")
+    predict.set_defaults(run=_predict)
+
+
+def _cuts(options: argparse.Namespace) -> None:
+    check_writable(options.json)
+    check_writable(options.plot)
+    if not options.rtt >= 0 or (options.bandwidth is not None and not options.bandwidth > 0):
+        raise ConfigError("--rtt takes milliseconds from 0 on, --bandwidth megabits a second above 0")
+    shape = numbers(options.input, "--input")
+    from rich.console import Console
+
+    from splitsec.choosing import Link, list_cuts
+    from splitsec.models import load_model, load_weights
+
+    console = Console()
+    with console.status("loading the model") as status:
+        model = load_model(options.model)
+        if options.weights is not None:
+            load_weights(model, options.weights)
+        link = Link(options.rtt) if options.bandwidth is None else Link(options.rtt, options.bandwidth)
+        costs = list_cuts(model, shape, link=link, progress=lambda done, whole: status.update(f"cut {done} of {whole}"))
+    where = "this machine's own links"
+    if options.rtt or options.bandwidth is not None:
+        limit = "unlimited" if options.bandwidth is None else f"{options.bandwidth:g}"
+        where = f"{options.rtt:g} ms round trip, {limit} Mbit/s"
+    _show_cuts(costs, where, options.model, console)
+    if options.plot is not None:
+        from splitsec.choosing.picture import draw
+
+        draw(costs, options.plot, f"{options.model}, input {options.input}")
+    write_json(options.json, [asdict(one) for one in costs])
+
+
+def _show_cuts(costs: Sequence[CutCost], link: str, model: str, console: Console) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    longest = max(len("cut after"), *(len(one.name) for one in costs))
+    wide = not console.is_terminal or console.width >= _WIDE + longest
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDE + longest)
+    table = Table(
+        title=f"{model}: one encrypted prediction by the tail ({link})",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 1),
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    table.add_column("cut after", no_wrap=wide, overflow="fold", min_width=min(longest, 24))
+    for heading in _HEADINGS if wide else _HEADINGS[:1] + _HEADINGS[-5:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    reasons: dict[str, int] = {}
+    for one in costs:
+        row = ["x".join(map(str, one.shape))]
+        if wide:
+            counts = (one.elements, one.front_parameters, one.tail_parameters, one.front_macs, one.tail_macs)
+            row += [_short(count) for count in counts]
+        if one.encrypted is None:
+            number = reasons.setdefault(one.reason, len(reasons) + 1)
+            row += [f"none [{number}]", "", "", "", ""]
+        else:
+            found = one.encrypted
+            row += [str(found.rounds), _short(found.bytes_online), _short(found.bytes_offline)]
+            row += [f"{ms:.3g}" if ms < 1000 else f"{ms:.0f}" for ms in (found.online_ms, found.offline_ms)]
+        table.add_row(Text(one.name), *map(Text, row))
+    console.print(table)
+    for reason, number in reasons.items():
+        console.print(Text(f"[{number}] {reason}"))
+    console.print(
+        "Rounds and bytes are exact; milliseconds are predicted from them and this machine's speed.", soft_wrap=True
+    )
+    if not wide:
+        console.print(f"A terminal of {_WIDE + longest} columns shows weights and multiply-adds too, as --json does.")
+
+
+_WIDE = 102
+_HEADINGS = (
+    "sends",
+    "values",
+    "weights\nfront",
+    "\ntail",
+    "mult-adds\nfront",
+    "\ntail",
+    "encrypted\nrounds",
+    "bytes\nonline",
+    "\noffline",
+    "ms\nonline",
+    "\noffline",
+)
+
+
+def _short(count: float) -> str:
+    for unit in ("", "k", "M", "G"):
+        if count < 999.5 or unit == "G":
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    raise AssertionError("a number has a unit")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    check_writable(options.json)
+    if options.batch < 1 or (options.count is not None and options.count < 1):
+        raise ConfigError("--batch and --count take whole numbers of at least 1")
+    from rich.console import Console
+
+    from splitsec.launch.prediction import Samples, as_json, counted, predict
+
+    samples = Samples.load(options.input)
+    if options.count is not None:
+        labels = None if samples.labels is None else samples.labels[: options.count]
+        samples = Samples(samples.images[: options.count], labels)
+    calibration = None if options.calibration is None else Samples.load(options.calibration)
+    console = Console()
+    with terminated_like_interrupted(), console.status("loading the model") as status:
+        result = predict(
+            options.model,
+            options.cut,
+            samples,
+            weights=options.weights,
+            calibration=calibration,
+            batch_size=options.batch,
+            checked=options.checked,
+            report=counted(lambda done, whole: status.update(f"{done} of {whole} encrypted predictions")),
+            on_start=status.update,
+        )
+    _show_predictions(result, options.model, console)
+    write_json(options.json, as_json(result))
+
+
+def _show_predictions(result: PredictResult, model: str, console: Console) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{model}, cut at '{result.cut}', {result.predictions} images")
+    table.add_column("")
+    table.add_column("plain", justify="right")
+    table.add_column("encrypted", justify="right")
+    if result.accuracy_plain is not None and result.accuracy_encrypted is not None:
+        table.add_row("accuracy", f"{result.accuracy_plain:.2%}", f"{result.accuracy_encrypted:.2%}")
+    if result.agreement is not None:
+        table.add_row("identical labels", "", f"{result.agreement:.2%} of {result.predictions}")
+    table.add_row("largest difference of results", "", f"{result.max_abs_error:.1e}")
+    table.add_row("time a query, online", f"{result.plain_ms_median:.2f} ms", f"{result.online_ms_median:.1f} ms")
+    table.add_row("time a query, with offline work", "", f"{result.total_ms_median:.1f} ms")
+    table.add_row("rounds", "", str(result.rounds))
+    table.add_row("bytes online, offline", "", f"{_short(result.bytes_online)}, {_short(result.bytes_offline)}")
+    table.add_row("ranges", "", result.ranges)
+    console.print(table)
+    if result.labels is not None:
+        first = ", ".join(map(str, result.labels[:20]))
+        console.print(f"labels: {first}{', ...' if len(result.labels) > 20 else ''}")
+    if result.undecided:
+        console.print(
+            f"{result.undecided} images have their two largest results in plain closer than fixed point resolves "
+            "(3e-5): their labels are chance"
+        )
+    console.print(
+        "The server saw shapes and counts; only the client could open the results. Everything ran on this machine."
+    )
