@@ -95,7 +95,7 @@ def compile_tail(
         bounds, limit, limited_by = guaranteed_bounds(lowering.steps, sizes, precision, limit)
     else:
         bounds, limit, guaranteed = _calibrated(
-            lowering, sizes, tuple(input_shape), limit, calibration, memory, guarantee
+            lowering, sizes, tuple(input_shape), limit, calibration, memory, guarantee=guarantee
         )
     steps = list(lowering.steps)
     if reveal == "label":
@@ -125,6 +125,7 @@ def _calibrated(
     limit: float,
     calibration: torch.Tensor,
     memory: Memory | None,
+    *,
     guarantee: bool,
 ) -> tuple[list[float], float, bool]:
     """A bound for every value, the limit of the input, and whether they are guaranteed."""

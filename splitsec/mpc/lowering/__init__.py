@@ -15,11 +15,11 @@ from splitsec.mpc.lowering.base import LOOKUPS, Lowering, Shared, Tables, refusa
 __all__ = ["Lowering", "Shared", "lower_tail", "refuse_lookups", "supported_layers"]
 
 _ALL = [module.TABLES for module in (layers, activations, pooling, shaping, arithmetic, attention)]
-_ALL.append(shaping.stochastic_depth_tables())
 _TABLES = Tables(
     {kind: lower for tables in _ALL for kind, lower in tables.modules.items()},
     {function: lower for tables in _ALL for function, lower in tables.functions.items()},
     {name: lower for tables in _ALL for name, lower in tables.methods.items()},
+    {name: lower for tables in _ALL for name, lower in tables.torchvision.items()},
 )
 
 
@@ -43,5 +43,5 @@ def refuse_lookups(tail: fx.GraphModule) -> None:
 
 
 def supported_layers() -> list[str]:
-    """The names of all layers of torch.nn that have an encrypted form."""
-    return sorted(kind.__name__ for kind in _TABLES.modules)
+    """The names of all layers of torch.nn and torchvision.ops that have an encrypted form."""
+    return sorted([*(kind.__name__ for kind in _TABLES.modules), *_TABLES.torchvision])

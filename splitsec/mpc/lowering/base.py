@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -61,11 +61,13 @@ Lower = Callable[["Lowering", Call], Any]
 
 @dataclass(frozen=True)
 class Tables:
-    """What stands for what: by type of module, by function, by name of a tensor's method."""
+    """What stands for what: by type of module, by function, by name of a tensor's method, and by name of a layer of
+    torchvision.ops."""
 
     modules: Mapping[type[nn.Module], Lower]
     functions: Mapping[Any, Lower]
     methods: Mapping[str, Lower]
+    torchvision: Mapping[str, Lower] = field(default_factory=dict)
 
 
 class Lowering:
@@ -120,6 +122,8 @@ class Lowering:
         call = Call(node, name, target, args, kwargs, layer)
         if layer is not None:
             lower, described = self._tables.modules.get(type(layer)), type(layer).__name__
+            if lower is None and type(layer).__module__.startswith("torchvision.ops."):
+                lower = self._tables.torchvision.get(described)
         elif isinstance(target, str):
             lower, described = self._tables.methods.get(target), f"Tensor.{target}"
         else:

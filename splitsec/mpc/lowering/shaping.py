@@ -346,13 +346,6 @@ _METHODS: dict[str, Lower] = {
 }
 
 
-def stochastic_depth_tables() -> Tables:
-    """torchvision's layers, if it is installed."""
-    try:
-        from torchvision.ops import Permute, StochasticDepth
-    except ImportError:
-        return Tables({}, {}, {})
-    return Tables({StochasticDepth: _stochastic_depth, Permute: _permute}, {}, {})
-
-
-TABLES = Tables(_MODULES, _FUNCTIONS, _METHODS)
+# torchvision's, by name, since importing it takes seconds.
+_NAMED: dict[str, Lower] = {"StochasticDepth": _stochastic_depth, "Permute": _permute}
+TABLES = Tables(_MODULES, _FUNCTIONS, _METHODS, _NAMED)
