@@ -24,6 +24,43 @@ def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
     sessions.add_argument("--predictions", type=int, default=200, metavar="N", help="of each client (200)")
     sessions.add_argument("--json", type=Path, metavar="FILE", help="also write the records to this file")
     sessions.set_defaults(run=_bench_sessions)
+    zoo = questions.add_parser("models", parents=[common], help="torchvision's models at a late cut: the same labels?")
+    zoo.add_argument("--model", metavar="NAME[:CUT][,...]", help="some of them (all)")
+    zoo.add_argument("--json", type=Path, metavar="FILE", help="also write the records to this file")
+    zoo.set_defaults(run=_bench_models)
+
+
+def _bench_models(options: argparse.Namespace) -> None:
+    check_writable(options.json)
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from splitsec.bench.zoo import INPUTS, LATE_CUTS, run_zoo
+
+    console = Console()
+    names = [*LATE_CUTS] if options.model is None else options.model.split(",")
+    with terminated_like_interrupted(), console.status("") as status:
+        records = run_zoo(names, status.update)
+    table = Table(title=f"random weights, {INPUTS} images of noise, batch 1")
+    for heading in ("model", "cut", "tail's weights", "same label", "error", "online ms", "total ms", "rounds", "MB"):
+        table.add_column(heading, justify="left" if heading in ("model", "cut") else "right")
+    for one in records:
+        found = one.result
+        table.add_row(
+            one.model,
+            one.cut,
+            f"{one.tail_parameters / 1e6:.2f} M",
+            f"{round((found.agreement or 0) * INPUTS)} of {INPUTS}",
+            f"{found.max_abs_error:.0e}",
+            f"{found.online_ms_median:.0f}",
+            f"{found.total_ms_median:.0f}",
+            str(found.rounds),
+            f"{found.bytes_online / 1e6:.1f} + {found.bytes_offline / 1e6:.1f}",
+        )
+    console.print(table)
+    write_json(options.json, [asdict(one) for one in records])
 
 
 def _inference_options(parser: argparse.ArgumentParser) -> None:
