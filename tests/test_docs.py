@@ -1,5 +1,7 @@
 """The documentation's code runs, and what it names exists."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +25,33 @@ def test_the_api_example_runs_as_it_stands() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("rounds a prediction") == 2
+
+
+def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
+    """Every block in its order: files are written, Python is run, commands are typed."""
+    text = (ROOT / "docs" / "own-model.md").read_text()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    said = ""
+    for language, code in re.findall(r"```(python|bash)\n(.*?)```", text, re.DOTALL):
+        named = re.match(r"# (\w+\.py)\n", code)
+        if named:
+            (tmp_path / named[1]).write_text(code)
+            continue
+        if language == "bash":
+            names = f'splitsec() {{ "{sys.executable}" -m splitsec "$@"; }}\npython() {{ "{sys.executable}" "$@"; }}\n'
+            command = ["bash", "-ec", names + code]
+        else:
+            command = [sys.executable, "-c", code]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False
+        )
+        assert done.returncode == 0, f"{code}\n{done.stderr}"
+        said += done.stdout + done.stderr
+    assert "would send more than one value (relu, conv2)" in said or "the nearest clean cut is" in said
+    assert "100.00% of 20" in said
+    assert said.count("ms a prediction") == 2
+    assert (tmp_path / "cuts.png").stat().st_size > 10_000
+    assert len(json.loads((tmp_path / "out.json").read_text())["labels"]) == 20
 
 
 @pytest.mark.parametrize(("index", "kind"), [(0, DealerConfig), (1, ServerConfig), (2, ClientConfig)])

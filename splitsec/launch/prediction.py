@@ -123,7 +123,6 @@ def predict(
         ConfigError, CutError, UnsupportedLayerError, RangeError: before any process is started.
     """
     began = time.monotonic()
-    source = absolute_source(source)
     model = load_model(source).eval()
     if weights is not None:
         load_weights(model, weights)
@@ -136,7 +135,7 @@ def predict(
     with tempfile.TemporaryDirectory(prefix="splitsec-predict-") as name, PartyGroup() as group:
         directory = Path(name)
         on_start("starting a dealer and a server")
-        service = Service(source, split.cut, split.tail, measured)
+        service = Service(absolute_source(source), split.cut, split.tail, measured)
         dealer, server = start_service(group, directory, service, ("client-1", "client-2"), timeout=TIMEOUT)
         client = Client(
             split.front,

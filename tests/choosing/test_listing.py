@@ -1,0 +1,113 @@
+"""What `splitsec cuts` says of every cut: exact where it says so."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from encrypted_tail import run_tail
+from torch import nn
+from torch.nn import functional as F
+
+from splitsec.choosing import CutCost, Link, Speed, list_cuts
+from splitsec.choosing.picture import draw
+from splitsec.cut import SplitModel
+from splitsec.errors import ConfigError
+from splitsec.mpc.costing import predict_cost
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.skip, self.fc = nn.Conv2d(4, 4, 1), nn.Linear(64, 3)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        x = F.relu(self.norm(self.conv(x)))
+        x = F.max_pool2d(F.gelu(x + self.skip(x)), 2)
+        return self.fc(x.view(x.size(0), -1))
+
+
+@pytest.fixture(scope="module")
+def speed() -> Speed:
+    return Speed()
+
+
+@pytest.fixture(scope="module")
+def costs(speed: Speed) -> list[CutCost]:
+    torch.manual_seed(0)
+    return list_cuts(Small(), (1, 8, 8), speed=speed)
+
+
+def test_every_clean_cut_is_there_with_what_each_side_holds(costs: list[CutCost]) -> None:
+    assert [one.name for one in costs] == ["input", "conv", "norm", "relu", "add", "gelu", "max_pool2d", "view"]
+    whole = sum(parameter.numel() for parameter in Small().parameters())
+    assert all(one.front_parameters + one.tail_parameters == whole for one in costs)
+    # 64 places by 9 and 4 by 4 products, and 64 by 3.
+    assert {one.front_macs + one.tail_macs for one in costs} == {64 * 9 * 4 + 64 * 16 + 64 * 3}
+    by_name = {one.name: one for one in costs}
+    assert by_name["conv"].front_macs == 64 * 9 * 4
+    assert by_name["view"].tail_macs == 64 * 3
+    assert by_name["max_pool2d"].shape == (4, 4, 4)
+    assert by_name["max_pool2d"].elements == 64
+
+
+def test_rounds_and_bytes_are_those_of_a_real_run(costs: list[CutCost]) -> None:
+    torch.manual_seed(0)
+    model = Small().eval()
+    for one in costs:
+        split = SplitModel(model, one.name).eval()
+        with torch.no_grad():
+            activation = split.front(torch.randn(1, 1, 8, 8))
+        _, (_, client), program = run_tail(split.tail, activation, calibration=activation)
+        assert one.encrypted is not None
+        traffic = client.peer.traffic
+        assert one.encrypted.rounds == traffic.rounds
+        assert one.encrypted.bytes_online == traffic.bytes_sent + traffic.bytes_received
+        assert one.encrypted.hops == predict_cost(program, 1).hops
+        assert one.encrypted.guaranteed
+
+
+def test_later_cuts_cost_less_and_links_cost_more(costs: list[CutCost], speed: Speed) -> None:
+    found = {one.name: one.encrypted for one in costs}
+    first, last = found["relu"], found["view"]
+    assert first is not None
+    assert last is not None
+    assert first.online_ms > last.online_ms > 0
+    far = {one.name: one.encrypted for one in list_cuts(Small(), (1, 8, 8), link=Link(100.0, 10.0), speed=speed)}[
+        "relu"
+    ]
+    assert far is not None
+    # So many messages one after another, and so many bytes one way, at the least.
+    assert far.online_ms > first.hops * 50.0 + first.bytes_online / 2 * 8e-6 / 10 * 1e3
+
+
+class Unsupported(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.last = nn.Linear(4, 4), nn.Softsign(), nn.Linear(4, 2)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return self.last(self.other(self.one(x)))
+
+
+def test_layers_without_encrypted_form_are_named_where_they_stand_in_the_way(speed: Speed) -> None:
+    found = {one.name: one for one in list_cuts(Unsupported(), (4,), speed=speed)}
+    for name in ("input", "one"):
+        assert found[name].encrypted is None
+        assert "layer 'other' (Softsign) has no encrypted form" in found[name].reason
+        assert found[name].tail_parameters > 0
+    assert found["other"].encrypted is not None
+
+
+def test_a_shape_that_does_not_fit_is_named(speed: Speed) -> None:
+    with pytest.raises(ConfigError, match="cannot take an input of shape 3x8x8: .*channels"):
+        list_cuts(Small(), (3, 8, 8), speed=speed)
+
+
+def test_the_picture_is_drawn(costs: list[CutCost], tmp_path: Path) -> None:
+    draw(costs, tmp_path / "cuts.png", "a model")
+    assert (tmp_path / "cuts.png").read_bytes()[:4] == b"\x89PNG"
+    draw(costs, tmp_path / "cuts.svg", "a model")
+    assert "a model" in (tmp_path / "cuts.svg").read_text() or (tmp_path / "cuts.svg").stat().st_size > 10_000
+    with pytest.raises(ConfigError, match="cannot draw"):
+        draw(costs, tmp_path / "cuts.nothing", "a model")
