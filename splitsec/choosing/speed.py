@@ -99,7 +99,8 @@ class Speed:
         received = sent * per_byte + elements * self.element_offline + steps * self.item_offline
         # The dealer sends in parts while it computes; the client multiplies by the masked weights meanwhile.
         offline = max(dealt, received, products + elements * self.element_offline + steps * self.item_offline)
-        offline += 2 * (self.message_seconds + link.rtt_ms / 2e3)
+        # The client asks the server, the server the dealer, and both answer.
+        offline += 4 * (self.message_seconds + link.rtt_ms / 2e3)
         return online * 1e3, offline * 1e3
 
     def _product(self, item: LinearMask) -> float:

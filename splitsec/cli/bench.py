@@ -40,6 +40,8 @@ def _bench_models(options: argparse.Namespace) -> None:
     from splitsec.bench.zoo import INPUTS, LATE_CUTS, run_zoo
 
     console = Console()
+    if not console.is_terminal:
+        console.width = 130
     names = [*LATE_CUTS] if options.model is None else options.model.split(",")
     with terminated_like_interrupted(), console.status("") as status:
         records = run_zoo(names, status.update)
