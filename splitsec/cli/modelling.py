@@ -48,7 +48,7 @@ def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--calibration", type=Path, metavar="FILE", help="npz with images of nobody's, to measure ranges (noise)"
     )
     predict.add_argument(
-        "--checked", action="store_true", help="name the layer whose values leave their range; five rounds more"
+        "--checked", action="store_true", help="name the layer whose values leave their range; three times the bytes"
     )
     predict.add_argument("--json", type=Path, metavar="FILE", help="also write labels and figures to this file")
     predict.set_defaults(run=_predict)

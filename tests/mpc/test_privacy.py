@@ -102,3 +102,20 @@ def test_control_a_wrong_weight_mask_shows() -> None:
     with torch.no_grad():
         changed = trace(nn.Sequential(*[type(one)(1, 2, 3) if type(one) is nn.Conv2d else one for one in TAIL])).eval()
     assert not _independent(plain, _received(Unmasked, torch.ones(1, 1, 4, 4), changed, CLIENT))
+
+
+def _transformer() -> nn.Module:
+    """Every protocol of curves, normalising and products: GELU, attention, layer norm, a scale and a constant."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(4, 2, 4, activation="gelu", batch_first=True)
+    return nn.Sequential(nn.GroupNorm(1, 3), layer, nn.BatchNorm1d(3), nn.Hardswish()).eval()
+
+
+@pytest.mark.parametrize("rank", [SERVER, CLIENT])
+def test_so_they_are_in_a_transformer(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.RUNS", 2)
+    x = torch.full((1, 3, 4), 2.0) + torch.arange(4)
+    tail = _transformer()
+    for opened in (False, True):
+        assert _looks_uniform(_received(Recorder, x, tail, rank, opened=opened))
+    assert not _looks_uniform(_received(Unmasked, x, tail, rank))
