@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.utils.flop_counter import FlopCounterMode
 
 from splitsec.choosing.speed import Link, Speed
 from splitsec.cut import INPUT, CutGraph, SplitModel, trace
 from splitsec.errors import ConfigError, SplitsecError
 from splitsec.mpc.bounds import Memory
-from splitsec.mpc.compiler import compile_tail
+from splitsec.mpc.compiler import ShapeNotes, compile_tail
 from splitsec.mpc.context import CLIENT, SERVER
 from splitsec.mpc.costing import StepMemory, predict_cost
 from splitsec.mpc.plan import correction_count
@@ -56,8 +55,11 @@ class CutCost:
     reason: str = ""
 
 
-class _Counting(fx.Interpreter):
-    """Runs a model and keeps each node's value and the multiply-adds up to it."""
+class _Counting(ShapeNotes):
+    """Runs a model and keeps wanted nodes' values and every node's multiply-adds.
+
+    The nodes of a tail are copies of these, with the shapes that are noted here.
+    """
 
     def __init__(self, module: fx.GraphModule, counter: FlopCounterMode, keep: set[fx.Node]) -> None:
         super().__init__(module, garbage_collect_values=True)
@@ -69,9 +71,6 @@ class _Counting(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         before = self._counter.get_total_flops()
         value = super().run_node(n)
-        if isinstance(value, torch.Tensor):
-            # As `ShapeProp` does; the nodes of a tail are copies of these.
-            n.meta["tensor_meta"] = _extract_tensor_metadata(value)
         # The counter counts a multiplication and an addition as two.
         self.macs[n] = (self._counter.get_total_flops() - before) // 2
         if n in self._keep:

@@ -2,7 +2,7 @@
 
 from splitsec.cut.graph import INPUT, CutGraph, CutPoint
 from splitsec.cut.segments import ConstantError, build_segment, load_segment
-from splitsec.cut.split import Cut, SplitModel, cut_names, is_u
+from splitsec.cut.split import Cut, SplitModel, check_batch, cut_names, is_u
 from splitsec.cut.tracing import trace
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "CutPoint",
     "SplitModel",
     "build_segment",
+    "check_batch",
     "cut_names",
     "is_u",
     "load_segment",

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NoReturn
 
-from torch import fx
+from torch import fx, nn
 
+from splitsec.cut.tracing import containers
 from splitsec.errors import CutError
 
 # The cut before the first layer: the whole network is the tail.
@@ -57,7 +58,7 @@ class CutGraph:
             self._users.append(sum(1 << self.order[user] for user in node.users))
         whole = 1 << self.order[self.input]
         # The last node of every module that the tracer looked into.
-        self._last = {path: node for node in self.nodes for path in _containers(node)}
+        self._last = {path: node for node in self.nodes for path in containers(node)}
         self.batch_sizes = {node for node in self.nodes if self._is_batch_size(node)}
         free = [node for node in self.nodes if node in self.batch_sizes or not self._before[node] & whole]
         self._free = sum(1 << self.order[node] for node in free)
@@ -116,14 +117,23 @@ class CutGraph:
         for node in self.nodes:
             if node.op not in ("call_module", "call_function", "call_method") or self.is_free(node):
                 continue
-            if any(user.op == "output" for user in node.users) or self.crossing(node) != [node]:
+            if self._gives_several(node) or any(user.op == "output" for user in node.users):
+                continue
+            if self.crossing(node) != [node]:
                 continue
             tried = [node_name(node)] if node.op == "call_module" else []
-            tried += [path for path in reversed(_containers(node)) if self._last[path] is node]
+            tried += [path for path in reversed(containers(node)) if self._last[path] is node]
             name = next((one for one in tried if one not in seen), node.name)
             seen.add(name)
             found.append(CutPoint(name, node))
         return found
+
+    def _gives_several(self, node: fx.Node) -> bool:
+        """Whether the node's value is no tensor but several, or something about one."""
+        if node.op == "call_module":
+            return isinstance(self.traced.get_submodule(str(node.target)), (nn.RNNBase, nn.MultiheadAttention))
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        return name in ("getattr", "size", "dim", "numel", "chunk", "split", "unbind", "tensor_split")
 
     def find(self, name: str) -> CutPoint:
         """The clean cut called `name`: a module path (a container's stands for its last call) or a graph node.
@@ -131,11 +141,11 @@ class CutGraph:
         Raises:
             CutError: no such node (lists the valid ones), or more than one value crosses (names them and the nearest).
         """
-        if name == INPUT:
-            return CutPoint(INPUT, self.input)
         for point in self.points:
             if name in (point.name, point.node.name):
                 return point
+        if name == INPUT:
+            return CutPoint(INPUT, self.input)
         last = max(self._called(name), key=self.order.__getitem__)
         for point in self.points:
             if point.node is last:
@@ -166,7 +176,7 @@ class CutGraph:
         tests: list[Callable[[fx.Node], bool]] = [
             lambda node: name in (node_name(node), node.name),
             lambda node: node_name(node).startswith(name + "."),
-            lambda node: name in _containers(node),
+            lambda node: name in containers(node),
         ]
         found = [node for node in self.nodes if node.op != "output" and any(test(node) for test in tests)]
         if not found:
@@ -191,10 +201,3 @@ class CutGraph:
         if node.target is getattr:
             return f"{node.args[0]}.{node.args[1]}"
         return node_name(node)
-
-
-def _containers(node: fx.Node) -> list[str]:
-    """Paths of the modules that a node lies in, the outermost first."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [entry[0] for entry in stack.values() if isinstance(entry, tuple) and entry and entry[0]]
-    return [path for path in paths if path != node.target]

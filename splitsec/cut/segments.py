@@ -70,12 +70,25 @@ def build_segment(
         raise CutError(f"the cut '{split.cut}' has no {part}")
     segment.meta["cut"] = split.cut
     _refuse_constants(segment)
+    tied = _tied(segment)
     segment.to_empty(device=device)
+    for first, *others in tied:
+        for other in others:
+            path, _, name = other.rpartition(".")
+            setattr(segment.get_submodule(path), name, segment.get_parameter(first))
     if weights is None:
         _reset(segment)
     else:
         load_segment(segment, _wanted(segment, weights))
     return segment
+
+
+def _tied(segment: nn.Module) -> list[list[str]]:
+    """Names of one parameter, where it has several."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in segment.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return [found for found in names.values() if len(found) > 1]
 
 
 def _wanted(segment: nn.Module, weights: Path | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

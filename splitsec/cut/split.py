@@ -22,7 +22,10 @@ def cut_names(cut: Cut) -> tuple[str, ...]:
     Raises:
         CutError: no name, or more than two.
     """
-    names = tuple(part.strip() for part in (cut.split(",") if isinstance(cut, str) else cut))
+    parts = cut.split(",") if isinstance(cut, str) else cut
+    if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
+        raise CutError(f"{cut!r} is no cut; write a name, or two for a U")
+    names = tuple(part.strip() for part in parts)
     if not 1 <= len(names) <= 2 or not all(names):
         raise CutError(f"'{cut}' is no cut; write one name, or two for a U: 'layer1,fc'")
     return names
@@ -74,7 +77,7 @@ class SplitModel(nn.Module):
         self.front: fx.GraphModule = _segment(graph, "Front", None, points[0])
         self.tail: fx.GraphModule = _segment(graph, "Tail", points[0], points[1] if len(points) == 2 else None)
         self.head = _segment(graph, "Head", points[1], None) if len(points) == 2 else None
-        self.training = model.training
+        self.training = self._was_training = model.training
         self._refuse_shared()
 
     @property
@@ -84,7 +87,9 @@ class SplitModel(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The whole model: tail(front(x)), and the head of that if there is one."""
-        out: torch.Tensor = self.tail(self.front(x))
+        activation = self.front(x)
+        check_batch(activation, x, self.cut)
+        out: torch.Tensor = self.tail(activation)
         return out if self.head is None else self.head(out)
 
     def whole_state_dict(self) -> dict[str, torch.Tensor]:
@@ -103,14 +108,19 @@ class SplitModel(nn.Module):
         whole = copy.deepcopy(self._whole[0])
         state = {key: value.detach().clone() for key, value in self.whole_state_dict().items()}
         # Values that no segment uses stay what they were.
-        whole.load_state_dict({**whole.state_dict(), **state}, assign=True)
+        # Copied into the model's own tensors, so that tied weights stay tied; those of the meta device have no memory.
+        bare = any(value.is_meta for value in whole.state_dict().values())
+        whole.load_state_dict({**whole.state_dict(), **state}, assign=bare)
         for name, parameter in whole.named_parameters():
             parameter.requires_grad_(self._requires_grad(name, parameter.requires_grad))
         layers = {path: layer for segment in self.segments for path, layer in segment.named_modules() if path}
         for path, layer in whole.named_modules():
             # What torch.fx looked into, a segment holds by another type or not at all.
-            same = type(layers.get(path)) is type(layer)
-            layer.training = layers[path].training if same else self.training
+            held = layers.get(path)
+            if held is not None and type(held) is type(layer):
+                layer.training = held.training
+            elif self.training != self._was_training:
+                layer.training = self.training
         return whole
 
     def _requires_grad(self, name: str, default: bool) -> bool:
@@ -161,9 +171,18 @@ def _segment(graph: CutGraph, name: str, after: CutPoint | None, upto: CutPoint 
     return segment
 
 
+def check_batch(activation: torch.Tensor, x: torch.Tensor, cut: str) -> None:
+    """Raise `CutError` unless the value at a cut has one row for each of its input's."""
+    if not isinstance(activation, torch.Tensor) or activation.shape[:1] != x.shape[:1]:
+        shape = tuple(activation.shape) if isinstance(activation, torch.Tensor) else type(activation).__name__
+        raise CutError(
+            f"at cut '{cut}' {len(x)} samples become {shape}: the batch must stay the first dimension; choose another"
+        )
+
+
 def is_u(cut: str) -> bool:
     """Whether a `SplitModel.cut` has a head at the client."""
     return len(cut_names(cut)) == 2
 
 
-__all__ = ["INPUT", "Cut", "SplitModel", "cut_names", "is_u"]
+__all__ = ["INPUT", "Cut", "SplitModel", "check_batch", "cut_names", "is_u"]

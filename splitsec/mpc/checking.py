@@ -9,6 +9,9 @@ from splitsec.mpc.operations import OPERATIONS
 from splitsec.mpc.program import MAX_STEPS, MOST_DIGITS, Program, Step
 from splitsec.mpc.ring import HEADROOM_BITS
 
+# Constants are scaled to the fractional bits of products, and must then be far from the ring's end.
+LARGEST_CONSTANT = 2.0**26
+
 
 def check_program(program: Program) -> None:
     """Raise `MessageError` for a program that no compiler makes: what a client checks before it runs one."""
@@ -20,8 +23,8 @@ def check_program(program: Program) -> None:
             raise MessageError(f"the program has an unknown operation '{step.op[:32]}'")
         if not step.inputs or any(not 0 <= index < number for index in step.inputs):
             raise MessageError(f"step {number} of the program reads a value that is not there")
-        if not max(map(abs, _constants(step))) < 2.0 ** (30 - program.precision):
-            raise MessageError(f"step {number} of the program has an impossible constant")
+        if not max(map(abs, _constants(step))) < LARGEST_CONSTANT:
+            raise MessageError(f"step {number} ('{step.name[:64]}') has a constant of {LARGEST_CONSTANT:g} or more")
         if not 0 <= step.bits <= HEADROOM_BITS - 2 * program.precision - 2:
             raise MessageError(f"step {number} of the program has an impossible bound")
         if any(size < 1 for size in (*step.shape, *step.weight)) or math.prod(step.shape) > 1 << 26:

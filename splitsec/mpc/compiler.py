@@ -10,14 +10,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 import torch
 from torch import fx
-from torch.fx.passes.shape_prop import ShapeProp
+from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 from splitsec.errors import MessageError, RangeError, UnsupportedLayerError
 from splitsec.mpc.bounds import MARGIN, Memory, guaranteed_bounds, input_bits, measured_bounds, range_checks
+from splitsec.mpc.checking import check_program
 from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.linear import laid_out
 from splitsec.mpc.lowering import Lowering, lower_tail, refuse_lookups
@@ -69,20 +71,25 @@ def compile_tail(
         UnsupportedLayerError: a layer without an encrypted form, with its name.
         RangeError: a weight that is not finite or too large for fixed point, with its layer.
     """
+    if not 0 < limit < math.inf:
+        raise MessageError(f"a limit of {limit} is no magnitude; give a number above 0")
+    if calibration is not None and not (len(calibration) and torch.isfinite(calibration).all()):
+        raise RangeError("the calibration is empty or holds a value that is not a finite number")
     refuse_lookups(tail)
-    training = tail.training
+    modes = {module: module.training for module in tail.modules()}
     tail.eval()
     try:
-        parameter = next(tail.parameters(), torch.empty(0))
         if not shaped:
+            parameter = next(tail.parameters(), torch.empty(0))
             with torch.no_grad():
-                ShapeProp(tail).propagate(torch.zeros(input_shape, dtype=parameter.dtype))
+                ShapeNotes(tail).run(torch.zeros(input_shape, dtype=parameter.dtype))
         lowering = lower_tail(tail, tuple(input_shape), precision)
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
         shape = "x".join(map(str, input_shape))
         raise MessageError(f"the tail cannot take an activation of shape {shape}: {_first_line(error)}") from error
     finally:
-        tail.train(training)
+        for module, mode in modes.items():
+            module.training = mode
     _fuse_relu_and_max_pool(lowering.steps, input_shape)
     for number, held in lowering.weights.items():
         lowering.steps[number - 1] = _with_digits(lowering.steps[number - 1], held.weight)
@@ -106,7 +113,22 @@ def compile_tail(
     steps = [msgspec.structs.replace(step, bits=input_bits(step, bounds)) for step in steps]
     checks = range_checks(lowering.steps, sizes, bounds, precision) if checked else ()
     program = Program(input_shape, tuple(steps), limit, limited_by, precision, checks, comparison, guaranteed)
+    try:
+        check_program(program)
+    except MessageError as error:
+        raise UnsupportedLayerError(f"the tail cannot run encrypted: {error}") from error
     return program, lowering.weights
+
+
+class ShapeNotes(fx.Interpreter):
+    """Runs a model and notes at each node what `ShapeProp` would, without printing when an input does not fit."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        """As torch.fx has it."""
+        value = super().run_node(n)
+        if isinstance(value, torch.Tensor):
+            n.meta["tensor_meta"] = _extract_tensor_metadata(value)
+        return value
 
 
 def _with_digits(step: Step, weight: torch.Tensor) -> Step:

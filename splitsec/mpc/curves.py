@@ -163,5 +163,6 @@ _FUNCTIONS = {
     "mish": (lambda x, _: x * np.tanh(_softplus(x, 1.0)), lambda _: -11.0, lambda _: 9.0, 0.0, 1.0, 48),
     "softplus": (_softplus, lambda beta: -9.0 / beta, lambda beta: 9.0 / beta, 0.0, 1.0, 32),
     "elu": (lambda x, alpha: alpha * np.expm1(x), lambda _: -9.0, lambda _: 0.0, 0.0, 1.0, 32),
-    "exp": (lambda x, _: np.exp(x), lambda _: -11.0, lambda _: 0.0, 0.0, 0.0, 32),
+    # The fourth root of the exponential, for softmax: zero at the far end, and beyond it.
+    "exp": (lambda x, _: np.exp(x / 4) * np.minimum(1, (x + 24) / 4), lambda _: -24.0, lambda _: 0.0, 0.0, 0.0, 40),
 }

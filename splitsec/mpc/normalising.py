@@ -83,7 +83,7 @@ def exponentials(
 
     Args:
         share: int64 (size, n) with the context's precision; magnitudes and differences below 2**high.
-        curve: the exponential function up to 0.
+        curve: exp(x / 4) up to 0, and 0 where that is small.
 
     Returns:
         int64 (size, n), (size, n) and (n,), with the context's precision.
@@ -93,7 +93,10 @@ def exponentials(
     # The knots' distance from zero is the exponential's range, which a small bound may not hold.
     width = max(high, context.precision + math.ceil(math.log2(-curve.knots[0] + 1))) + 2
     bent = bend(context, below, curve, scale=context.precision, digits=context.precision, high=width)
+    # exp(x / 4) to the fourth power: what is off by as much everywhere would add up over many small values.
     found = truncate(context, bent, context.precision)
+    found = truncate(context, square(context, found), context.precision)
+    found = truncate(context, square(context, found), context.precision)
     return below, found, found.sum(0)
 
 

@@ -15,7 +15,7 @@ import torch
 import zmq
 from torch import nn
 
-from splitsec.cut import is_u
+from splitsec.cut import check_batch, is_u
 from splitsec.errors import AuthenticationError, ConfigError, MessageError, RefusedError
 from splitsec.mpc.checking import check_program
 from splitsec.mpc.context import CLIENT, ComparisonKind
@@ -332,6 +332,7 @@ class Client:
         self.front.eval()
         with torch.no_grad():
             activation: torch.Tensor = self.front(images)
+        check_batch(activation, images, self._cut)
         return activation
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from splitsec.cut import check_batch
 from splitsec.errors import MessageError
 from splitsec.mpc.ring import check_range
 
@@ -40,6 +41,7 @@ class FrontTrainer:
         """The activation to send, float32; raises `RangeError` if it is not finite."""
         self.front.train()
         self._activation = self.front(images)
+        check_batch(self._activation, images, self._cut)
         check_range(self._activation, limit=float("inf"), what=f"the activation at cut '{self._cut}'")
         if self._optimizer is not None:
             self._optimizer.zero_grad()

@@ -3,7 +3,7 @@ import torch
 import torchvision
 from torch import nn
 
-from splitsec.cut import SplitModel, load_segment
+from splitsec.cut import SplitModel, build_segment, load_segment
 from splitsec.errors import CutError
 from splitsec.models import digits_cnn
 
@@ -283,3 +283,168 @@ def test_constants_are_in_no_state_dict_and_the_model_stays_as_it_was() -> None:
     assert torch.equal(split(x), model(x))
     split.load_whole_state_dict(Literal().state_dict())
     assert torch.equal(split.merge()(x), split(x))
+
+
+class InPlace(nn.Module):
+    """What torch does to `y` is done to everybody's `y`, also where the result is not used."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.fc1, self.fc2, self.relu = kind, nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(inplace=True)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        y = self.fc1(x)
+        if self.kind == "method":
+            y.add_(1)
+        elif self.kind == "function":
+            nn.functional.relu(y, inplace=True)
+        elif self.kind == "layer":
+            self.relu(y)
+        elif self.kind == "operator":
+            y += 1
+        elif self.kind == "used":
+            return self.fc2(self.relu(y) + y)
+        elif self.kind == "part":
+            y[:, :2].mul_(2)
+        elif self.kind == "view":
+            v = y[:, :2]
+            return self.fc2(nn.functional.relu(y, inplace=True)) + v.sum(1, keepdim=True)
+        return self.fc2(y)
+
+
+@pytest.mark.parametrize("kind", ["method", "function", "layer", "operator", "used"])
+def test_what_works_in_place_is_followed(kind: str) -> None:
+    torch.manual_seed(0)
+    model, x = InPlace(kind).eval(), torch.randn(3, 4)
+    with torch.no_grad():
+        for name in SplitModel(model, "input").cuts:
+            assert torch.equal(SplitModel(model, name)(x), model(x)), name
+
+
+@pytest.mark.parametrize("kind", ["part", "view"])
+def test_what_works_in_place_on_a_part_is_refused(kind: str) -> None:
+    with pytest.raises(CutError, match="works in place on .* another view, is read later"):
+        SplitModel(InPlace(kind), "fc1")
+
+
+class TrainsOtherwise(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.fc1, self.fc2 = kind, nn.Linear(4, 4), nn.Linear(4, 4)
+        self.a, self.b = nn.Parameter(torch.ones(4)), nn.Parameter(torch.zeros(4))
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        y, z = self.fc1(x), torch.relu(x)
+        if self.kind == "output":
+            return y if self.training else z
+        if self.kind == "input":
+            return self.fc2(z if self.training else y)
+        return self.fc2(y + z) * (self.a if self.training else self.b)
+
+
+@pytest.mark.parametrize("kind", ["output", "input", "parameter"])
+def test_other_values_in_training_are_refused(kind: str) -> None:
+    with pytest.raises(CutError, match="computes otherwise in training"):
+        SplitModel(TrainsOtherwise(kind), "fc1")
+
+
+class Frozen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return nn.functional.dropout(self.fc(x), 0.5, training=self.training)
+
+
+def test_frozen_blocks_stay_frozen() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Frozen(), nn.Linear(4, 2)).train()
+    model[1].eval()
+    split, x = SplitModel(model, "0"), torch.randn(3, 4)
+    assert torch.equal(split(x), model(x))
+    merged = split.merge()
+    assert merged.training
+    assert not merged[1].training
+    assert torch.equal(merged(x), model(x))
+
+
+def test_tied_weights_stay_tied() -> None:
+    def make() -> nn.Module:
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+        model[2].weight = model[1].weight
+        return model
+
+    merged = SplitModel(make(), "0").merge()
+    assert merged[2].weight is merged[1].weight
+    tail = build_segment(make, "0", "tail")
+    assert tail.get_parameter("2.weight") is tail.get_parameter("1.weight")
+
+
+def test_a_front_that_moves_the_batch_is_refused_when_it_runs() -> None:
+    class Moves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):  # type: ignore[no-untyped-def]
+            batch = x.size(0)
+            return self.fc2(self.fc1(x.reshape(-1, 4)).relu()).view(batch, -1)
+
+    with pytest.raises(CutError, match=r"2 samples become \(6, 4\): the batch must stay the first"):
+        SplitModel(Moves(), "fc1")(torch.randn(2, 12))
+
+
+class Remembers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.calls = nn.Linear(4, 4), 0
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        self.calls += 1
+        self.last = self.fc(x)
+        return self.last.relu()
+
+
+def test_tracing_leaves_no_trace_in_the_model() -> None:
+    model = nn.Sequential(Remembers(), nn.Linear(4, 2))
+    SplitModel(model, "0")
+    assert model[0].calls == 0
+    assert not hasattr(model[0], "last")
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.input, self.output = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return self.output(self.input(x))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.fc = nn.GRU(4, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return self.fc(self.rnn(x)[0].chunk(2, -1)[0].repeat(1, 1, 2))
+
+
+def test_names_and_values_that_are_no_cut() -> None:
+    assert list(SplitModel(Named(), "input").front.state_dict()) == ["input.weight", "input.bias"]
+    assert SplitModel(Recurrent(), "getitem").cuts == ["getitem", "getitem_1", "repeat"]
+    for wrong in (None, 3, ["a", None]):
+        with pytest.raises(CutError, match="is no cut; write"):
+            SplitModel(Named(), wrong)  # type: ignore[arg-type]
+
+
+class Doubles(nn.TransformerEncoder):
+    def forward(self, src):  # type: ignore[no-untyped-def, override]
+        return self.layers[0](src) * 2
+
+
+def test_an_encoder_with_a_forward_of_its_own_keeps_it() -> None:
+    model = nn.Sequential(Doubles(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2), nn.Linear(8, 2)).eval()
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        assert torch.equal(SplitModel(model, "input")(x), model(x))

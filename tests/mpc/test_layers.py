@@ -151,6 +151,7 @@ class SelfAttention(nn.Module):
         return self.attention(x, x * 0.5, x)[0].transpose(0, 1)
 
 
+GAIN = torch.tensor(1.2345)
 CONSTANT = torch.linspace(-2, 2, 15).view(3, 5)
 FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "add numbers": (lambda x: 0.3 + x + 1 - 2.5, (2, 3, 5)),
@@ -190,6 +191,13 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "causal attention": (lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), (2, 6, 8)),
     "convolution": (lambda x: F.conv1d(x, CONSTANT.view(5, 3, 1), padding=1), (2, 3, 6)),
     "batch first": (lambda x: x.transpose(0, 1).relu().transpose(0, 1), (2, 3, 5)),
+    "parameters without dimensions": (lambda x: x * GAIN + GAIN - GAIN.exp(), (2, 3)),
+    "small factors in a row": (lambda x: x * 1e-6 * 1e6 + x / 1e5 * 1e5, (2, 3)),
+    "mean of many": (lambda x: x.mean((2, 3)), (1, 2, 300, 200)),
+    "whole numbers": (lambda x: x - torch.tensor([1, 2, 3], dtype=torch.uint8), (2, 3)),
+    "large constants": (lambda x: (x * 20000).clamp(max=1e5) / 20000, (2, 3)),
+    "in place": (lambda x: torch.relu_(x * 2) + 1, (2, 3)),
+    "names of arguments": (lambda x: torch.pow(x, exponent=2) + torch.matmul(x, other=CONSTANT[:, :3]), (2, 3)),
     "unused": (lambda x: (x.relu(), x * 2)[0], (2, 3)),
 }
 # Broken lines are off by up to 1.2e-3 where all others are exact but for rounding.
@@ -255,11 +263,6 @@ def test_a_function_is_what_torch_says(name: str) -> None:
     _check(Of(function), shape, name, spread=1.0)
 
 
-def test_the_exponential_runs_through_crypten() -> None:
-    x = torch.linspace(-3, 2, 12).view(2, 6)
-    torch.testing.assert_close(run_tail(nn.Sequential(Of(torch.exp)), x)[0], x.exp(), rtol=1e-2, atol=1e-3)
-
-
 class Tricky(nn.Module):
     """Batch norm behind an identity whose input has another user: it must not be folded."""
 
@@ -301,6 +304,15 @@ def test_layer_norm_takes_rows_of_any_size(scale: float) -> None:
     _check(nn.LayerNorm(96), (4, 96), "LayerNorm", spread=scale)
 
 
+class Weighing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return self.attention(x, x, x)[1].mean(1)
+
+
 REFUSED = {
     "embedding": (nn.Embedding(5, 3), (2, 4), "looking up a row would show"),
     "lstm": (nn.LSTM(4, 4), (2, 3, 4), "a step at a time"),
@@ -309,6 +321,11 @@ REFUSED = {
     "padding": (Of(lambda x: F.pad(x, (1, 1), value=2.0)), (2, 3), "use zeros"),
     "comparison": (Of(lambda x: x > 0), (2, 3), "has no encrypted form"),
     "indices": (Of(lambda x: F.max_pool2d(x, 2, return_indices=True)[0]), (1, 1, 4, 4), "indices|Tuple|has no"),
+    "exponential": (Of(torch.exp), (2, 3), "exp.*has no encrypted form"),
+    "threshold": (nn.Softplus(1, 1.0), (2, 3), "is a line from 1.0 on"),
+    "ends that are values": (Of(lambda x: x.clamp(max=GAIN)), (2, 3), "clips at a Tensor; clip at numbers"),
+    "nothing": (Of(lambda x: x / 0), (2, 3), "no encrypted form with these arguments: .*division by zero"),
+    "weights of attention": (Weighing(), (2, 3, 4), "such as the weights of attention"),
     "root": (Of(torch.sqrt), (2, 3), "sqrt.*has no encrypted form: roots"),
 }
 
@@ -318,3 +335,65 @@ def test_what_has_no_encrypted_form_is_named_with_the_reason(name: str) -> None:
     layer, shape, reason = REFUSED[name]
     with pytest.raises(UnsupportedLayerError, match=reason):
         compile_tail(trace(nn.Sequential(layer)), shape)
+
+
+def test_no_parameter_is_a_public_constant() -> None:
+    """A parameter without dimensions is the server's as all others are; the program is the client's to read."""
+
+    class Gains(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain, self.shift = nn.Parameter(torch.tensor(1.2345)), nn.Parameter(torch.tensor(0.777))
+
+        def forward(self, x):  # type: ignore[no-untyped-def]
+            return (x * self.gain + self.shift) / self.gain - self.shift.exp()
+
+    program, _ = compile_tail(trace(Gains()), (2, 3))
+    assert {step.factor for step in program.steps} <= {1.0, -1.0}
+    assert {step.offset for step in program.steps} == {0.0}
+    _check(Gains(), (2, 3), "gains")
+
+
+def test_batch_norm_is_not_folded_through_a_reshape() -> None:
+    class Reshaped(nn.Module):
+        def __init__(self, kind: int) -> None:
+            super().__init__()
+            self.kind, self.conv = kind, nn.Conv2d(1, 4, 3)
+            self.norm = nn.BatchNorm1d({0: 4, 1: 4, 2: 64}[kind])
+
+        def forward(self, x):  # type: ignore[no-untyped-def]
+            y = self.conv(x)
+            if self.kind == 0:
+                return self.norm(y.flatten(2)) + y.flatten(2)
+            return self.norm(y.reshape(-1, 4)).view(x.size(0), -1) if self.kind == 1 else self.norm(y.flatten(1))
+
+    torch.manual_seed(0)
+    for kind in range(3):
+        _check(Reshaped(kind), (2, 1, 6, 6), "batch norm")
+
+
+@pytest.mark.parametrize("size", [64, 1000])
+def test_softmax_of_many_small_values(size: int) -> None:
+    x = torch.zeros(2, size)
+    x[0, 3], x[1, 5] = 20.0, 6.0
+    for layer in (nn.Softmax(-1), nn.LogSoftmax(-1)):
+        torch.testing.assert_close(run_tail(nn.Sequential(layer), x)[0], layer(x), atol=5e-3, rtol=1e-3)
+
+
+def test_masks_hold_whatever_the_scores() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 8) * 60
+    causal = nn.Sequential(Of(lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True)))
+    torch.testing.assert_close(run_tail(causal, x)[0], causal(x), atol=0.5, rtol=1e-2)
+
+
+def test_hooks_are_refused() -> None:
+    layer = nn.Linear(3, 3)
+    layer.register_forward_hook(lambda _layer, _inputs, output: output * 2)
+    with pytest.raises(UnsupportedLayerError, match="has a hook"):
+        compile_tail(trace(nn.Sequential(layer)), (1, 3))
+
+
+def test_nearest_upsampling_takes_the_elements_that_torch_takes() -> None:
+    for factor in (1.7, 2.3, (1.7, 2.0)):
+        _check(nn.Upsample(scale_factor=factor), (1, 2, 5, 5), "upsample")

@@ -166,16 +166,6 @@ def test_a_client_refuses_impossible_programs(step: Step) -> None:
         check_program(Program((1, 2), (step,), 1.0, "x"))
 
 
-class InPlace(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc, self.relu = nn.Linear(4, 4), nn.ReLU(inplace=True)
-
-    def forward(self, x):  # type: ignore[no-untyped-def]
-        y = self.fc(x)
-        return self.relu(y) + y
-
-
 class AlwaysDrops(nn.Module):
     def forward(self, x):  # type: ignore[no-untyped-def]
         return nn.functional.dropout(x)
@@ -187,7 +177,6 @@ REFUSED = {
         (2, 4),
         "batch norm",
     ),
-    "in place": (InPlace, (2, 4), "in place"),
     "dropout at any time": (AlwaysDrops, (2, 4), "drops out"),
     "flattened batch": (lambda: nn.Sequential(nn.Flatten(0)), (2, 4), "mixes the samples"),
 }

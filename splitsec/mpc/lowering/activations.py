@@ -24,26 +24,18 @@ def options_of(call: Call, names: str, **defaults: Any) -> dict[str, Any]:
     return call.options(f"{first} {names}", **defaults)
 
 
-def _checked(lowering: Lowering, call: Call, options: dict[str, Any]) -> Shared:
-    method = call.target if isinstance(call.target, str) and call.layer is None else ""
-    if options.get("inplace") or method.endswith("_"):
-        lowering.refuse_in_place(call)
-    x: Shared = call.first
-    return x
-
-
 def relu(lowering: Lowering, name: str, x: Shared) -> Shared:
     """max(x, 0)."""
     return lowering.emit("relu", name, (x,), x.shape)
 
 
 def _relu(lowering: Lowering, call: Call) -> Shared:
-    return relu(lowering, call.name, _checked(lowering, call, options_of(call, "inplace")))
+    return relu(lowering, call.name, call.first)
 
 
 def _leaky_relu(lowering: Lowering, call: Call) -> Shared:
     options = options_of(call, "negative_slope inplace", negative_slope=0.01)
-    x, slope = _checked(lowering, call, options), float(options["negative_slope"])
+    x, slope = call.first, float(options["negative_slope"])
     if not -1 <= slope <= 1:
         raise UnsupportedLayerError(f"layer '{call.name}' has slope {slope}; give it one between -1 and 1")
     return lowering.emit("leaky_relu", call.name, (x,), x.shape, slope=slope)
@@ -56,38 +48,41 @@ def clip(lowering: Lowering, name: str, x: Shared, low: float, high: float) -> S
 
 def _hardtanh(lowering: Lowering, call: Call) -> Shared:
     options = options_of(call, "min_val max_val inplace", min_val=-1.0, max_val=1.0)
-    return clip(lowering, call.name, _checked(lowering, call, options), options["min_val"], options["max_val"])
+    return clip(lowering, call.name, call.first, options["min_val"], options["max_val"])
 
 
 def _relu6(lowering: Lowering, call: Call) -> Shared:
-    return clip(lowering, call.name, _checked(lowering, call, options_of(call, "inplace")), 0.0, 6.0)
+    return clip(lowering, call.name, call.first, 0.0, 6.0)
 
 
 def _clamp(lowering: Lowering, call: Call) -> Shared:
     options = options_of(call, "min max", min=None, max=None)
-    x, low, high = _checked(lowering, call, options), options["min"], options["max"]
+    x, low, high = call.first, options["min"], options["max"]
+    for end in (low, high):
+        if end is not None and not isinstance(end, (int, float)):
+            raise UnsupportedLayerError(f"'{call.name}' clips at a {type(end).__name__}; clip at numbers")
     if low is not None and high is not None:
         return clip(lowering, call.name, x, low, high)
     if low is None and high is None:
-        return x
+        raise UnsupportedLayerError(f"'{call.name}' clips at neither end; give it min or max")
     # One end: low + relu(x - low), or high - relu(high - x).
     end, sign = (float(low), 1.0) if high is None else (float(high), -1.0)
-    moved = lowering.emit("affine", call.name, (x,), x.shape, factor=sign, offset=-sign * end)
-    return lowering.emit("affine", call.name, (relu(lowering, call.name, moved),), x.shape, factor=sign, offset=end)
+    moved = lowering.affine(call.name, x, sign, -sign * end)
+    return lowering.affine(call.name, relu(lowering, call.name, moved), sign, end)
 
 
 def hard_sigmoid(lowering: Lowering, name: str, x: Shared) -> Shared:
     """x/6 + 1/2 between 0 and 1."""
-    inside = lowering.emit("affine", name, (x,), x.shape, factor=1 / 6, offset=0.5)
+    inside = lowering.affine(name, x, 1 / 6, 0.5)
     return clip(lowering, name, inside, 0.0, 1.0)
 
 
 def _hard_sigmoid(lowering: Lowering, call: Call) -> Shared:
-    return hard_sigmoid(lowering, call.name, _checked(lowering, call, options_of(call, "inplace")))
+    return hard_sigmoid(lowering, call.name, call.first)
 
 
 def _hard_swish(lowering: Lowering, call: Call) -> Shared:
-    x = _checked(lowering, call, options_of(call, "inplace"))
+    x = call.first
     return lowering.emit("mul", call.name, (x, hard_sigmoid(lowering, call.name, x)), x.shape)
 
 
@@ -98,10 +93,8 @@ def bend(lowering: Lowering, name: str, x: Shared, function: str, parameter: flo
 
 def _bent(function: str) -> Lower:
     def lower(lowering: Lowering, call: Call) -> Shared:
-        x = _checked(lowering, call, options_of(call, "inplace") if call.kwargs or len(call.args) > 1 else {})
-        if call.layer is not None and getattr(call.layer, "inplace", False):
-            lowering.refuse_in_place(call)
-        return bend(lowering, call.name, x, function)
+        options_of(call, "inplace")
+        return bend(lowering, call.name, call.first, function)
 
     return lower
 
@@ -113,13 +106,17 @@ def _gelu(lowering: Lowering, call: Call) -> Shared:
 
 def _elu(lowering: Lowering, call: Call) -> Shared:
     options = options_of(call, "alpha inplace", alpha=1.0)
-    x = _checked(lowering, call, options)
+    x = call.first
     return bend(lowering, call.name, x, "elu", options["alpha"])
 
 
 def _softplus(lowering: Lowering, call: Call) -> Shared:
-    beta = options_of(call, "beta threshold", beta=1.0)["beta"]
-    return bend(lowering, call.name, call.first, "softplus", beta)
+    options = options_of(call, "beta threshold", beta=1.0, threshold=20.0)
+    if options["threshold"] < 9:
+        raise UnsupportedLayerError(
+            f"layer '{call.name}' is a line from {options['threshold']} on; use the default, 20"
+        )
+    return bend(lowering, call.name, call.first, "softplus", options["beta"])
 
 
 def softmax(lowering: Lowering, name: str, x: Shared, dim: int) -> Shared:
@@ -148,10 +145,6 @@ def _dim(call: Call) -> int:
     return int(dim) % len(call.first.shape)
 
 
-def _exp(lowering: Lowering, call: Call) -> Shared:
-    return lowering.emit("exp", call.name, (call.first,), call.first.shape)
-
-
 _MODULES: dict[type[nn.Module], Lower] = {
     nn.ReLU: _relu,
     nn.ReLU6: _relu6,
@@ -172,6 +165,7 @@ _MODULES: dict[type[nn.Module], Lower] = {
 _FUNCTIONS: dict[Callable[..., Any], Lower] = {
     F.relu: _relu,
     torch.relu: _relu,
+    torch.relu_: _relu,
     F.relu6: _relu6,
     F.leaky_relu: _leaky_relu,
     F.hardtanh: _hardtanh,
@@ -182,6 +176,8 @@ _FUNCTIONS: dict[Callable[..., Any], Lower] = {
     torch.sigmoid: _bent("sigmoid"),
     F.sigmoid: _bent("sigmoid"),
     torch.tanh: _bent("tanh"),
+    torch.sigmoid_: _bent("sigmoid"),
+    torch.tanh_: _bent("tanh"),
     F.tanh: _bent("tanh"),
     F.gelu: _gelu,
     F.silu: _bent("silu"),
@@ -192,17 +188,18 @@ _FUNCTIONS: dict[Callable[..., Any], Lower] = {
     torch.softmax: _softmax,
     F.log_softmax: _log_softmax,
     torch.log_softmax: _log_softmax,
-    torch.exp: _exp,
 }
 _METHODS: dict[str, Lower] = {
     "relu": _relu,
     "relu_": _relu,
     "clamp": _clamp,
+    "clamp_": _clamp,
+    "sigmoid_": _bent("sigmoid"),
+    "tanh_": _bent("tanh"),
     "clip": _clamp,
     "sigmoid": _bent("sigmoid"),
     "tanh": _bent("tanh"),
     "softmax": _softmax,
     "log_softmax": _log_softmax,
-    "exp": _exp,
 }
 TABLES = Tables(_MODULES, _FUNCTIONS, _METHODS)

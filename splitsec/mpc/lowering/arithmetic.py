@@ -14,28 +14,22 @@ from splitsec.mpc.lowering.base import Call, Lower, Lowering, Shared, Tables
 from splitsec.mpc.lowering.layers import scale
 
 
-def _operands(lowering: Lowering, call: Call, *, reverse: bool = False) -> tuple[Any, Any]:
-    if len(call.args) < 2 or any(name != "alpha" or value != 1 for name, value in call.kwargs.items()):
+def _operands(call: Call, *, reverse: bool = False) -> tuple[Any, Any]:
+    given = call.options(f"{'input' if callable(call.target) else 'self'} other alpha", alpha=1)
+    left, right = call.args[0] if call.args else given.get("input"), given.get("other")
+    if right is None or given["alpha"] != 1:
         raise UnsupportedLayerError(f"'{call.name}' takes options; no encrypted form for that")
-    target = call.target
-    if target in _IN_PLACE or (isinstance(target, str) and target.endswith("_")):
-        lowering.refuse_in_place(call)
-    left, right = call.args[:2]
     return (right, left) if reverse else (left, right)
 
 
 def _number(value: Any) -> float | None:
-    """A plain number, or a tensor of one element."""
-    if isinstance(value, (int, float)):
-        return float(value)
-    if isinstance(value, torch.Tensor) and value.numel() == 1 and value.dim() == 0:
-        return float(value)
-    return None
+    """A plain number, which is the architecture's and public. A tensor may be a parameter, and is not."""
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def negative(lowering: Lowering, name: str, x: Shared) -> Shared:
     """-x."""
-    return lowering.emit("affine", name, (x,), x.shape, factor=-1.0)
+    return lowering.affine(name, x, -1.0)
 
 
 def add(lowering: Lowering, name: str, left: Any, right: Any, shape: Sequence[int]) -> Shared:
@@ -44,7 +38,7 @@ def add(lowering: Lowering, name: str, left: Any, right: Any, shape: Sequence[in
         left, right = right, left
     number = _number(right)
     if number is not None:
-        return lowering.emit("affine", name, (left,), left.shape, offset=number)
+        return lowering.affine(name, left, 1.0, number)
     if isinstance(right, torch.Tensor):
         left = lowering.expand(name, _aligned(lowering, name, left, shape), shape)
         return lowering.emit_weights("shift", name, left, shape, torch.ones(1), right)
@@ -56,18 +50,18 @@ def _aligned(lowering: Lowering, name: str, x: Shared, shape: Sequence[int]) -> 
 
 
 def _add(lowering: Lowering, call: Call) -> Shared:
-    left, right = _operands(lowering, call)
+    left, right = _operands(call)
     return add(lowering, call.name, left, right, lowering.shape_of(call))
 
 
 def _sub(*, reverse: bool = False) -> Lower:
     def lower(lowering: Lowering, call: Call) -> Shared:
-        left, right = _operands(lowering, call, reverse=reverse)
+        left, right = _operands(call, reverse=reverse)
         number = _number(right)
         if isinstance(right, Shared):
             right = negative(lowering, call.name, right)
         else:
-            right = -right if number is None else -number
+            right = -right.double() if number is None else -number
         return add(lowering, call.name, left, right, lowering.shape_of(call))
 
     return lower
@@ -79,7 +73,7 @@ def multiply(lowering: Lowering, name: str, left: Any, right: Any, shape: Sequen
         left, right = right, left
     number = _number(right)
     if number is not None:
-        return lowering.emit("affine", name, (left,), left.shape, factor=number)
+        return lowering.affine(name, left, number)
     if isinstance(right, torch.Tensor):
         left = lowering.expand(name, _aligned(lowering, name, left, shape), shape)
         return scale(lowering, name, left, right.detach().double())
@@ -87,17 +81,18 @@ def multiply(lowering: Lowering, name: str, left: Any, right: Any, shape: Sequen
 
 
 def _mul(lowering: Lowering, call: Call) -> Shared:
-    left, right = _operands(lowering, call)
+    left, right = _operands(call)
     return multiply(lowering, call.name, left, right, lowering.shape_of(call))
 
 
 def _div(lowering: Lowering, call: Call) -> Shared:
-    left, right = _operands(lowering, call)
+    left, right = _operands(call)
     if isinstance(right, Shared):
         raise UnsupportedLayerError(
             f"'{call.name}' divides by a value on shares; nn.Softmax and nn.LayerNorm have encrypted forms"
         )
-    return multiply(lowering, call.name, left, 1 / right, lowering.shape_of(call))
+    inverse = 1 / right if _number(right) is not None else right.double().reciprocal()
+    return multiply(lowering, call.name, left, inverse, lowering.shape_of(call))
 
 
 def _neg(lowering: Lowering, call: Call) -> Shared:
@@ -105,7 +100,7 @@ def _neg(lowering: Lowering, call: Call) -> Shared:
 
 
 def _pow(lowering: Lowering, call: Call) -> Shared:
-    x, power = call.args
+    x, power = call.first, call.options(f"{'input' if callable(call.target) else 'self'} exponent")["exponent"]
     if _number(power) not in (2.0, 3.0):
         raise UnsupportedLayerError(f"'{call.name}' raises to {power}; powers of 2 and 3 have encrypted forms")
     made = lowering.emit("mul", call.name, (x, x), x.shape)
@@ -118,7 +113,7 @@ def matmul(lowering: Lowering, name: str, left: Shared, right: Shared, shape: Se
 
 
 def _matmul(lowering: Lowering, call: Call) -> Shared:
-    left, right = call.args[:2]
+    left, right = call.first, call.args[1] if len(call.args) > 1 else call.kwargs.get("other", call.kwargs.get("mat2"))
     shape = lowering.shape_of(call)
     if isinstance(left, Shared) and isinstance(right, Shared):
         return matmul(lowering, call.name, left, right, shape)
@@ -141,7 +136,7 @@ def _reduced(call: Call) -> tuple[tuple[int, ...], int]:
     """Which dimensions a sum or mean takes, and how many elements that is."""
     given = call.options(f"{'input' if callable(call.target) else 'self'} dim keepdim dtype", dim=None)
     x, dim = call.first, given["dim"]
-    dims = range(len(x.shape)) if dim is None else [dim] if isinstance(dim, int) else dim
+    dims = range(len(x.shape)) if dim is None or dim == () else [dim] if isinstance(dim, int) else dim
     found = tuple(sorted(int(one) % len(x.shape) for one in dims))
     return found, math.prod(x.shape[one] for one in found)
 
@@ -154,10 +149,9 @@ def _sum(lowering: Lowering, call: Call) -> Shared:
 def _mean(lowering: Lowering, call: Call) -> Shared:
     made = _sum(lowering, call)
     _, count = _reduced(call)
-    return lowering.emit("affine", call.name, (made,), made.shape, factor=1 / count)
+    return lowering.affine(call.name, made, 1 / count)
 
 
-_IN_PLACE = (operator.iadd, operator.imul, operator.isub, operator.itruediv)
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     operator.add: _add,
     operator.iadd: _add,
@@ -187,9 +181,11 @@ _METHODS: dict[str, Lower] = {
     "add": _add,
     "add_": _add,
     "sub": _sub(),
+    "sub_": _sub(),
     "mul": _mul,
     "mul_": _mul,
     "div": _div,
+    "div_": _div,
     "neg": _neg,
     "pow": _pow,
     "matmul": _matmul,

@@ -20,7 +20,7 @@ from splitsec.mpc.lowering.base import Call, Lower, Lowering, Shared, Tables
 from splitsec.mpc.lowering.layers import layer_norm, linear
 
 # What stands for minus infinity in a mask: beyond it the exponential's broken line is zero.
-_MASKED = -1024.0
+_MASKED = -65536.0
 
 
 def _transposed(lowering: Lowering, name: str, x: Shared) -> Shared:
@@ -66,7 +66,7 @@ def _scaled_dot_product(lowering: Lowering, call: Call) -> Shared:
     if given["is_causal"]:
         mask = _MASKED * torch.ones(q.shape[-2], k.shape[-2]).triu(1).double()
     factor = 1 / math.sqrt(q.shape[-1]) if given["scale"] is None else float(given["scale"])
-    q = lowering.emit("affine", call.name, (q,), q.shape, factor=factor)
+    q = lowering.affine(call.name, q, factor)
     return _attend(lowering, call.name, q, k, v, mask)
 
 

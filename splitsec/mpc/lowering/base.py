@@ -6,7 +6,7 @@ the server works them out while it compiles. Constants it keeps to itself; they 
 
 from __future__ import annotations
 
-import operator
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,7 +80,6 @@ class Lowering:
         self.weights: dict[int, Weights] = {}
         self.values: dict[fx.Node, Any] = {}
         self._tables = tables
-        self._order = {node: index for index, node in enumerate(tail.graph.nodes)}
 
     def run(self, input_shape: Shape) -> None:
         """Lower the whole graph, whose nodes know their shapes (`ShapeProp`)."""
@@ -115,7 +114,13 @@ class Lowering:
         kwargs = fx.map_arg(node.kwargs, self.values.__getitem__)
         layer = self.tail.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not _holds_shared((args, kwargs)):
-            return self._compute(node, args, kwargs, layer)
+            try:
+                return self._compute(node, args, kwargs, layer)
+            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                raise UnsupportedLayerError(
+                    f"'{node.name}' takes what has no encrypted form, such as the weights of attention: {reason}"
+                ) from error
         name, target = str(node.target) if layer is not None else node.name, node.target
         if isinstance(layer, ByMode):
             target, (args, kwargs), layer = layer.target, layer.in_eval(args), None
@@ -131,7 +136,17 @@ class Lowering:
         if lower is None:
             supported = ", ".join(sorted(kind.__name__ for kind in self._tables.modules))
             raise UnsupportedLayerError(refusal(name, described, f"move the cut behind it or use one of: {supported}"))
-        return lower(self, call)
+        hooks = layer is not None and (layer._forward_hooks or layer._forward_pre_hooks)
+        if hooks:
+            raise UnsupportedLayerError(f"layer '{name}' ({described}) has a hook, which nobody could run; remove it")
+        try:
+            return lower(self, call)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            # Arguments that no lowering expected; nothing has been sent to anybody yet.
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UnsupportedLayerError(
+                f"layer '{name}' ({described}) has no encrypted form with these arguments: {reason}"
+            ) from error
 
     def _compute(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], layer: nn.Module | None) -> Any:
         with torch.no_grad():
@@ -141,22 +156,6 @@ class Lowering:
                 return getattr(args[0], node.target)(*args[1:], **kwargs)
             assert callable(node.target)
             return node.target(*args, **kwargs)
-
-    def refuse_in_place(self, call: Call) -> None:
-        """Refuse an operation that overwrites a value which something later still reads."""
-        aliases = [call.node.args[0]]
-        for alias in aliases:
-            if not isinstance(alias, fx.Node):
-                continue
-            if any(user is not call.node and self._order[user] > self._order[call.node] for user in alias.users):
-                raise UnsupportedLayerError(
-                    f"'{call.name}' works in place on a value that is used again; use inplace=False"
-                )
-            kept = alias.op == "call_method" or alias.target in (torch.flatten, torch.reshape, operator.getitem)
-            if alias.op == "call_module" and isinstance(self.tail.get_submodule(str(alias.target)), _VIEWS):
-                kept = True
-            if kept:
-                aliases.extend(alias.all_input_nodes)
 
     def shape_of(self, call: Call) -> Shape:
         """Shape of a node's result, which must be a tensor of real numbers."""
@@ -187,8 +186,21 @@ class Lowering:
     ) -> Shared:
         """Add a step with weights of the server's; its value."""
         made = self.emit(op, name, (x,), shape, weight=tuple(weight.shape), **attributes)
-        self.weights[made.number] = Weights(weight.detach(), bias.detach())
+        self.weights[made.number] = Weights(_real(weight), _real(bias))
         return made
+
+    def affine(self, name: str, x: Shared, factor: float, offset: float = 0.0) -> Shared:
+        """factor * x + offset, both public. Of several in a row one is made, so that small factors lose no digits."""
+        before = self.steps[x.number - 1] if isinstance(x, Shared) and x.number else None
+        if before is not None and before.op == "affine":
+            source = Shared(before.inputs[0], x.shape)
+            return self._affine(name, source, factor * before.factor, factor * before.offset + offset)
+        return self._affine(name, x, factor, offset)
+
+    def _affine(self, name: str, x: Shared, factor: float, offset: float) -> Shared:
+        if not math.isfinite(factor) or not math.isfinite(offset):
+            raise UnsupportedLayerError(f"'{name}' computes with {factor} and {offset}, which are not finite")
+        return self.emit("affine", name, (x,), x.shape, factor=factor, offset=offset)
 
     def reshape(self, name: str, x: Shared, shape: Sequence[int]) -> Shared:
         """The same elements in another shape."""
@@ -214,6 +226,11 @@ class Lowering:
         return x if x.shape == tuple(shape) else self.emit("expand", name, (x,), shape)
 
 
+def _real(constant: torch.Tensor) -> torch.Tensor:
+    constant = constant.detach()
+    return constant if constant.is_floating_point() else constant.double()
+
+
 def _holds_shared(value: Any) -> bool:
     if isinstance(value, Shared):
         return True
@@ -233,7 +250,6 @@ def refusal(name: str, described: str, otherwise: str = "") -> str:
     return f"layer '{name}' ({described}) has no encrypted form; {otherwise}"
 
 
-_VIEWS = (nn.Flatten, nn.Identity, nn.Dropout)
 LOOKUPS = ("Embedding", "EmbeddingBag")
 _LOOKUP = "looking up a row would show the server which one; keep it in the front and move the cut behind it"
 _RECURRENT = "it runs a step at a time; keep it in the front and move the cut behind it"

@@ -119,7 +119,7 @@ def _conv_function(lowering: Lowering, call: Call) -> Shared:
 
 def scale(lowering: Lowering, name: str, x: Shared, factor: torch.Tensor, offset: torch.Tensor | None = None) -> Shared:
     """Element by element: x * factor + offset, both of the server's and broadcast to the shape of x."""
-    factor, offset = torch.broadcast_tensors(factor, torch.zeros(()) if offset is None else offset)
+    factor, offset = torch.broadcast_tensors(factor, torch.zeros(1) if offset is None else offset)
     return lowering.emit_weights("scale", name, x, x.shape, factor.contiguous(), offset.contiguous())
 
 
@@ -164,10 +164,11 @@ def _batch_norm(
     offset = -mean.detach().double() * factor
     if bias is not None:
         offset = offset + bias.detach().double()
-    # A convolution of one dimension ends in a reshape of its own.
+    # A convolution of one dimension ends in a reshape of its own, which has its name.
     number = x.number
-    if number and lowering.steps[number - 1].op == "reshape" and lowering.steps[number - 1].inputs == (number - 1,):
-        number -= 1
+    last = lowering.steps[number - 1] if number else None
+    if last is not None and last.op == "reshape" and last.inputs == (number - 1,):
+        number -= last.name == lowering.steps[number - 2].name
     held = lowering.weights.get(number)
     # Whoever else uses the layer's output, directly or through an identity, wants it without the norm.
     users = [user for other, value in lowering.values.items() if value == x for user in other.users]
@@ -176,6 +177,7 @@ def _batch_norm(
     foldable = (
         held is not None
         and alone
+        and held.weight.shape[0] == factor.numel()
         and x.number == len(lowering.steps)
         and (lowering.steps[number - 1].op == "conv2d" or (lowering.steps[-1].op == "linear" and len(x.shape) == 2))
     )
@@ -235,7 +237,7 @@ def _prelu(lowering: Lowering, call: Call) -> Shared:
     """relu(x) + weight * (x - relu(x))."""
     x, name = call.first, call.name
     positive = lowering.emit("relu", name, (x,), x.shape)
-    opposite = lowering.emit("affine", name, (positive,), x.shape, factor=-1.0)
+    opposite = lowering.affine(name, positive, -1.0)
     negative = lowering.emit("add", name, (x, opposite), x.shape)
     shape = [-1, *[1] * (len(x.shape) - 2)]
     scaled = scale(lowering, name, negative, call.layer.weight.detach().view(shape))

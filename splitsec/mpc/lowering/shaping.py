@@ -201,7 +201,7 @@ def on_shares(lowering: Lowering, call: Call, value: Any, beside: Sequence[Any])
     # Zero times one element of a value on shares, spread over the constant's shape: shares of zero.
     dims = len(known.shape)
     first = lowering.emit("index", call.name, (known,), (1,) * dims, index=(0, 1, 1) * dims)
-    opposite = lowering.emit("affine", call.name, (first,), first.shape, factor=-1.0)
+    opposite = lowering.affine(call.name, first, -1.0)
     nothing = lowering.emit("add", call.name, (first, opposite), first.shape)
     nothing = lowering.reshape(call.name, nothing, (1,) * constant.dim())
     nothing = lowering.expand(call.name, nothing, constant.shape)
@@ -245,8 +245,10 @@ def _upsample(lowering: Lowering, call: Call) -> Shared:
         raise UnsupportedLayerError(f"layer '{call.name}' interpolates by '{layer.mode}'; use mode='nearest'")
     made: Shared = call.first
     for dim in range(2, len(shape)):
-        before, after = made.shape[dim], shape[dim]
-        index = tuple(min(before - 1, math.floor(at * before / after)) for at in range(after))
+        after = shape[dim]
+        # Where torch takes each element from, by doing the same to the elements' places.
+        places = torch.arange(float(made.shape[dim])).view(*[-1 if at == dim else 1 for at in range(len(shape))])
+        index = tuple(layer(places.expand(1, 1, *call.first.shape[2:])).movedim(dim, 0).flatten(1)[:, 0].int().tolist())
         grown = [*made.shape[:dim], after, *made.shape[dim + 1 :]]
         made = lowering.emit("gather", call.name, (made,), grown, dim=dim, index=index)
     return made

@@ -53,11 +53,12 @@ def _affine_gives(step: Step, scales: Sequence[int], precision: int) -> int:
 
 def small_bits(factor: float) -> int:
     """How many more fractional bits a factor below one takes, so that it keeps the digits that one would have."""
-    return min(8, max(0, -math.frexp(factor)[1])) if factor else 0
+    return min(24, max(0, -math.frexp(factor)[1])) if factor else 0
 
 
 def _affine_bound(step: Step, bounds: Sequence[float], _size: Size | None) -> float:
-    return abs(step.factor) * bounds[0] + abs(step.offset)
+    # The rounded factor may be a little larger.
+    return abs(step.factor) * (1 + 2.0**-15) * bounds[0] + abs(step.offset)
 
 
 def _mul(running: Running) -> torch.Tensor:

@@ -1,10 +1,9 @@
-"""Functions of one value and of rows of values: broken lines, softmax, layer norm, and what runs through CrypTen."""
+"""Functions of one value and of rows of values: broken lines, softmax, layer norm."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -87,19 +86,6 @@ def _standardise_bound(step: Step, bounds: Sequence[float], _size: Size | None) 
     return math.sqrt(size) if fits else math.inf
 
 
-def _crypten(running: Running) -> torch.Tensor:
-    # Imported here, so that a program without such functions does not load CrypTen.
-    from splitsec.mpc import crypten_bridge as bridge
-
-    with bridge.running(running.context):
-        tensor: Any = bridge.from_share(running.first.share, running.context.precision)
-        return bridge.share_of(getattr(tensor, running.step.op)())
-
-
-def _exp_bound(_step: Step, bounds: Sequence[float], _size: Size | None) -> float:
-    return math.exp(min(bounds[0], 700.0))
-
-
 FUNCTIONS = {
     "curve": Operation(
         run=_curve,
@@ -132,14 +118,6 @@ FUNCTIONS = {
         takes=takes_precision,
         gives=gives_precision,
         bound=_standardise_bound,
-        grows=True,
-    ),
-    "exp": Operation(
-        run=_crypten,
-        plain=lambda _step, x, _held: x[0].exp(),
-        takes=takes_precision,
-        gives=gives_precision,
-        bound=_exp_bound,
         grows=True,
     ),
 }
