@@ -1,9 +1,10 @@
 """Tracing a model, listing its cut points, splitting it."""
 
 from splitsec.cut.graph import INPUT, CutGraph, CutPoint
-from splitsec.cut.segments import ConstantError, build_segment, load_segment
+from splitsec.cut.segments import ConstantError, build_segment
 from splitsec.cut.split import Cut, SplitModel, check_batch, cut_names, is_u
 from splitsec.cut.tracing import trace
+from splitsec.cut.weights import load_segment
 
 __all__ = [
     "INPUT",

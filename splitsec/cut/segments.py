@@ -1,4 +1,4 @@
-"""Weights of one segment, and a segment without the others."""
+"""A segment without the others."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import fx, nn
 
 from splitsec.cut.split import Cut, SplitModel
+from splitsec.cut.weights import load_segment
 from splitsec.errors import CutError
 
 
@@ -19,21 +20,6 @@ class ConstantError(CutError):
 
 
 Part: TypeAlias = Literal["front", "tail", "head"]
-
-
-def load_segment(segment: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Load `state` into one segment; raises `CutError` naming keys or shapes that do not fit."""
-    have = segment.state_dict()
-    missing, extra = sorted(set(have) - set(state)), sorted(set(state) - set(have))
-    wrong = [key for key in have if key in state and have[key].shape != state[key].shape]
-    if missing or extra or wrong:
-        problems = [
-            f"{label} {', '.join(keys[:5])}"
-            for label, keys in (("missing", missing), ("unknown", extra), ("of another shape", wrong))
-            if keys
-        ]
-        raise CutError(f"the weights do not fit the segment: {'; '.join(problems)}")
-    segment.load_state_dict(dict(state))
 
 
 def build_segment(

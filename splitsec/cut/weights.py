@@ -1,0 +1,25 @@
+"""Weights of one segment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from splitsec.errors import CutError
+
+
+def load_segment(segment: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Load `state` into one segment; raises `CutError` naming keys or shapes that do not fit."""
+    have = segment.state_dict()
+    missing, extra = sorted(set(have) - set(state)), sorted(set(state) - set(have))
+    wrong = [key for key in have if key in state and have[key].shape != state[key].shape]
+    if missing or extra or wrong:
+        problems = [
+            f"{label} {', '.join(keys[:5])}"
+            for label, keys in (("missing", missing), ("unknown", extra), ("of another shape", wrong))
+            if keys
+        ]
+        raise CutError(f"the weights do not fit the segment: {'; '.join(problems)}")
+    segment.load_state_dict(dict(state))
