@@ -64,7 +64,9 @@ def load_model(source: str) -> nn.Module:
         return _torchvision_model(source)
     found = getattr(_load_module(place), name, None)
     if found is None:
-        raise ConfigError(f"'{place}' has no '{name}'")
+        module = _load_module(place)
+        own = [key for key, one in vars(module).items() if isinstance(one, type) and one.__module__ == module.__name__]
+        raise ConfigError(f"'{place}' has no '{name}'; it has: {', '.join(own[:5]) or 'no classes'}")
     try:
         model = found if isinstance(found, nn.Module) else found()
     except TypeError as error:

@@ -106,11 +106,11 @@ def list_cuts(
     speed, link = speed or Speed(), link or Link()
     memories = Memory(), StepMemory()
     found = []
-    for name, node in nodes.items():
+    for done, (name, node) in enumerate(nodes.items(), 1):
         value = values[node]
         if isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape[:1] == (1,):
             found.append(_cost(traced, graph, name, node, value, macs, speed, link, memories))
-        progress(len(found), len(nodes))
+        progress(done, len(nodes))
     return found
 
 
@@ -118,13 +118,20 @@ def _run(
     traced: fx.GraphModule, shape: tuple[int, ...], keep: set[fx.Node]
 ) -> tuple[dict[fx.Node, Any], dict[fx.Node, int]]:
     noise = torch.randn(1, *shape).to(next(traced.parameters(), torch.empty(0)).dtype)
+    # Fused attention would hide its products from the counter.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         interpreter = _Counting(traced, counter, keep)
         try:
             interpreter.run(noise)
         except (RuntimeError, ValueError, IndexError) as error:
             text = "x".join(map(str, shape))
-            raise ConfigError(f"the model cannot take an input of shape {text}: {first_line(error)}") from error
+            raise ConfigError(
+                f"the model cannot take an input of shape {text}, without the batch dimension: {first_line(error)}"
+            ) from error
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
     return interpreter.kept, interpreter.macs
 
 

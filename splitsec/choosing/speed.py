@@ -25,6 +25,7 @@ from splitsec.mpc.prg import Stream, fresh_seed
 from splitsec.mpc.selection import ReluMask, relu
 from splitsec.mpc.session import Planner
 from splitsec.mpc.triples import Triple
+from splitsec.threads import one_thread
 
 # Products of one layer are timed themselves as long as all of them together take less than this.
 BUDGET_SECONDS = 3.0
@@ -64,9 +65,13 @@ def _seconds(action: Callable[[], object], times: int = 5) -> float:
 
 
 class Speed:
-    """This machine's times. Products are timed when they are first asked for, within a budget."""
+    """This machine's times with one thread a party; products are timed when first asked for, within a budget."""
 
     def __init__(self) -> None:
+        with one_thread():
+            self._measure()
+
+    def _measure(self) -> None:
         self._spent = 0.0
         self._products: dict[LinearMask, float] = {}
         # Seconds a product of two numbers, by operation, from the largest layer that was timed.
@@ -85,7 +90,8 @@ class Speed:
     def milliseconds(self, predicted: Prediction, link: Link) -> tuple[float, float]:
         """Predicted online and offline milliseconds of one query, from the client's costs."""
         plan = predicted.plan
-        products = sum(self._product(item) for item in plan if isinstance(item, LinearMask))
+        with one_thread():
+            products = sum(self._product(item) for item in plan if isinstance(item, LinearMask))
         triples = sum(_triple_products(item) for item in plan if isinstance(item, Triple)) * self.triple_seconds
         elements = sum(_elements(item) for item in plan)
         per_byte = self.byte_seconds + 8e-6 / link.mbit_s

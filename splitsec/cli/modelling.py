@@ -57,6 +57,10 @@ def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
 def _cuts(options: argparse.Namespace) -> None:
     check_writable(options.json)
     check_writable(options.plot)
+    if options.plot is not None:
+        from splitsec.choosing.picture import check_format
+
+        check_format(options.plot)
     if not options.rtt >= 0 or (options.bandwidth is not None and not options.bandwidth > 0):
         raise ConfigError("--rtt takes milliseconds from 0 on, --bandwidth megabits a second above 0")
     shape = numbers(options.input, "--input")
@@ -121,7 +125,9 @@ def _show_cuts(costs: Sequence[CutCost], link: str, model: str, console: Console
     for reason, number in reasons.items():
         console.print(Text(f"[{number}] {reason}"))
     console.print(
-        "Rounds and bytes are exact; milliseconds are predicted from them and this machine's speed.", soft_wrap=True
+        "Rounds and bytes are exact for these weights and inputs of usual size (larger values take wider comparisons); "
+        "milliseconds are predicted, one thread a party.",
+        soft_wrap=True,
     )
     if not wide:
         console.print(f"A terminal of {_WIDE + longest} columns shows weights and multiply-adds too, as --json does.")
@@ -158,7 +164,10 @@ def _predict(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from splitsec.launch.prediction import Samples, as_json, counted, predict
+    from splitsec.parties.machine import keep_memory
 
+    # This process is the client, and nothing else.
+    keep_memory()
     samples = Samples.load(options.input)
     if options.count is not None:
         labels = None if samples.labels is None else samples.labels[: options.count]

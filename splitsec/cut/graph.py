@@ -172,6 +172,15 @@ class CutGraph:
             raise CutError(f"a head that begins with '{name}' would leave nothing for the server; {self._valid}")
         self._refuse(f"a cut before '{name}'", max(taken, key=self.order.__getitem__, default=first), [])
 
+    def check_order(self, front: str, head: str) -> None:
+        """Raise `CutError` if the last layer of the front comes after the first of the head."""
+        places = [[self.order[node] for node in self._called(name)] for name in (front, head) if name != INPUT]
+        if len(places) == 2 and max(places[0]) >= max(places[1]):
+            raise CutError(
+                f"'{front}' does not come before '{head}'; a U names the last layer of the front, then the first of "
+                "the head, and leaves what lies between to the server"
+            )
+
     def _called(self, name: str) -> list[fx.Node]:
         tests: list[Callable[[fx.Node], bool]] = [
             lambda node: name in (node_name(node), node.name),

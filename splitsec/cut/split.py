@@ -68,6 +68,8 @@ class SplitModel(nn.Module):
         super().__init__()
         names = cut_names(cut)
         graph = CutGraph(trace(model))
+        if len(names) == 2:
+            graph.check_order(*names)
         points = [graph.find(names[0]), *(graph.before(name) for name in names[1:])]
         if len(points) == 2 and (points[0].node not in graph.front(points[1].node) or points[0].node is points[1].node):
             raise CutError(f"between '{names[0]}' and '{names[1]}' there is nothing for the server; choose other cuts")

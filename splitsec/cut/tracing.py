@@ -102,7 +102,7 @@ def _join(joined: fx.GraphModule, training: fx.Graph, model: nn.Module) -> None:
         if one.op not in ("call_function", "call_method") or set(_nodes(args, kwargs)) != set(one.all_input_nodes):
             raise refusal
         inputs = list(one.all_input_nodes)
-        path = f"{one.name}_by_mode"
+        path = one.name if not hasattr(joined, one.name) else f"{one.name}_by_mode"
         joined.add_module(path, ByMode(one.target, (args, kwargs), (one.args, one.kwargs), inputs))
         with joined.graph.inserting_after(one):
             made = joined.graph.call_module(path, tuple(inputs))

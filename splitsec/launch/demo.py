@@ -20,6 +20,7 @@ from splitsec.launch.local import LocalRun, execute, prepare
 from splitsec.models import load_model
 from splitsec.parties.events import AnyEvent, EpochDone, Predicted, size
 from splitsec.parties.names import SERVER
+from splitsec.threads import one_thread
 from splitsec.training.data import Part
 
 
@@ -129,15 +130,12 @@ def _judge(run: LocalRun, directory: Path, parts: list[Part], bytes_training: in
         cost = found
     opened, pictures, truth = torch.cat(encrypted), torch.cat(images), torch.cat(labels)
     plain_ms = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
+    with torch.no_grad(), one_thread():
         for picture in pictures[:200]:
             start = time.perf_counter()
             split(picture[None])
             plain_ms.append((time.perf_counter() - start) * 1e3)
         plain = split(pictures)
-    torch.set_num_threads(threads)
     return DemoResult(
         clients=run.clients,
         dataset=run.dataset,

@@ -21,6 +21,7 @@ from splitsec.models import absolute_source, load_model, load_weights
 from splitsec.mpc.compiler import compile_tail
 from splitsec.parties.client import Client, Predictions, labels_of
 from splitsec.parties.events import Predicted, Report
+from splitsec.threads import one_thread
 from splitsec.transport import load_key_pair, load_public_keys
 
 NOISE_SAMPLES = 8
@@ -69,7 +70,8 @@ class Samples:
 
 @dataclass(frozen=True)
 class PredictResult:
-    """What encrypted prediction of a user's model gave and cost; times are medians in milliseconds a query.
+    """What encrypted prediction of a user's model gave and cost; times are medians in milliseconds a query, with one
+    thread a party, from the image to the result, the client's front included.
 
     `agreement` is the share of images with the same label as in plain, None where a result has no labels;
     `undecided` how many images have their two largest logits in plain closer than fixed point resolves. `total_ms`
@@ -149,11 +151,15 @@ def predict(
             report=report,
         )
         on_start("opening a session")
-        with client:
+        with client, one_thread():
             # All parties share this machine, so to prepare meanwhile would only take turns.
             found = client.predict(images, batch_size=batch_size, ahead=0, checked=checked)
     plain, plain_ms = _in_plain(model, images)
-    ranges = "guaranteed by the weights" if measured is None else "measured on other activations"
+    ranges = (
+        "guaranteed by the weights"
+        if measured is None
+        else f"measured on {'noise' if calibration is None else 'the calibration images'}"
+    )
     ranges += ", checked in every query" if checked else ""
     return _judge(source, split.cut, samples, found, plain, plain_ms, ranges, time.monotonic() - began)
 
@@ -197,7 +203,7 @@ def _calibration(
 
 def _in_plain(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, float]:
     results, times = [], []
-    with torch.no_grad():
+    with torch.no_grad(), one_thread():
         for image in images:
             began = time.perf_counter()
             results.append(model(image[None]))

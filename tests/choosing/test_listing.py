@@ -100,7 +100,7 @@ def test_layers_without_encrypted_form_are_named_where_they_stand_in_the_way(spe
 
 
 def test_a_shape_that_does_not_fit_is_named(speed: Speed) -> None:
-    with pytest.raises(ConfigError, match="cannot take an input of shape 3x8x8: .*channels"):
+    with pytest.raises(ConfigError, match="cannot take an input of shape 3x8x8, without the batch.*channels"):
         list_cuts(Small(), (3, 8, 8), speed=speed)
 
 
@@ -111,3 +111,13 @@ def test_the_picture_is_drawn(costs: list[CutCost], tmp_path: Path) -> None:
     assert "a model" in (tmp_path / "cuts.svg").read_text() or (tmp_path / "cuts.svg").stat().st_size > 10_000
     with pytest.raises(ConfigError, match="cannot draw"):
         draw(costs, tmp_path / "cuts.nothing", "a model")
+
+
+def test_products_inside_fused_layers_are_counted(speed: Speed) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    found = {one.name: one for one in list_cuts(nn.Sequential(nn.Linear(8, 8), layer), (5, 8), speed=speed)}
+    # Projections in and out, two products of 2 heads, and two linear layers, for 5 places.
+    inner = 5 * (4 * 8 * 8 + 2 * 8 * 16) + 2 * 5 * 5 * 8
+    assert found["0"].tail_macs == inner
+    assert torch.backends.mha.get_fastpath_enabled()

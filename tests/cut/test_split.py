@@ -154,10 +154,11 @@ def test_a_u_leaves_front_and_head_to_the_client() -> None:
 @pytest.mark.parametrize(
     ("cut", "reason"),
     [
-        (("layer2", "layer1"), "nothing for the server"),
+        (("layer2", "layer1"), "'layer2' does not come before 'layer1'; a U names"),
+        (("fc", "layer1"), "does not come before"),
         (("layer3", "layer4"), "nothing for the server"),
         (("layer1", "layer2.0.conv2"), "more than one value"),
-        (("layer1", "conv1"), "nothing for the server"),
+        (("layer1", "conv1"), "does not come before"),
         (("layer1", "nope"), "no cut 'nope'; the valid"),
         (("layer1", "layer2", "fc"), "write one name, or two"),
         ("layer1,", "write one name, or two"),

@@ -92,7 +92,7 @@ def test_a_u_without_weights_is_as_its_function_returns_it(here: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["net.py:Net", "--cut", "nope"], 2, "there is no cut 'nope'; the valid cuts are: fc1"),
-        (["net.py:Nope", "--cut", "fc1"], 2, "'net.py' has no 'Nope'"),
+        (["net.py:Nope", "--cut", "fc1"], 2, "has no 'Nope'; it has: Net, Branch"),
         (["none.py:Net", "--cut", "fc1"], 2, "there is no file none.py"),
         (["net.py:needs", "--cut", "fc1"], 2, "cannot be called without arguments"),
         (["net.py:nothing", "--cut", "fc1"], 2, "makes a int, not a torch.nn.Module"),
