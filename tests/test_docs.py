@@ -30,7 +30,8 @@ def test_the_api_example_runs_as_it_stands() -> None:
 def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
     """Every block in its order: files are written, Python is run, commands are typed."""
     text = (ROOT / "docs" / "own-model.md").read_text()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    # The test's processors are few, and torch's threads would wait for each other.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     said = ""
     for language, code in re.findall(r"```(python|bash)\n(.*?)```", text, re.DOTALL):
         named = re.match(r"# (\w+\.py)\n", code)

@@ -251,7 +251,7 @@ def test_only_the_label_is_revealed_and_ranges_are_checked(tmp_path: Path) -> No
         made = model()
         with torch.no_grad():
             # So large that the weights guarantee no bound, and the calibration counts.
-            made[2].weight.mul_(4e5)
+            made[2].weight.mul_(4e6)
             made[2].bias.zero_()
         return made
 
@@ -276,7 +276,7 @@ def test_only_the_label_is_revealed_and_ranges_are_checked(tmp_path: Path) -> No
             session.run(x)
         with client.session((5, 6), comparison="dcf", ahead=2) as session:
             for _ in range(4):
-                torch.testing.assert_close(session.run(x * 0.02), tail(x * 0.02), atol=1e-3, rtol=0)
+                torch.testing.assert_close(session.run(x * 0.02), tail(x * 0.02), atol=1e-3, rtol=5e-3)
 
 
 def test_what_the_dealer_receives_does_not_depend_on_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +304,8 @@ def _dealer_transcript(directory: Path, x: torch.Tensor, monkeypatch: pytest.Mon
         monkeypatch.setattr(here.dealer, "_take", record)
         with _serving(here) as client:
             client.predict(x)
-    return sorted(seen)
+    # The server's worker leaves when it ends, which may be after the test has looked.
+    return sorted(one for one in seen if "LeaveSession" not in one)
 
 
 def test_wrong_cut_in_the_api() -> None:
