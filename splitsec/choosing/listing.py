@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from splitsec.choosing.speed import Link, Speed
-from splitsec.cut import INPUT, CutGraph, SplitModel, trace
+from splitsec.cut import INPUT, CutGraph, SplitModel, trace, vocabulary
 from splitsec.errors import ConfigError, SplitsecError
 from splitsec.mpc.bounds import Memory
 from splitsec.mpc.compiler import ShapeNotes, compile_tail
@@ -118,6 +118,8 @@ def _run(
     traced: fx.GraphModule, shape: tuple[int, ...], keep: set[fx.Node]
 ) -> tuple[dict[fx.Node, Any], dict[fx.Node, int]]:
     noise = torch.randn(1, *shape).to(next(traced.parameters(), torch.empty(0)).dtype)
+    if vocabulary(traced) is not None:
+        noise = torch.zeros(1, *shape, dtype=torch.int64)
     # Fused attention would hide its products from the counter.
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -1,6 +1,6 @@
 """Tracing a model, listing its cut points, splitting it."""
 
-from splitsec.cut.graph import INPUT, CutGraph, CutPoint
+from splitsec.cut.graph import INPUT, CutGraph, CutPoint, vocabulary
 from splitsec.cut.segments import ConstantError, build_segment
 from splitsec.cut.split import Cut, SplitModel, check_batch, cut_names, is_u
 from splitsec.cut.tracing import trace
@@ -19,4 +19,5 @@ __all__ = [
     "is_u",
     "load_segment",
     "trace",
+    "vocabulary",
 ]

@@ -210,3 +210,17 @@ class CutGraph:
         if node.target is getattr:
             return f"{node.args[0]}.{node.args[1]}"
         return node_name(node)
+
+
+def vocabulary(traced: nn.Module) -> int | None:
+    """How many rows the embedding has that takes a traced model's input, or None if the input is of real numbers."""
+    if not isinstance(traced, fx.GraphModule):
+        return None
+    for node in traced.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        for user in node.users:
+            layer = traced.get_submodule(str(user.target)) if user.op == "call_module" else None
+            if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+                return layer.num_embeddings
+    return None

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from splitsec.cut import SplitModel
+from splitsec.cut import SplitModel, vocabulary
 from splitsec.errors import ConfigError, RangeError
 from splitsec.launch.processes import PartyGroup
 from splitsec.launch.service import Service, start_service
@@ -52,13 +52,10 @@ class Samples:
         if "images" not in arrays:
             raise ConfigError(f"{path} has no array 'images'; write it with numpy.savez(PATH, images=...)")
         images = arrays["images"]
-        if images.dtype.kind != "f":
-            raise ConfigError(
-                f"the images in {path} are {images.dtype}; give real numbers, scaled as the model was trained: "
-                "((images / 255 - mean) / std).astype('float32')"
-            )
         if images.ndim < 2 or not len(images):
             raise ConfigError(f"the images in {path} have shape {images.shape}; give (N, ...) with at least one image")
+        if images.dtype.kind not in "fiu":
+            raise ConfigError(f"the images in {path} are {images.dtype}; give numbers")
         if not np.isfinite(images).all():
             raise ConfigError(f"the images in {path} hold a value that is not a finite number")
         labels = arrays.get("labels")
@@ -66,6 +63,24 @@ class Samples:
             raise ConfigError(f"the labels in {path} are {labels.dtype} {labels.shape}; give a whole number an image")
         found = None if labels is None else torch.from_numpy(labels.astype(np.int64))
         return Samples(torch.from_numpy(np.ascontiguousarray(images)), found)
+
+    def fit(self, model: nn.Module, rows: int | None) -> Samples:
+        """In the dtype that a model takes: whole numbers where it looks them up in so many rows, else real ones.
+
+        Raises:
+            ConfigError: they are of the other kind.
+        """
+        if rows is not None:
+            if self.images.is_floating_point() or not 0 <= int(self.images.min()) <= int(self.images.max()) < rows:
+                raise ConfigError(f"the model looks its input up: give whole numbers from 0 to {rows - 1}")
+            return replace(self, images=self.images.long())
+        if not self.images.is_floating_point():
+            kind = str(self.images.dtype).removeprefix("torch.")
+            raise ConfigError(
+                f"the images are {kind}; give real numbers, scaled as the model was trained: "
+                "((images / 255 - mean) / std).astype('float32')"
+            )
+        return replace(self, images=self.images.to(next(model.parameters(), torch.empty(0)).dtype))
 
 
 @dataclass(frozen=True)
@@ -128,9 +143,10 @@ def predict(
     model = load_model(source).eval()
     if weights is not None:
         load_weights(model, weights)
-    images = samples.images.to(next(model.parameters(), torch.empty(0)).dtype)
-    samples = replace(samples, images=images)
     split = SplitModel(model, cut).eval()
+    rows = vocabulary(split.front)
+    samples = samples.fit(model, rows)
+    images = samples.images
     activation = _activation(split, images[:1].expand(batch_size, *images.shape[1:]))
     on_start("compiling the tail")
     measured = _calibration(split, activation, images, calibration)
@@ -186,12 +202,15 @@ def _calibration(
 
     Noise is as large as the images are, to the next power of two, and says nothing else of them.
     """
-    if calibration is None:
+    rows = vocabulary(split.front)
+    if calibration is not None:
+        likely = calibration.fit(split, rows).images
+    elif rows is not None:
+        likely = torch.randint(0, rows, (NOISE_SAMPLES, *images.shape[1:]), generator=torch.Generator().manual_seed(0))
+    else:
         spread = 2.0 ** round(np.log2(max(1e-6, images.double().std().item())))
         noise = torch.randn(NOISE_SAMPLES, *images.shape[1:], generator=torch.Generator().manual_seed(0))
         likely = (noise * spread).to(images.dtype)
-    else:
-        likely = calibration.images.to(images.dtype)
     with torch.no_grad():
         activations = torch.cat([split.front(row[None]) for row in likely])
     try:

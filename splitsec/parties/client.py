@@ -15,7 +15,7 @@ import torch
 import zmq
 from torch import nn
 
-from splitsec.cut import check_batch, is_u
+from splitsec.cut import check_batch, is_u, vocabulary
 from splitsec.errors import AuthenticationError, ConfigError, MessageError, RefusedError
 from splitsec.mpc.checking import check_program
 from splitsec.mpc.context import CLIENT, ComparisonKind
@@ -193,8 +193,9 @@ class Client:
         """
         if self.head is not None and reveal == "label":
             raise ConfigError("the tail of a U ends before the labels: reveal its output, which the head takes")
-        if not images.is_floating_point():
-            raise MessageError(f"the images are {images.dtype}; give real numbers, scaled as the model was trained")
+        if images.is_floating_point() == (vocabulary(self.front) is not None):
+            wanted = "whole numbers, since the front looks them up" if images.is_floating_point() else "real numbers"
+            raise MessageError(f"the images are {images.dtype}; give {wanted}, as the model was trained")
         if len(images) < 1 or batch_size < 1:
             raise MessageError("there is nothing to predict: give at least one image and a batch size of at least 1")
         results: list[torch.Tensor] = []

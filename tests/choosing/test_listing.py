@@ -113,6 +113,22 @@ def test_the_picture_is_drawn(costs: list[CutCost], tmp_path: Path) -> None:
         draw(costs, tmp_path / "cuts.nothing", "a model")
 
 
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.fc = nn.Embedding(50, 8), nn.Linear(8, 3)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return self.fc(self.rows(x).mean(1))
+
+
+def test_an_embedding_belongs_to_the_front(speed: Speed) -> None:
+    found = {one.name: one for one in list_cuts(Words(), (5,), speed=speed)}
+    assert list(found) == ["rows", "mean"]
+    assert found["rows"].shape == (5, 8)
+    assert all(one.encrypted is not None for one in found.values())
+
+
 def test_products_inside_fused_layers_are_counted(speed: Speed) -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)

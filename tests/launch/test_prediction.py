@@ -40,6 +40,14 @@ class Branch(nn.Module):
 def needs(argument):
     return Net()
 
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rows, self.fc = nn.Embedding(50, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.rows(x).mean(1)))
+
 def nothing():
     return 3
 """
@@ -78,6 +86,7 @@ def test_predictions_by_a_u_are_those_in_plain(here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["net.py:Words", "--cut", "rows"], 2, "the model looks its input up: give whole numbers from 0 to 49"),
         (["net.py:Net", "--cut", "nope"], 2, "there is no cut 'nope'; the valid cuts are: fc1"),
         (["net.py:Nope", "--cut", "fc1"], 2, "has no 'Nope'; it has: Net, Branch"),
         (["none.py:Net", "--cut", "fc1"], 2, "there is no file none.py"),
@@ -96,7 +105,7 @@ def test_predictions_by_a_u_are_those_in_plain(here: Path) -> None:
         (
             ["net.py:Net", "--cut", "fc1", "--input", "ints.npz"],
             2,
-            "the images in ints.npz are uint8; give real numbers",
+            "the images are uint8; give real numbers",
         ),
         (["net.py:Net", "--cut", "fc1", "--input", "shape.npz"], 2, "the model cannot take images of shape 7"),
         (["net.py:Net", "--cut", "fc1", "--input", "nan.npz"], 2, "not a finite number"),

@@ -474,3 +474,17 @@ def test_parties_in_different_queries_find_out(tmp_path: Path) -> None:
 
         with pytest.raises(MessageError, match="for step 0"):
             out_of_step()
+
+
+def test_a_front_that_looks_words_up(tmp_path: Path) -> None:
+    def words() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Embedding(20, 6), nn.Flatten(), nn.Linear(24, 5), nn.ReLU(), nn.Linear(5, 3))
+
+    split = SplitModel(words(), CUT).eval()
+    with world(tmp_path, epochs=0, stay=True, model=words) as here, here.client("client-1", split.front) as client:
+        x = torch.randint(0, 20, (3, 4))
+        with torch.no_grad():
+            torch.testing.assert_close(client.predict(x).logits, words().eval()(x), atol=1e-3, rtol=0)
+        with pytest.raises(MessageError, match=r"torch\.float32; give whole numbers"):
+            client.predict(torch.zeros(1, 4))
