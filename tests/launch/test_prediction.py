@@ -66,6 +66,7 @@ def _predict(here: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=100, check=False)
 
 
+@pytest.mark.slow
 def test_predictions_by_a_u_are_those_in_plain(here: Path) -> None:
     """Without weights the model is as its function returns it, and the server, whose process makes others, has the
     same; with weights the tutorial's test does it."""
