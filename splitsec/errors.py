@@ -77,3 +77,8 @@ class InsecureProviderError(SplitsecError):
     """An attempt to use one of CrypTen's own sources of randomness."""
 
     exit_code = 8
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what another library says, or the error's kind if it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

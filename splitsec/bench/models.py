@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,15 +35,18 @@ class NetworkB(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
+    def __init__(self, inside: int, outside: int, stride: int, *, option_a: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outside)
         self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outside)
         plain = stride == 1 and inside == outside
-        shortcut = [nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)]
-        self.shortcut = nn.Identity() if plain else nn.Sequential(*shortcut)
+        if option_a:
+            self.shortcut: nn.Module = nn.Sequential() if plain else _OptionA(outside)
+        else:
+            shortcut = [nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)]
+            self.shortcut = nn.Identity() if plain else nn.Sequential(*shortcut)
 
     def forward(self, x):  # type: ignore[no-untyped-def]
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -90,20 +94,6 @@ class _OptionA(nn.Module):
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.channels // 4, self.channels // 4))
 
 
-class _SmallBlock(nn.Module):
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outside)
-        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outside)
-        self.shortcut = _OptionA(outside) if stride == 2 else nn.Sequential()
-
-    def forward(self, x):  # type: ignore[no-untyped-def]
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + self.shortcut(x))
-
-
 class ResNet20(nn.Module):
     """ResNet-20 for 32x32 images (He et al. 2016, section 4.2, option A shortcuts)."""
 
@@ -111,9 +101,10 @@ class ResNet20(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(*[_SmallBlock(16, 16, 1) for _ in range(3)])
-        self.layer2 = nn.Sequential(_SmallBlock(16, 32, 2), *[_SmallBlock(32, 32, 1) for _ in range(2)])
-        self.layer3 = nn.Sequential(_SmallBlock(32, 64, 2), *[_SmallBlock(64, 64, 1) for _ in range(2)])
+        block = partial(_Block, option_a=True)
+        self.layer1 = nn.Sequential(*[block(16, 16, 1) for _ in range(3)])
+        self.layer2 = nn.Sequential(block(16, 32, 2), *[block(32, 32, 1) for _ in range(2)])
+        self.layer3 = nn.Sequential(block(32, 64, 2), *[block(64, 64, 1) for _ in range(2)])
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x):  # type: ignore[no-untyped-def]

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from splitsec.choosing.speed import Link, Speed
 from splitsec.cut import INPUT, CutGraph, SplitModel, trace, vocabulary
-from splitsec.errors import ConfigError, SplitsecError
+from splitsec.errors import ConfigError, SplitsecError, first_line
 from splitsec.mpc.bounds import Memory
 from splitsec.mpc.compiler import ShapeNotes, compile_tail
 from splitsec.mpc.context import CLIENT, SERVER
@@ -135,11 +135,6 @@ def _run(
         finally:
             torch.backends.mha.set_fastpath_enabled(fused)
     return interpreter.kept, interpreter.macs
-
-
-def first_line(error: Exception) -> str:
-    """What torch says, without torch.fx's trailer."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _cost(

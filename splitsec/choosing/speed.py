@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+import msgspec
 import torch
 import zmq
 
@@ -110,7 +111,7 @@ class Speed:
         return online * 1e3, offline * 1e3
 
     def _product(self, item: LinearMask) -> float:
-        key = LinearMask(0, item.op, item.input, item.weight, item.stride, item.padding, item.dilation, item.groups)
+        key = msgspec.structs.replace(item, layer=0)
         if key in self._products:
             return self._products[key]
         count = products_of(item)
@@ -143,7 +144,7 @@ def _smaller(item: LinearMask, count: int, most: int = 100_000_000) -> tuple[Lin
     if count <= most or item.op == "scale" or item.groups > 1:
         return item, 1.0
     outputs = max(1, item.weight[0] * most // count)
-    small = LinearMask(0, item.op, item.input, (outputs, *item.weight[1:]), item.stride, item.padding, item.dilation, 1)
+    small = msgspec.structs.replace(item, weight=(outputs, *item.weight[1:]))
     return small, item.weight[0] / outputs
 
 

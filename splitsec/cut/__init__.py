@@ -4,7 +4,7 @@ from splitsec.cut.graph import INPUT, CutGraph, CutPoint, vocabulary
 from splitsec.cut.segments import ConstantError, build_segment
 from splitsec.cut.split import Cut, SplitModel, check_batch, cut_names, is_u
 from splitsec.cut.tracing import trace
-from splitsec.cut.weights import load_segment
+from splitsec.cut.weights import load_part, load_segment
 
 __all__ = [
     "INPUT",
@@ -17,6 +17,7 @@ __all__ = [
     "check_batch",
     "cut_names",
     "is_u",
+    "load_part",
     "load_segment",
     "trace",
     "vocabulary",

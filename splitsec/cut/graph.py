@@ -60,6 +60,7 @@ class CutGraph:
         # The last node of every module that the tracer looked into.
         self._last = {path: node for node in self.nodes for path in containers(node)}
         self.batch_sizes = {node for node in self.nodes if self._is_batch_size(node)}
+        self._sizes = sum(1 << self.order[node] for node in self.batch_sizes)
         free = [node for node in self.nodes if node in self.batch_sizes or not self._before[node] & whole]
         self._free = sum(1 << self.order[node] for node in free)
 
@@ -95,7 +96,7 @@ class CutGraph:
         """The values that a cut after `cut` would send: made up to it and used after it, `cut` included."""
         front = self._before[cut]
         # A size of the batch that is asked for after the cut is asked of the activation.
-        beyond = ~front & ~sum(1 << self.order[node] for node in self.batch_sizes)
+        beyond = ~front & ~self._sizes
         return [
             node
             for node in self._members(front & ~self._free)

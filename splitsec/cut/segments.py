@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import fx, nn
 
 from splitsec.cut.split import Cut, SplitModel
-from splitsec.cut.weights import load_segment
+from splitsec.cut.weights import load_part
 from splitsec.errors import CutError
 
 
@@ -65,7 +65,7 @@ def build_segment(
     if weights is None:
         _reset(segment)
     else:
-        load_segment(segment, _wanted(segment, weights))
+        load_part(segment, _read(weights, segment.state_dict()) if isinstance(weights, Path) else weights)
     return segment
 
 
@@ -77,15 +77,13 @@ def _tied(segment: nn.Module) -> list[list[str]]:
     return [found for found in names.values() if len(found) > 1]
 
 
-def _wanted(segment: nn.Module, weights: Path | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    keys = segment.state_dict().keys()
-    if not isinstance(weights, Path):
-        return {key: weights[key] for key in keys if key in weights}
+def _read(path: Path, wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of a safetensors file only the wanted keys."""
     try:
-        with safe_open(weights, "pt") as file:
-            return {key: file.get_tensor(key) for key in keys if key in set(file.keys())}
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys() if key in wanted}  # noqa: SIM118  (not a dict)
     except (OSError, SafetensorError) as error:
-        raise CutError(f"cannot read weights from {weights}: {str(error).splitlines()[0]}") from None
+        raise CutError(f"cannot read weights from {path}: {str(error).splitlines()[0]}") from None
 
 
 def _refuse_constants(segment: fx.GraphModule) -> None:

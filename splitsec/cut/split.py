@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from splitsec.cut.graph import INPUT, CutGraph, CutPoint
 from splitsec.cut.tracing import forget_constants, trace
-from splitsec.cut.weights import load_segment
+from splitsec.cut.weights import load_part
 from splitsec.errors import CutError
 
 Cut: TypeAlias = str | Sequence[str]
@@ -102,7 +102,7 @@ class SplitModel(nn.Module):
     def load_whole_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Load a state dict of the uncut model; raises `CutError` naming keys or shapes that do not fit."""
         for segment in self.segments:
-            load_segment(segment, {key: state[key] for key in segment.state_dict() if key in state})
+            load_part(segment, state)
 
     def merge(self) -> nn.Module:
         """The whole model again, of the class it had, with copies of the segments' weights and in their mode."""

@@ -77,7 +77,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     for node in joined.graph.nodes:
         if node.op == "call_module" and isinstance(joined.get_submodule(str(node.target)), ByMode):
             # The mode of the module whose forward it stands in.
-            owner = next((path for path in reversed(containers(node)) if path != node.target), "")
+            owner = next(reversed(containers(node)), "")
             joined.get_submodule(str(node.target)).training = model.get_submodule(owner).training
     inputs = [node for node in joined.graph.nodes if node.op == "placeholder"]
     if len(inputs) != 1:
@@ -144,9 +144,9 @@ def forget_constants(made: fx.GraphModule, source: nn.Module) -> None:
 
 def _clean(traced: fx.GraphModule) -> None:
     for node in reversed(list(traced.graph.nodes)):
-        if node.target is torch._assert or (node.op == "call_function" and not node.users):
-            if not node.users:
-                traced.graph.erase_node(node)
+        # Assertions, which torch.fx would keep, and what nobody reads.
+        if node.op == "call_function" and not node.users:
+            traced.graph.erase_node(node)
     traced.graph.eliminate_dead_code()
     traced.graph.lint()
     traced.recompile()

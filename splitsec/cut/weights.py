@@ -23,3 +23,8 @@ def load_segment(segment: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         ]
         raise CutError(f"the weights do not fit the segment: {'; '.join(problems)}")
     segment.load_state_dict(dict(state))
+
+
+def load_part(segment: nn.Module, whole: Mapping[str, torch.Tensor]) -> None:
+    """Load what a segment holds of a state dict that may hold more; raises `CutError` as `load_segment` does."""
+    load_segment(segment, {key: whole[key] for key in segment.state_dict() if key in whole})

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from splitsec.cut import SplitModel, vocabulary
-from splitsec.errors import ConfigError, RangeError
+from splitsec.errors import ConfigError, RangeError, first_line
 from splitsec.launch.processes import PartyGroup
 from splitsec.launch.service import Service, start_service
 from splitsec.models import absolute_source, load_model, load_weights
@@ -149,7 +149,7 @@ def predict(
     images = samples.images
     activation = _activation(split, images[:1].expand(batch_size, *images.shape[1:]))
     on_start("compiling the tail")
-    measured = _calibration(split, activation, images, calibration)
+    measured = _calibration(split, activation, images, calibration, rows)
     with tempfile.TemporaryDirectory(prefix="splitsec-predict-") as name, PartyGroup() as group:
         directory = Path(name)
         on_start("starting a dealer and a server")
@@ -187,8 +187,7 @@ def _activation(split: SplitModel, images: torch.Tensor) -> torch.Tensor:
             split.tail(activation)
     except (RuntimeError, ValueError, IndexError) as error:
         shape = "x".join(map(str, images.shape[1:]))
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ConfigError(f"the model cannot take images of shape {shape}: {reason}") from error
+        raise ConfigError(f"the model cannot take images of shape {shape}: {first_line(error)}") from error
     if activation.shape[0] != len(images) or not activation.is_floating_point():
         shape = "x".join(map(str, activation.shape))
         raise ConfigError(f"the value at cut '{split.cut}' ({activation.dtype}, {shape}) is no batch of real numbers")
@@ -196,13 +195,16 @@ def _activation(split: SplitModel, images: torch.Tensor) -> torch.Tensor:
 
 
 def _calibration(
-    split: SplitModel, activation: torch.Tensor, images: torch.Tensor, calibration: Samples | None
+    split: SplitModel,
+    activation: torch.Tensor,
+    images: torch.Tensor,
+    calibration: Samples | None,
+    rows: int | None,
 ) -> torch.Tensor | None:
     """Activations to measure bounds on, or None where the weights guarantee bounds.
 
     Noise is as large as the images are, to the next power of two, and says nothing else of them.
     """
-    rows = vocabulary(split.front)
     if calibration is not None:
         likely = calibration.fit(split, rows).images
     elif rows is not None:

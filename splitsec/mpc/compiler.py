@@ -17,7 +17,7 @@ import torch
 from torch import fx
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
-from splitsec.errors import MessageError, RangeError, UnsupportedLayerError
+from splitsec.errors import MessageError, RangeError, UnsupportedLayerError, first_line
 from splitsec.mpc.bounds import MARGIN, Memory, guaranteed_bounds, input_bits, measured_bounds, range_checks
 from splitsec.mpc.checking import check_program
 from splitsec.mpc.context import ComparisonKind
@@ -86,7 +86,7 @@ def compile_tail(
         lowering = lower_tail(tail, tuple(input_shape), precision)
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         shape = "x".join(map(str, input_shape))
-        raise MessageError(f"the tail cannot take an activation of shape {shape}: {_first_line(error)}") from error
+        raise MessageError(f"the tail cannot take an activation of shape {shape}: {first_line(error)}") from error
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -192,8 +192,3 @@ def encode_weights(program: Program, weights: Mapping[int, Weights]) -> dict[int
         bias = bias.view(1, -1, 1, 1) if step.op == "conv2d" else bias
         found[number] = Weights(laid_out(encode(held.weight, program.precision + step.digits)), bias)
     return found
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import fx
 
-from splitsec.cut import ConstantError, SplitModel, build_segment, is_u, load_segment
+from splitsec.cut import ConstantError, SplitModel, build_segment, is_u, load_part
 from splitsec.cut.segments import Part
 from splitsec.errors import ConfigError
 from splitsec.models import load_model
@@ -247,7 +247,7 @@ def _parts(
     if weights is not None:
         held = _load_weights(weights)
         for segment in found:
-            load_segment(segment, {key: held[key] for key in segment.state_dict() if key in held})
+            load_part(segment, held)
     return split.cut, found
 
 

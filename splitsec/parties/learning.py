@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from splitsec.cut import load_segment
+from splitsec.cut import load_part
 from splitsec.errors import MessageError
 from splitsec.mpc.ring import check_range
 from splitsec.parties.events import EpochDone, Joined, Report
@@ -145,5 +145,5 @@ class Learner:
         check_range(average, limit=float("inf"), what="the combined front")
         combined = unflatten_state(average if self._head is None else average[:-MEANS], state)
         for segment in self._segments:
-            load_segment(segment, {key: combined[key] for key in segment.state_dict()})
+            load_part(segment, combined)
         return answer

@@ -13,8 +13,6 @@ from splitsec.errors import UnsupportedLayerError
 from splitsec.mpc.curves import curve_of, logarithm
 from splitsec.mpc.lowering.base import Call, Lower, Lowering, Shared, Tables
 
-_Kinds = dict[str, Any]
-
 
 def options_of(call: Call, names: str, **defaults: Any) -> dict[str, Any]:
     """The options of a layer, or those given to a function whose arguments are the input and `names`."""

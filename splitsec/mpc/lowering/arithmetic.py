@@ -40,13 +40,9 @@ def add(lowering: Lowering, name: str, left: Any, right: Any, shape: Sequence[in
     if number is not None:
         return lowering.affine(name, left, 1.0, number)
     if isinstance(right, torch.Tensor):
-        left = lowering.expand(name, _aligned(lowering, name, left, shape), shape)
+        left = lowering.expand(name, left, shape)
         return lowering.emit_weights("shift", name, left, shape, torch.ones(1), right)
     return lowering.emit("add", name, (left, right), shape)
-
-
-def _aligned(lowering: Lowering, name: str, x: Shared, shape: Sequence[int]) -> Shared:
-    return lowering.reshape(name, x, (*[1] * (len(shape) - len(x.shape)), *x.shape))
 
 
 def _add(lowering: Lowering, call: Call) -> Shared:
@@ -75,7 +71,7 @@ def multiply(lowering: Lowering, name: str, left: Any, right: Any, shape: Sequen
     if number is not None:
         return lowering.affine(name, left, number)
     if isinstance(right, torch.Tensor):
-        left = lowering.expand(name, _aligned(lowering, name, left, shape), shape)
+        left = lowering.expand(name, left, shape)
         return scale(lowering, name, left, right.detach().double())
     return lowering.emit("mul", name, (left, right), shape)
 
@@ -122,13 +118,11 @@ def _matmul(lowering: Lowering, call: Call) -> Shared:
         return lowering.emit_weights("linear", call.name, left, shape, right.detach().t(), zeros)
     if isinstance(right, Shared) and left.dim() == 2:
         # W x = (x' W')'.
-        dims = len(right.shape)
-        swap = [*range(dims - 2), dims - 1, dims - 2]
-        turned = lowering.permute(call.name, right, swap)
+        turned = lowering.transpose(call.name, right)
         made = lowering.emit_weights(
             "linear", call.name, turned, (*turned.shape[:-1], left.shape[0]), left.detach(), torch.zeros(left.shape[0])
         )
-        return lowering.permute(call.name, made, swap)
+        return lowering.transpose(call.name, made)
     raise UnsupportedLayerError(f"'{call.name}' multiplies by a constant of more than two dimensions; use two")
 
 

@@ -23,14 +23,9 @@ from splitsec.mpc.lowering.layers import layer_norm, linear
 _MASKED = -65536.0
 
 
-def _transposed(lowering: Lowering, name: str, x: Shared) -> Shared:
-    dims = len(x.shape)
-    return lowering.permute(name, x, [*range(dims - 2), dims - 1, dims - 2])
-
-
 def _attend(lowering: Lowering, name: str, q: Shared, k: Shared, v: Shared, mask: torch.Tensor | None) -> Shared:
     """softmax(q k' + mask) v over (..., length, size); q is scaled already."""
-    scores = matmul(lowering, name, q, _transposed(lowering, name, k), (*q.shape[:-1], k.shape[-2]))
+    scores = matmul(lowering, name, q, lowering.transpose(name, k), (*q.shape[:-1], k.shape[-2]))
     if mask is not None:
         scores = add(lowering, name, scores, mask, scores.shape)
     weights = softmax(lowering, name, scores, len(scores.shape) - 1)

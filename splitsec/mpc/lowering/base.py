@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from splitsec.cut.modes import ByMode
-from splitsec.errors import UnsupportedLayerError
+from splitsec.errors import UnsupportedLayerError, first_line
 from splitsec.mpc.program import Shape, Step, Weights
 
 
@@ -117,9 +117,9 @@ class Lowering:
             try:
                 return self._compute(node, args, kwargs, layer)
             except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
                 raise UnsupportedLayerError(
-                    f"'{node.name}' takes what has no encrypted form, such as the weights of attention: {reason}"
+                    f"'{node.name}' takes what has no encrypted form, such as the weights of attention: "
+                    f"{first_line(error)}"
                 ) from error
         name, target = str(node.target) if layer is not None else node.name, node.target
         if isinstance(layer, ByMode):
@@ -143,9 +143,8 @@ class Lowering:
             return lower(self, call)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             # Arguments that no lowering expected; nothing has been sent to anybody yet.
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UnsupportedLayerError(
-                f"layer '{name}' ({described}) has no encrypted form with these arguments: {reason}"
+                f"layer '{name}' ({described}) has no encrypted form with these arguments: {first_line(error)}"
             ) from error
 
     def _compute(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], layer: nn.Module | None) -> Any:
@@ -212,6 +211,11 @@ class Lowering:
             return x
         return self.emit("permute", name, (x,), [x.shape[dim] for dim in order], index=tuple(order))
 
+    def transpose(self, name: str, x: Shared) -> Shared:
+        """The last two dimensions exchanged."""
+        dims = len(x.shape)
+        return self.permute(name, x, [*range(dims - 2), dims - 1, dims - 2])
+
     def narrow(self, name: str, x: Shared, dim: int, start: int, length: int) -> Shared:
         """`length` elements of one dimension."""
         if (start, length) == (0, x.shape[dim]):
@@ -222,7 +226,8 @@ class Lowering:
         return self.emit("index", name, (x,), shape, index=tuple(index))
 
     def expand(self, name: str, x: Shared, shape: Sequence[int]) -> Shared:
-        """Repeated along dimensions of size one."""
+        """Repeated along dimensions of size one, and of those that it lacks in front."""
+        x = self.reshape(name, x, (*[1] * (len(shape) - len(x.shape)), *x.shape))
         return x if x.shape == tuple(shape) else self.emit("expand", name, (x,), shape)
 
 

@@ -190,6 +190,12 @@ def _batch_norm(
     return scale(lowering, call.name, x, factor.view(shape), offset.view(shape))
 
 
+def _standardised(lowering: Lowering, name: str, x: Shared, rows: Sequence[int], eps: float) -> Shared:
+    """Row by row, in the shape `rows`."""
+    made = lowering.emit("standardise", name, (lowering.reshape(name, x, rows),), rows, low=float(eps))
+    return lowering.reshape(name, made, x.shape)
+
+
 def layer_norm(
     lowering: Lowering,
     name: str,
@@ -200,10 +206,8 @@ def layer_norm(
     eps: float,
 ) -> Shared:
     """Over the last `dims` dimensions."""
-    kept = x.shape
-    rows = (*kept[: len(kept) - dims], math.prod(kept[len(kept) - dims :]))
-    x = lowering.reshape(name, x, rows)
-    x = lowering.reshape(name, lowering.emit("standardise", name, (x,), rows, low=float(eps)), kept)
+    kept = len(x.shape) - dims
+    x = _standardised(lowering, name, x, (*x.shape[:kept], math.prod(x.shape[kept:])), eps)
     if weight is None:
         return x
     return scale(lowering, name, x, weight.detach().double(), None if bias is None else bias.detach().double())
@@ -223,10 +227,7 @@ def _layer_norm_function(lowering: Lowering, call: Call) -> Shared:
 def _group_norm(lowering: Lowering, call: Call) -> Shared:
     layer, x = call.layer, call.first
     grouped = (x.shape[0], layer.num_groups, math.prod(x.shape[1:]) // layer.num_groups)
-    made = lowering.emit(
-        "standardise", call.name, (lowering.reshape(call.name, x, grouped),), grouped, low=float(layer.eps)
-    )
-    made = lowering.reshape(call.name, made, x.shape)
+    made = _standardised(lowering, call.name, x, grouped, layer.eps)
     if layer.weight is None:
         return made
     shape = [-1, *[1] * (len(x.shape) - 2)]

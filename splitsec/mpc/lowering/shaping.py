@@ -66,17 +66,12 @@ def _t(lowering: Lowering, call: Call) -> Shared:
 
 
 def _expand(lowering: Lowering, call: Call) -> Shared:
-    x, shape = call.first, lowering.shape_of(call)
-    return lowering.expand(call.name, lowering.reshape(call.name, x, _leading(x.shape, len(shape))), shape)
-
-
-def _leading(shape: Sequence[int], dims: int) -> tuple[int, ...]:
-    return (*[1] * (dims - len(shape)), *shape)
+    return lowering.expand(call.name, call.first, lowering.shape_of(call))
 
 
 def _repeat(lowering: Lowering, call: Call) -> Shared:
     x, times = call.first, _numbers(call, "repeats")
-    made = lowering.reshape(call.name, x, _leading(x.shape, len(times)))
+    made = lowering.reshape(call.name, x, (*[1] * (len(times) - len(x.shape)), *x.shape))
     for dim, count in enumerate(times):
         if count > 1:
             shape = [size * (count if at == dim else 1) for at, size in enumerate(made.shape)]
@@ -268,7 +263,7 @@ def _attribute(lowering: Lowering, call: Call) -> Any:
         "dtype": lambda: call.node.all_input_nodes[0].meta["tensor_meta"].dtype,
         "device": lambda: torch.device("cpu"),
         "T": lambda: _t(lowering, call),
-        "mT": lambda: lowering.permute(call.name, x, [*range(len(x.shape) - 2), len(x.shape) - 1, len(x.shape) - 2]),
+        "mT": lambda: lowering.transpose(call.name, x),
         "is_cuda": lambda: False,
         "requires_grad": lambda: False,
     }

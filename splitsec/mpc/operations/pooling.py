@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from splitsec.mpc.operations.base import Operation, Running, Size, takes_product
+from splitsec.mpc.operations.base import Operation, Running, Size, takes_precision, takes_product
 from splitsec.mpc.program import Shape, Step, Weights
 
 
@@ -80,14 +80,12 @@ def _windows(length: int, count: int) -> torch.Tensor:
 
 def _adaptive(running: Running) -> torch.Tensor:
     share = running.first.share
-    rows, columns = (_windows(length, count) for length, count in zip(share.shape[-2:], _outer(running), strict=True))
+    rows, columns = (
+        _windows(length, count) for length, count in zip(share.shape[-2:], running.step.shape[-2:], strict=True)
+    )
     sums = torch.matmul(torch.matmul(rows, share), columns.t())
     counts = rows.sum(1)[:, None] * columns.sum(1)[None]
     return sums * _reciprocals(counts.double(), running.scale - running.first.scale)
-
-
-def _outer(running: Running) -> Shape:
-    return running.step.shape[-2:]
 
 
 # `kernel` is the largest window here, which bounds the sums.
@@ -104,7 +102,7 @@ POOLING = {
     "adaptive_avg_pool2d": Operation(
         run=_adaptive,
         plain=lambda step, inputs, _held: F.adaptive_avg_pool2d(inputs[0], (step.shape[-2], step.shape[-1])),
-        takes=lambda _step, _scale, precision: precision,
+        takes=takes_precision,
         gives=lambda step, scales, precision: scales[0] + precision + _count_bits(step),
         room=lambda step: float(math.prod(step.kernel)),
         grows=True,
