@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from splitsec.cut import SplitModel
     from splitsec.parties import Client, Dealer, Predictions, Server
     from splitsec.training.data import Part
-    from splitsec.training.messages import Schedule
+    from splitsec.training.schedule import Schedule
 
 __version__ = "0.1.0"
 __all__ = ["Client", "Dealer", "Part", "Predictions", "Schedule", "Server", "SplitModel", "SplitsecError"]
@@ -22,7 +22,7 @@ _PLACES = {
     "Dealer": "splitsec.parties",
     "Part": "splitsec.training.data",
     "Predictions": "splitsec.parties",
-    "Schedule": "splitsec.training.messages",
+    "Schedule": "splitsec.training.schedule",
     "Server": "splitsec.parties",
     "SplitModel": "splitsec.cut",
 }

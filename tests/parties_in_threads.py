@@ -15,6 +15,8 @@ from torch import nn
 
 from splitsec import Client, Dealer, Part, Schedule, Server, SplitModel
 from splitsec.parties.pool import WorkerPool
+from splitsec.training.loop import segment_digest
+from splitsec.training.messages import PROTOCOL, Hello
 from splitsec.transport import KeyPair, load_key_pair, load_public_keys, make_keys
 
 CUT = "1"
@@ -42,6 +44,22 @@ def model() -> nn.Module:
     with _seeded:
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def hello(front: nn.Module | None = None, **changed: Any) -> Hello:
+    """What a client says first, with some of it changed."""
+    facts: dict[str, Any] = {
+        "protocol": PROTOCOL,
+        "version": "9",
+        "cut": CUT,
+        "segments": (("0.weight", (6, 4)), ("0.bias", (6,))),
+        "begins": "x" if front is None else segment_digest(front),
+        "parameters": 30,
+        "values": 30,
+        "samples": 12,
+        **changed,
+    }
+    return Hello(**facts)
 
 
 def part(seed: int = 0, rows: int = 12) -> Part:
@@ -96,21 +114,30 @@ class World:
 
 @contextmanager
 def world(
-    directory: Path, *, epochs: int = 2, timeout: float = 10, own_pool: bool = False, **options: Any
+    directory: Path,
+    *,
+    epochs: int = 2,
+    timeout: float = 10,
+    own_pool: bool = False,
+    clients: int = 2,
+    schedule: dict[str, Any] | None = None,
+    dealer_options: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Iterator[World]:
-    names = ["server", "dealer", "client-1", "client-2", "stranger"]
+    members = [f"client-{number}" for number in range(1, clients + 1)]
+    names = ["server", "dealer", *members, "stranger"]
     make_keys(directory, names)
     keys = {name: load_key_pair(directory, name) for name in names}
     peers = {name: key for name, key in load_public_keys(directory).items() if name != "stranger"}
     cut = options.get("cut", CUT)
     split = SplitModel(options.pop("model", model)(), cut)
     front = SplitModel(model(), cut).front
-    dealer = Dealer(keys=keys["dealer"], peers=peers, address="tcp://127.0.0.1:*")
-    schedule = Schedule(clients=("client-1", "client-2"), epochs=epochs, batch_size=8)
+    dealer = Dealer(keys=keys["dealer"], peers=peers, address="tcp://127.0.0.1:*", **(dealer_options or {}))
+    planned = Schedule(clients=tuple(members), epochs=epochs, batch_size=8, **(schedule or {}))
     settings: dict[str, Any] = {"join_timeout": timeout, "cut": CUT, **options}
     server = Server(
         split.tail,
-        schedule=schedule,
+        schedule=planned,
         keys=keys["server"],
         peers=peers,
         address="tcp://127.0.0.1:*",

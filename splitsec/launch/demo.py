@@ -18,7 +18,7 @@ from safetensors import safe_open
 from splitsec.cut import SplitModel, is_u
 from splitsec.launch.local import LocalRun, execute, prepare
 from splitsec.models import load_model
-from splitsec.parties.events import AnyEvent, EpochDone, Predicted, size
+from splitsec.parties.events import AnyEvent, Predicted, RoundDone, size
 from splitsec.parties.names import SERVER
 from splitsec.threads import one_thread
 from splitsec.training.data import Part
@@ -91,14 +91,14 @@ class _Watch:
         self._progress.stop()
 
     def show(self, event: AnyEvent) -> None:
-        if isinstance(event, EpochDone) and event.party in self._epochs:
+        if isinstance(event, RoundDone) and event.party in self._epochs:
             link = f"{size(event.bytes_sent)} sent, {size(event.bytes_received)} received"
             if event.party == SERVER:
                 self.bytes_training = event.bytes_sent + event.bytes_received
                 note = f"loss {event.loss:.3f}  accuracy {event.accuracy:.1%}"
             else:
                 note = link
-            self._progress.update(self._epochs[event.party], completed=event.epoch, note=note)
+            self._progress.update(self._epochs[event.party], completed=event.round, note=note)
         elif isinstance(event, Predicted):
             if event.party not in self._predicting:
                 self._predicting[event.party] = self._progress.add_task(

@@ -6,14 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec.structs import asdict
+
 from splitsec.cut import INPUT, SplitModel, cut_names
 from splitsec.errors import ConfigError
 from splitsec.launch.processes import PartyGroup
+from splitsec.launch.simulation import SERVER_SEED
 from splitsec.models import load_model
 from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, write_config
 from splitsec.parties.events import AnyEvent
 from splitsec.parties.names import DEALER, SERVER
-from splitsec.training.data import Part, deal_parts, load_dataset
+from splitsec.training.data import Part, load_dataset
+from splitsec.training.partition import deal, split_rows
+from splitsec.training.schedule import Combine, Schedule, check_schedule
 from splitsec.transport import make_keys
 
 START_SECONDS = 120.0
@@ -27,6 +32,8 @@ class LocalRun:
 
     Attributes:
         batch_size: of each client; None for what suits the dataset.
+        partition: which rows go to which client, see `split_rows`.
+        combine, every, minimum, in_flight, proximal, server_momentum, compress: as in `Schedule`.
         predictions: encrypted predictions of all clients together; None for every held-out image, at most 1,000.
         timeout: seconds after which the whole run is given up.
     """
@@ -40,6 +47,14 @@ class LocalRun:
     predictions: int | None = None
     batch_size: int | None = None
     learning_rate: float = 2e-3
+    partition: str = "iid"
+    combine: Combine = "average"
+    every: int = 0
+    minimum: int = 2
+    in_flight: int = 2
+    proximal: float = 0.0
+    server_momentum: float = 0.0
+    compress: str = "none"
     timeout: float = 3600.0
 
     @property
@@ -49,6 +64,13 @@ class LocalRun:
     @property
     def model(self) -> str:
         return MODELS[self.dataset]
+
+    @property
+    def schedule(self) -> Schedule:
+        shared = {name: getattr(self, name) for name in Schedule.__struct_fields__ if hasattr(self, name)}
+        return Schedule(
+            **{**shared, "clients": tuple(self.names), "batch_size": self.batch_size or BATCH_SIZES[self.dataset]}
+        )
 
     def prediction_counts(self, held_out: int) -> list[int]:
         """How many images each client predicts."""
@@ -64,6 +86,7 @@ def check_run(run: LocalRun) -> None:
         raise ConfigError("a run needs at least one epoch")
     if run.dataset not in MODELS:
         raise ConfigError(f"unknown dataset '{run.dataset}'; choose one of: {', '.join(MODELS)}")
+    check_schedule(run.schedule)
     if run.predictions is not None and run.predictions < run.clients:
         raise ConfigError(f"{run.predictions} predictions are fewer than the {run.clients} clients that ask for them")
     if cut_names(run.cut)[0] == INPUT:
@@ -78,7 +101,7 @@ def prepare(run: LocalRun, directory: Path) -> list[Part]:
     """
     check_run(run)
     whole = load_dataset(run.dataset, run.data_dir, run.seed)
-    parts = deal_parts(whole, run.clients, run.seed)
+    parts = deal(whole, split_rows(run.partition, whole.train_labels, run.clients, run.seed), run.seed)
     everyone = [DEALER, SERVER, *run.names]
     for name in everyone:
         make_keys(directory / name / "keys", [name])
@@ -108,12 +131,9 @@ def execute(
             dealer=dealer,
             model=run.model,
             cut=run.cut,
-            clients=tuple(run.names),
-            epochs=run.epochs,
-            batch_size=run.batch_size or BATCH_SIZES[run.dataset],
-            learning_rate=run.learning_rate,
+            **{name: value for name, value in asdict(run.schedule).items() if name in ServerConfig.__struct_fields__},
             # Another number than the clients', so that the run can be repeated from one seed.
-            seed=run.seed + 1_000_003,
+            seed=run.seed + SERVER_SEED,
             out="out",
             cpu=0,
         )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from statistics import median
 from urllib.parse import urlsplit
 
@@ -30,18 +32,18 @@ from splitsec.parties.events import Predicted, Report, ignore
 from splitsec.parties.fetching import corrections, join_session
 from splitsec.parties.learning import Learner
 from splitsec.parties.names import DEALER, SERVER
+from splitsec.training.checkpoints import Checkpoints
 from splitsec.training.data import Part
 from splitsec.training.messages import (
     DealerBody,
     Leave,
     OpenSession,
-    Schedule,
     ServerBody,
     SessionOpened,
-    Waiting,
     dealer_codec,
     server_codec,
 )
+from splitsec.training.schedule import Schedule
 from splitsec.transport import KeyPair, Link, Peer, Wire
 
 
@@ -142,27 +144,42 @@ class Client:
             self._wire.close()
             raise
 
-    def train(self, part: Part, *, seed: int | None = None) -> Schedule:
+    def train(self, part: Part, *, seed: int | None = None, checkpoints: Path | None = None) -> Schedule:
         """Take part in the server's run with this client's data; `front` holds the combined segment afterwards.
 
         Args:
-            seed: the order of the batches; None for a random one.
+            seed: the order of the batches, dropout and the like; None for a random one.
+            checkpoints: a directory of this client's own; a run that was killed goes on from the last round that all
+                its parties have finished.
 
         Raises:
+            ConfigError: the checkpoints are of another run.
             PartyTimeoutError, AuthenticationError, RefusedError: the server or the dealer does not play along.
             RangeError: an activation or a parameter is not finite or out of range.
         """
         learner = Learner(
-            self.front,
-            self.head,
+            [self.front] if self.head is None else [self.front, self.head],
+            part,
             name=self.name,
             cut=self._cut,
-            ask=self._ask,
-            join=self._dealer.request,
-            traffic=lambda: self._server.traffic,
+            seed=seed,
+            traffic=lambda: (self._server.traffic.bytes_sent, self._server.traffic.bytes_received),
             report=self._report,
+            checkpoints=None if checkpoints is None else Checkpoints(checkpoints),
         )
-        return learner.run(part, seed=seed, join_timeout=self._join_timeout)
+        out = deque(learner.begin())
+        while not learner.done:
+            while out:
+                to, body, tensors = out.popleft()
+                if to == DEALER:
+                    out.extend(learner.take(*self._dealer.request(body)))  # type: ignore[arg-type]
+                else:
+                    self._server.send(body, tensors)  # type: ignore[arg-type]
+            if not learner.done:
+                timeout = self._join_timeout if learner.welcome is None else None
+                out.extend(learner.take(*self._server.receive(timeout)))
+        assert learner.welcome is not None
+        return learner.welcome.schedule
 
     def predict(
         self,
@@ -310,16 +327,6 @@ class Client:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
-
-    def _ask(
-        self, body: ServerBody, tensors: Sequence[torch.Tensor] = (), *, timeout: float | None = None
-    ) -> tuple[ServerBody, list[torch.Tensor]]:
-        """Send to the server and wait; while it says that it waits for others, the time limit begins anew."""
-        self._server.send(body, tensors)
-        while True:
-            answer, parts = self._server.receive(timeout)
-            if not isinstance(answer, Waiting):
-                return answer, parts
 
     def _finish(self, result: torch.Tensor) -> torch.Tensor:
         if self.head is None:

@@ -7,7 +7,6 @@ prediction sessions then take processors of their own, from that one on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -35,7 +34,8 @@ from splitsec.parties.machine import settle
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.parties.server import Server
 from splitsec.training import data
-from splitsec.training.messages import Schedule
+from splitsec.training.randomness import derived_seed
+from splitsec.training.schedule import Combine, Schedule
 from splitsec.transport import load_key_pair, load_public_keys
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class DealerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     address: str
     keys: str = "keys"
     minimum: int = 2
+    checkpoints: str | None = None
     threads: int = 1
     cpu: int | None = None
 
@@ -55,6 +56,9 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`splitsec server`. `out` receives the trained tail; `weights` is a tail to begin with.
 
     `calibration` is a safetensors file with `activations`, see `Server`.
+
+    From `epochs` to `compress` are the schedule's settings, see `Schedule`; with `checkpoints`, a directory, a run that
+    was killed goes on when it is started again.
 
     `seed` fixes the tail's first weights, for a run that can be repeated: whoever knows it knows them.
     """
@@ -68,12 +72,21 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     epochs: int = 30
     batch_size: int = 32
     learning_rate: float = 2e-3
+    combine: Combine = "average"
+    every: int = 0
+    minimum: int = 2
+    in_flight: int = 1
+    proximal: float = 0.0
+    server_momentum: float = 0.0
+    compress: str = "none"
     seed: int | None = None
     weights: str | None = None
+    checkpoints: str | None = None
     calibration: str | None = None
     out: str | None = None
     stay: bool = False
     timeout: float = 60.0
+    round_timeout: float | None = None
     join_timeout: float = 120.0
     threads: int = 1
     cpu: int | None = None
@@ -101,6 +114,7 @@ class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checked: bool = False
     comparison: ComparisonKind = "tables"
     out: str | None = None
+    checkpoints: str | None = None
     train: bool = True
     timeout: float = 60.0
     join_timeout: float = 120.0
@@ -136,6 +150,7 @@ def make_dealer(config: DealerConfig, base: Path, report: Report) -> Dealer:
         peers=load_public_keys(keys),
         address=config.address,
         minimum=config.minimum,
+        checkpoints=_beside(base, config.checkpoints),
         report=report,
     )
 
@@ -144,17 +159,22 @@ def make_server(config: ServerConfig, base: Path, report: Report, *, processors:
     """The server of a TOML file; paths in it are relative to `base`, `processors` as in `Server`."""
     keys = base / config.keys
     pair, peers = load_key_pair(keys, SERVER), load_public_keys(keys)
-    cut, (tail,) = _parts(config.model, config.cut, config.seed, ("tail",), _beside(base, config.weights))
+    cut, (tail,) = make_segments(config.model, config.cut, config.seed, ("tail",), _beside(base, config.weights))
     return Server(
         tail,
         cut=cut,
-        schedule=Schedule(config.clients, config.epochs, config.batch_size, config.learning_rate),
+        schedule=Schedule(
+            **{name: getattr(config, name) for name in Schedule.__struct_fields__ if hasattr(config, name)}
+        ),
         keys=pair,
         peers=peers,
         address=config.address,
         dealer=config.dealer,
         timeout=config.timeout,
+        round_timeout=config.round_timeout,
         join_timeout=config.join_timeout,
+        checkpoints=_beside(base, config.checkpoints),
+        seed=None if config.seed is None else derived_seed("tail", config.seed),
         stay=config.stay,
         calibration=None if config.calibration is None else _load_weights(base / config.calibration)["activations"],
         processors=processors,
@@ -189,7 +209,7 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
     pair, peers = load_key_pair(keys, config.name), load_public_keys(keys)
     part = data.Part.load(base / config.data)
     wanted: tuple[Part, ...] = ("front", "head") if is_u(config.cut) else ("front",)
-    cut, segments = _parts(config.model, config.cut, config.seed, wanted, _beside(base, config.weights))
+    cut, segments = make_segments(config.model, config.cut, config.seed, wanted, _beside(base, config.weights))
     with Client(
         segments[0],
         head=segments[1] if len(segments) == 2 else None,
@@ -204,7 +224,9 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
         report=report,
     ) as client:
         if config.train:
-            client.train(part, seed=_derived_seed(config.name, config.seed))
+            client.train(
+                part, seed=derived_seed(config.name, config.seed), checkpoints=_beside(base, config.checkpoints)
+            )
             if config.out is not None:
                 state = {key: value for segment in segments for key, value in segment.state_dict().items()}
                 _save(state, base / config.out / "front.safetensors")
@@ -228,10 +250,11 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
     report(Finished(config.name, time.monotonic() - began))
 
 
-def _parts(
-    model: str, cut: str, seed: int | None, wanted: tuple[Part, ...], weights: Path | None
+def make_segments(
+    model: str, cut: str, seed: int | None, wanted: tuple[Part, ...], weights: Path | None = None
 ) -> tuple[str, list[fx.GraphModule]]:
-    """The cut as all parties call it, and the wanted segments; with weights the others are never built."""
+    """The cut as all parties call it, and the wanted segments as `seed` makes their first weights, or with those of a
+    file, where the others are never built."""
     if weights is not None:
         try:
             parts = [build_segment(partial(load_model, model), cut, part, weights=weights) for part in wanted]
@@ -253,10 +276,6 @@ def _parts(
 
 def _beside(base: Path, path: str | None) -> Path | None:
     return None if path is None else base / path
-
-
-def _derived_seed(purpose: str, seed: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{purpose}:{seed}".encode()).digest()[:4], "big")
 
 
 def _load_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -6,12 +6,15 @@ sent part by part while the rest is computed.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import queue
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -22,11 +25,13 @@ from splitsec.mpc.messages import Corrections, DealQuery, Done, JoinSession, Lea
 from splitsec.parties.events import Listening, Report, ignore
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.training.aggregation import MaskBook
+from splitsec.training.checkpoints import whole_file
 from splitsec.training.messages import DealerBody, JoinRun, MaskSum, OpenMasks, RunSeed, dealer_codec
 from splitsec.transport import Hub, Incoming, KeyPair, Sender, Wire
 
 log = logging.getLogger(__name__)
 MAX_RUNS = 64
+_RUN = re.compile(r"[0-9a-f]{32}\Z")
 MOST_THREADS = 8
 # Queries of so few elements are dealt by the hub's own thread: to wake another takes longer.
 FEW_ELEMENTS = 1 << 18
@@ -42,6 +47,7 @@ class Dealer:
         peers: public keys of everyone who may ask, by name; the server's name is `server`.
         address: where to listen, such as `tcp://127.0.0.1:5556`; port `*` takes a free one.
         minimum: no sum over fewer clients than this is opened; at least 2.
+        checkpoints: a directory where it notes which rounds it has opened for whom, for a run that is started again.
 
     Raises:
         AddressError: the address cannot be bound.
@@ -59,10 +65,14 @@ class Dealer:
         peers: Mapping[str, bytes],
         address: str,
         minimum: int = 2,
+        checkpoints: Path | None = None,
         report: Report = ignore,
     ) -> None:
         MaskBook(minimum)
         self._minimum = minimum
+        self._checkpoints = checkpoints
+        if checkpoints is not None:
+            checkpoints.mkdir(parents=True, exist_ok=True)
         self._report = report
         self._stop = threading.Event()
         self._sessions = DealerBook()
@@ -153,21 +163,38 @@ class Dealer:
             case LeaveSession(session):
                 self._sessions.leave(session, name=name)
                 return Done(), []
-            case JoinRun(run):
+            case JoinRun(run, start, first_round):
                 if name == SERVER:
                     raise RandomnessError("the server gets no mask seed: it could open uploads")
-                return RunSeed(self._book(run).seed_for(name)), []
-            case OpenMasks(run, round_number, participants, length):
+                return RunSeed(*self._book(run).seeds_for(name, start=start, first_round=first_round)), []
+            case OpenMasks(run, start, round_number, participants, length):
                 if name != SERVER:
                     raise RandomnessError(f"{name} may not open masks; only the server may")
-                total = self._book(run).open_sum(round_number, participants, length)
+                book = self._book(run)
+                total = book.open_sum(round_number, participants, length, start=start)
+                self._keep(run, book)
                 return MaskSum(round_number), [total]
             case other:
                 raise RandomnessError(f"the dealer does not answer {type(other).__name__}")
 
     def _book(self, run: str) -> MaskBook:
+        if not _RUN.match(run):
+            raise RandomnessError("a run is named by 32 hexadecimal digits")
         if run not in self._runs:
             while len(self._runs) >= MAX_RUNS:
                 self._runs.pop(next(iter(self._runs)))
-            self._runs[run] = MaskBook(self._minimum)
+            self._runs[run] = MaskBook(self._minimum, self._kept(run))
         return self._runs[run]
+
+    def _kept(self, run: str) -> dict[int, list[str]]:
+        """Which clients' masks were opened in each round before this dealer was started."""
+        path = None if self._checkpoints is None else self._checkpoints / f"{run}.json"
+        if path is None or not path.exists():
+            return {}
+        return {int(number): names for number, names in json.loads(path.read_text()).items()}
+
+    def _keep(self, run: str, book: MaskBook) -> None:
+        # Names and numbers of rounds: seeds are never written.
+        if self._checkpoints is not None:
+            with whole_file(self._checkpoints / f"{run}.json") as partial:
+                partial.write_text(json.dumps(book.opened))

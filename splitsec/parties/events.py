@@ -29,15 +29,26 @@ class Joined(Event, frozen=True):
     name: str
 
 
-class EpochDone(Event, frozen=True):
-    """An epoch is combined; bytes are what this party's training link has carried so far."""
+class RoundDone(Event, frozen=True):
+    """A round is over; `round` counts from 1, bytes are what this party's training links have carried so far,
+    `samples` how many the server learned from in this round, `dropped` who did not finish it."""
 
-    epoch: int
-    epochs: int
+    round: int
+    rounds: int
     loss: float
     accuracy: float
     bytes_sent: int
     bytes_received: int
+    samples: int = 0
+    dropped: tuple[str, ...] = ()
+
+
+class Dropped(Event, frozen=True):
+    """The server goes on without a client in this round, counted from 1."""
+
+    name: str
+    round: int
+    reason: str
 
 
 class Predicted(Event, frozen=True):
@@ -61,7 +72,7 @@ class Failed(Event, frozen=True):
     exit_code: int
 
 
-AnyEvent: TypeAlias = Listening | Joined | EpochDone | Predicted | Finished | Failed
+AnyEvent: TypeAlias = Listening | Joined | RoundDone | Dropped | Predicted | Finished | Failed
 Report: TypeAlias = Callable[[AnyEvent], None]
 _decoder = msgspec.json.Decoder(AnyEvent)
 
@@ -109,11 +120,14 @@ def describe(event: AnyEvent) -> str:
             return f"{event.party} listens on {event.address}"
         case Joined():
             return f"{event.party}: {event.name} is here"
-        case EpochDone():
+        case RoundDone():
+            without = f"  without {', '.join(event.dropped)}" if event.dropped else ""
             return (
-                f"{event.party}: epoch {event.epoch}/{event.epochs}  loss {event.loss:.4f}  accuracy "
-                f"{event.accuracy:.2%}  sent {size(event.bytes_sent)}  received {size(event.bytes_received)}"
+                f"{event.party}: round {event.round}/{event.rounds}  loss {event.loss:.4f}  accuracy "
+                f"{event.accuracy:.2%}  sent {size(event.bytes_sent)}  received {size(event.bytes_received)}{without}"
             )
+        case Dropped():
+            return f"{event.party}: {event.name} {event.reason}; the round goes on without it"
         case Predicted():
             return f"{event.party}: {event.done} of {event.total} encrypted predictions" if event.done else ""
         case Finished():

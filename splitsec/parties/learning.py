@@ -1,20 +1,23 @@
-"""A client's part in a run's training."""
+"""A client's part in a run's training, without sockets: what it says, and what it does with what it is told."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-from splitsec.cut import load_part
-from splitsec.errors import MessageError
+from splitsec import __version__
+from splitsec.errors import ConfigError, MessageError
 from splitsec.mpc.ring import check_range
-from splitsec.parties.events import EpochDone, Joined, Report
-from splitsec.parties.names import SERVER
-from splitsec.training.aggregation import flatten_state, mask_upload, unflatten_state
-from splitsec.training.data import Part, training_batches
+from splitsec.parties.events import Joined, Report, RoundDone
+from splitsec.parties.names import DEALER, SERVER
+from splitsec.training.aggregation import hand_over, mask_upload, take_over
+from splitsec.training.checkpoints import Checkpoints, optimizer_tensors, restore_optimizer
+from splitsec.training.combinable import Combinable
+from splitsec.training.compression import ActivationCoder, GradientCoder
+from splitsec.training.data import Loader, Part
 from splitsec.training.loop import FrontTrainer, segment_digest
 from splitsec.training.messages import (
     PROTOCOL,
@@ -25,125 +28,287 @@ from splitsec.training.messages import (
     HeadGradient,
     Hello,
     JoinRun,
+    Missed,
     Output,
+    Return,
     RunSeed,
-    Schedule,
     ServerBody,
     Upload,
+    Waiting,
     Welcome,
 )
-from splitsec.transport import Traffic, expect_tensor
+from splitsec.training.randomness import OwnRandomness, derived_seed
+from splitsec.transport import expect_tensor
 
 # With a head, losses and correct labels are known to clients alone: their means travel as two more values of the masked
 # upload, so that the server learns them of all clients together.
 MEANS = 2
 _LARGEST_LOSS = 4000.0
-
-
-class Ask(Protocol):
-    """Sends a body with tensors to the server and returns its answer."""
-
-    def __call__(
-        self, body: ServerBody, tensors: Sequence[torch.Tensor] = (), *, timeout: float | None = None
-    ) -> tuple[ServerBody, list[torch.Tensor]]: ...
+# To whom, what, and with which tensors.
+Out: TypeAlias = tuple[str, ServerBody | DealerBody, Sequence[torch.Tensor]]
 
 
 class Learner:
-    """Trains front and head with the server.
+    """Trains front and head with the server: `begin` says hello, `take` answers each message, until `done`.
 
     Args:
-        ask: asks the server.
-        join: asks the dealer.
-        traffic: the bytes to and from the server so far.
+        segments: the front and, of a U, the head; trained in place.
+        seed: the order of the batches, dropout and the like; None for a random one.
+        traffic: bytes sent to and received from the server so far.
+        checkpoints: where to keep and find them; None keeps none.
+
+    Attributes:
+        done: the run is over and the segments are final.
+        welcome: what the server said at the beginning; None before.
     """
 
     def __init__(
         self,
-        front: nn.Module,
-        head: nn.Module | None,
+        segments: Sequence[nn.Module],
+        part: Part,
         *,
         name: str,
         cut: str,
-        ask: Ask,
-        join: Callable[[DealerBody], tuple[DealerBody, list[torch.Tensor]]],
-        traffic: Callable[[], Traffic],
+        seed: int | None,
+        traffic: Callable[[], tuple[int, int]],
         report: Report,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
-        self._front = front
-        self._head = head
-        self._segments = [front] if head is None else [front, head]
+        self.done = False
+        self.welcome: Welcome | None = None
+        self._segments = segments
+        self._head = segments[1] if len(segments) == 2 else None
+        self._part = part
         self._name = name
         self._cut = cut
-        self._ask = ask
-        self._join = join
+        self._seed = int(torch.seed() % (1 << 31)) if seed is None else seed
         self._traffic = traffic
         self._report = report
+        self._checkpoints = checkpoints
+        self._saved = () if checkpoints is None else checkpoints.rounds()
+        self._combinable = Combinable(segments)
+        self._begins = segment_digest(*segments)
+        if checkpoints is not None and self._saved:
+            _, facts = checkpoints.load(self._saved[-1])
+            self._seed, self._begins = facts["seed"], facts["begins"]
+        self._seeds = RunSeed(b"", b"")
+        self._round = 0
+        # Batches of this round: how many there are, sent, and answered; and the number of its first one.
+        self._steps = self._sent = self._answered = self._first = 0
+        self._missed = False
 
-    def run(self, part: Part, *, seed: int | None, join_timeout: float) -> Schedule:
-        """All epochs of the server's schedule; see `Client.train`."""
-        samples = len(part.train_labels)
-        values = flatten_state(self._state()).numel() + (MEANS if self._head is not None else 0)
-        hello = Hello(PROTOCOL, self._cut, segment_digest(*self._segments), values, samples)
-        welcome, _ = self._ask(hello, timeout=join_timeout)
-        if not isinstance(welcome, Welcome):
-            raise MessageError(f"the server answered {type(welcome).__name__} to Hello")
-        self._report(Joined(self._name, SERVER))
+    def begin(self) -> list[Out]:
+        """What to say first."""
+        hello = Hello(
+            protocol=PROTOCOL,
+            version=__version__,
+            cut=self._cut,
+            segments=self._combinable.description,
+            begins=self._begins,
+            parameters=self._combinable.parameters,
+            values=self._combinable.values + (MEANS if self._head is not None else 0),
+            samples=len(self._part.train_labels),
+            rounds=self._saved or (0,),
+        )
+        return [(SERVER, hello, [])]
+
+    def take(self, body: ServerBody | DealerBody, tensors: Sequence[torch.Tensor]) -> list[Out]:
+        """What to say to a message of the server or the dealer.
+
+        Raises:
+            MessageError, RangeError: the message cannot be used.
+        """
+        match body:
+            case Welcome():
+                return self._welcomed(body, tensors)
+            case RunSeed():
+                self._seeds = body
+                return self._begin_round()
+            case Output() if self._fits(body):
+                return self._turn(body, tensors)
+            case Gradient() if self._fits(body):
+                return self._learn(tensors)
+            case Combined():
+                return self._combined(body, tensors)
+            case Missed(number):
+                if number < self._round:
+                    return []
+                self._missed = True
+                return [(SERVER, Return(number), [])]
+            case Waiting() | Output() | Gradient():
+                return []
+            case other:
+                raise MessageError(f"{type(other).__name__} was not due in training")
+
+    def _fits(self, body: Output | Gradient) -> bool:
+        # An answer to a round that went on without this client comes to nothing.
+        return not self._missed and body.round == self._round and body.step == self._answered
+
+    def _welcomed(self, welcome: Welcome, tensors: Sequence[torch.Tensor]) -> list[Out]:
+        first = self.welcome is None
+        self.welcome = welcome
         schedule = welcome.schedule
-        joined, _ = self._join(JoinRun(welcome.run))
-        if not isinstance(joined, RunSeed):
-            raise MessageError(f"the dealer answered {type(joined).__name__} to JoinRun")
-        if seed is None:
-            seed = int(torch.seed() % (1 << 31))
-        batches = training_batches(part, batch_size=schedule.batch_size, seed=seed)
-        trainer = FrontTrainer(self._front, head=self._head, learning_rate=schedule.learning_rate, cut=self._cut)
-        for epoch in range(schedule.epochs):
-            for step, (images, labels) in enumerate(batches):
-                self._step(trainer, epoch, step, images, labels)
-            combined = self._combine(trainer, epoch, joined.seed, samples)
-            traffic = self._traffic()
-            self._report(
-                EpochDone(
-                    self._name,
-                    epoch=epoch + 1,
-                    epochs=schedule.epochs,
-                    loss=combined.loss,
-                    accuracy=combined.accuracy,
-                    bytes_sent=traffic.bytes_sent,
-                    bytes_received=traffic.bytes_received,
-                )
-            )
-        return schedule
+        if first:
+            self._report(Joined(self._name, SERVER))
+        self._loader = Loader(
+            self._part.train_images,
+            self._part.train_labels,
+            batch_size=schedule.batch_size,
+            seed=self._seed,
+        )
+        self._trainer = FrontTrainer(
+            self._segments[0],
+            head=self._head,
+            learning_rate=schedule.learning_rate,
+            cut=self._cut,
+            in_flight=schedule.in_flight,
+            proximal=schedule.proximal,
+            randomness=OwnRandomness(derived_seed("training", self._seed)),
+        )
+        self._round = welcome.round
+        self._missed = welcome.wait
+        self._forget()
+        if welcome.round in self._saved:
+            self._restore(welcome.round)
+        elif self._saved:
+            # The newest state of its own, for the optimizer; the segments come from the others.
+            self._restore(self._saved[-1])
+        if tensors:
+            self._load(tensors)
+        elif welcome.round and welcome.round not in self._saved and not welcome.wait:
+            raise ConfigError(f"{self._name} has no checkpoint of round {welcome.round}, from which the run goes on")
+        if welcome.round >= welcome.rounds:
+            self.done = not welcome.wait
+        elif self._checkpoints is not None and not welcome.wait:
+            self._save()
+        if self.done or schedule.combine == "none":
+            return self._begin_round()
+        return [(DEALER, JoinRun(welcome.run, welcome.start, welcome.round), [])]
 
-    def _step(self, trainer: FrontTrainer, epoch: int, step: int, images: torch.Tensor, labels: torch.Tensor) -> None:
-        activation = trainer.forward(images)
-        if self._head is None:
-            answer, tensors = self._ask(Batch(epoch, step), [activation, labels])
-        else:
-            answer, tensors = self._ask(Batch(epoch, step), [activation])
-            if not isinstance(answer, Output) or len(tensors) != 1:
-                raise MessageError(f"the server answered {type(answer).__name__} to a batch")
-            gradient = trainer.turn(tensors[0], labels)
-            answer, tensors = self._ask(HeadGradient(epoch, step), [gradient])
-        if not isinstance(answer, Gradient) or len(tensors) != 1:
-            raise MessageError(f"the server answered {type(answer).__name__} to a batch")
-        trainer.backward(expect_tensor(tensors[0], what="the gradient", dtype=torch.float32, shape=activation.shape))
+    def _forget(self) -> None:
+        """Both ends remember nothing of earlier batches."""
+        assert self.welcome is not None
+        kind, samples = self.welcome.schedule.compress, self._loader.samples
+        self._coders = ActivationCoder(kind, samples), GradientCoder(kind, samples)
 
-    def _state(self) -> Mapping[str, torch.Tensor]:
-        return {key: value for segment in self._segments for key, value in segment.state_dict().items()}
+    def _begin_round(self) -> list[Out]:
+        assert self.welcome is not None
+        schedule = self.welcome.schedule
+        if self.done or self._missed or not self._turn_is_mine():
+            return []
+        self._trainer.begin_round()
+        self._steps = schedule.every or self._loader.per_epoch
+        rounds = self._round // len(schedule.clients) if schedule.combine == "relay" else self._round
+        self._first = rounds * self._steps
+        self._sent = self._answered = 0
+        return self._next()
 
-    def _combine(self, trainer: FrontTrainer, epoch: int, seed: bytes, samples: int) -> Combined:
-        state = self._state()
-        flat = flatten_state(state)
+    def _turn_is_mine(self) -> bool:
+        assert self.welcome is not None
+        schedule = self.welcome.schedule
+        mine = schedule.clients[self._round % len(schedule.clients)] == self._name
+        return schedule.combine != "relay" or mine
+
+    def _next(self) -> list[Out]:
+        """As many batches as may be on their way; after the last one's answer the upload."""
+        assert self.welcome is not None
+        most = min(self._steps, self._answered + self.welcome.schedule.in_flight)
+        out: list[Out] = []
+        while self._sent < most:
+            images, labels, rows = self._loader.batch(self._first + self._sent)
+            activation = self._trainer.forward(images)
+            tensors = self._coders[0].pack(activation, rows)
+            if self._head is None:
+                assert labels is not None
+                tensors.append(labels)
+            out.append((SERVER, Batch(self._round, self._sent, tuple(activation.shape[1:])), tensors))
+            self._sent += 1
+        if self._answered == self._steps:
+            out.append((SERVER, Upload(self._round), self._upload()))
+        return out
+
+    def _turn(self, output: Output, tensors: Sequence[torch.Tensor]) -> list[Out]:
+        if self._head is None or len(tensors) != 1:
+            raise MessageError("Output was not due")
+        _, labels, _ = self._loader.batch(self._first + output.step)
+        assert labels is not None
+        gradient = self._trainer.turn(tensors[0], labels)
+        return [(SERVER, HeadGradient(output.round, output.step), [gradient])]
+
+    def _learn(self, tensors: Sequence[torch.Tensor]) -> list[Out]:
+        shape = self._trainer.due
+        if shape is None:
+            raise MessageError("Gradient was not due")
+        self._trainer.backward(self._coders[1].unpack(tensors, shape))
+        self._answered += 1
+        return self._next()
+
+    def _upload(self) -> list[torch.Tensor]:
+        assert self.welcome is not None
+        combine = self.welcome.schedule.combine
+        if combine == "none":
+            return []
+        flat = self._combinable.flat()
         if self._head is not None:
-            loss, accuracy = trainer.take_means()
+            loss, accuracy = self._trainer.take_means()
             flat = torch.cat([flat, torch.tensor([min(loss, _LARGEST_LOSS), accuracy], dtype=torch.float64)])
-        upload = mask_upload(flat, weight=samples, seed=seed, round_number=epoch)
-        answer, tensors = self._ask(Upload(epoch), [upload])
-        if not isinstance(answer, Combined) or answer.round != epoch or len(tensors) != 1:
-            raise MessageError(f"the server answered {type(answer).__name__} to an upload")
-        average = expect_tensor(tensors[0], what="the combined front", dtype=torch.float64, shape=upload.shape)
-        check_range(average, limit=float("inf"), what="the combined front")
-        combined = unflatten_state(average if self._head is None else average[:-MEANS], state)
+        if combine == "relay":
+            return [hand_over(flat, seed=self._seeds.group, round_number=self._round)]
+        weight = self._loader.samples
+        return [mask_upload(flat, weight=weight, seed=self._seeds.seed, round_number=self._round)]
+
+    def _combined(self, done: Combined, tensors: Sequence[torch.Tensor]) -> list[Out]:
+        assert self.welcome is not None
+        if done.round + 1 < self._round:
+            return []
+        schedule = self.welcome.schedule
+        if tensors and schedule.combine == "relay":
+            values = (self._combinable.values + (MEANS if self._head is not None else 0),)
+            handed = expect_tensor(tensors[0], what="what was handed over", dtype=torch.int64, shape=values)
+            tensors = [take_over(handed, seed=self._seeds.group, round_number=done.pad)]
+        if tensors:
+            self._load(tensors)
+        if self._name in done.dropped or self._missed:
+            self._forget()
+        self._missed = False
+        self._round = done.round + 1
+        self.done = self._round >= self.welcome.rounds
+        if self._checkpoints is not None:
+            self._save()
+        sent, received = self._traffic()
+        self._report(
+            RoundDone(
+                self._name,
+                round=self._round,
+                rounds=self.welcome.rounds,
+                loss=done.loss,
+                accuracy=done.accuracy,
+                bytes_sent=sent,
+                bytes_received=received,
+                dropped=done.dropped,
+            )
+        )
+        return self._begin_round()
+
+    def _load(self, tensors: Sequence[torch.Tensor]) -> None:
+        values = (self._combinable.values + (MEANS if self._head is not None else 0),)
+        (average,) = tensors
+        expect_tensor(average, what="the combined segments", dtype=torch.float64, shape=values)
+        check_range(average, limit=float("inf"), what="the combined segments")
+        self._combinable.load(average[: self._combinable.values])
+
+    def _save(self) -> None:
+        assert self._checkpoints is not None
+        state = {key: value for segment in self._segments for key, value in segment.state_dict().items()}
+        tensors = {f"segment.{name}": one for name, one in state.items()}
+        tensors |= optimizer_tensors(self._trainer.optimizer)
+        facts: Mapping[str, Any] = {"name": self._name, "cut": self._cut, "seed": self._seed, "begins": self._begins}
+        self._checkpoints.save(self._round, {**tensors, "randomness": self._trainer.randomness.state}, facts)
+
+    def _restore(self, number: int) -> None:
+        assert self._checkpoints is not None
+        tensors, _ = self._checkpoints.load(number)
         for segment in self._segments:
-            load_part(segment, combined)
-        return answer
+            segment.load_state_dict({key: tensors[f"segment.{key}"] for key in segment.state_dict()})
+        restore_optimizer(self._trainer.optimizer, tensors)
+        self._trainer.randomness.state = tensors["randomness"]

@@ -2,126 +2,220 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
-from splitsec.errors import MessageError
+from splitsec.errors import MessageError, first_line
 from splitsec.mpc.ring import check_range
+from splitsec.training.compression import ActivationCoder, GradientCoder
 from splitsec.training.loop import EpochBook, TailTrainer
 from splitsec.training.messages import Batch, Gradient, HeadGradient, Output, ServerBody
-from splitsec.transport import Incoming, Sender, expect_tensor
+from splitsec.training.schedule import Schedule
+from splitsec.transport import expect_tensor
 
-Send = Callable[[Sender, ServerBody, Sequence[torch.Tensor]], None]
+Send = Callable[[str, ServerBody, Sequence[torch.Tensor]], None]
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """What a client sent for one step, checked."""
+
+    body: Batch | HeadGradient
+    tensor: torch.Tensor = field(repr=False)
+    labels: torch.Tensor | None = field(repr=False)
+    rows: torch.Tensor | None = field(repr=False)
 
 
 class Steps:
     """Steps with labels: every client sends an activation and its labels, and gets a gradient.
 
+    Each client has a queue, as long as it may have batches on their way; a step takes the first of each.
+
+    Attributes:
+        book: loss and correct labels of the round so far, where the server knows them.
+        samples: how many samples it has learned from in the round.
+
     Args:
-        batch_size: the most rows that a client may send.
-        send: sends an answer.
+        send: sends an answer to a client.
     """
 
-    def __init__(self, trainer: TailTrainer, *, cut: str, batch_size: int, send: Send) -> None:
-        self.pending: dict[str, Incoming[ServerBody]] = {}
-        self._trainer = trainer
+    def __init__(self, trainer: TailTrainer, *, cut: str, schedule: Schedule, send: Send) -> None:
         self.book = EpochBook()
+        self.samples = 0
+        self._trainer = trainer
         self._cut = cut
-        self._batch_size = batch_size
+        self._schedule = schedule
         self._send = send
+        self._queues: dict[str, deque[Arrived]] = {}
+        self._coders: dict[str, tuple[ActivationCoder, GradientCoder]] = {}
 
-    def take(self, incoming: Incoming[ServerBody]) -> None:
-        """Check what a client sends for the step that is due, and keep it.
+    def begin(self, samples: Mapping[str, int]) -> None:
+        """Forget what is on its way and begin a round with these clients and their numbers of samples."""
+        self._queues = {name: deque() for name in samples}
+        self.book = EpochBook()
+        self.samples = 0
+        for name, count in samples.items():
+            if name not in self._coders:
+                kind = self._schedule.compress
+                self._coders[name] = ActivationCoder(kind, count), GradientCoder(kind, count)
+
+    def drop(self, name: str) -> None:
+        """Forget a client that is gone; should it come back, both ends begin with nothing remembered."""
+        self._queues.pop(name, None)
+        self._coders.pop(name, None)
+
+    def has(self, name: str) -> bool:
+        """Whether the client has sent something that waits for others."""
+        return bool(self._queues.get(name))
+
+    def owes(self, name: str) -> bool:
+        """Whether a client has sent what the server has not answered, or owes its part of a step that it began."""
+        return self.has(name)
+
+    def take(self, name: str, body: Batch | HeadGradient, tensors: Sequence[torch.Tensor]) -> None:
+        """Check what a client sends, and keep it until its step.
 
         Raises:
             MessageError, RangeError: it cannot be learned from; nothing has changed.
         """
-        if not isinstance(incoming.body, Batch):
-            raise MessageError(f"{type(incoming.body).__name__} was not due")
-        if len(incoming.tensors) != 2:
-            raise MessageError(f"a batch has an activation and labels, not {len(incoming.tensors)} tensors")
-        activation, labels = incoming.tensors
-        self._check_activation(incoming.sender.name, activation)
-        expect_tensor(labels, what="the labels", dtype=torch.int64, shape=(len(activation),))
-        self._trainer.check(activation, labels)
-        self.pending[incoming.sender.name] = incoming
+        if not isinstance(body, Batch):
+            raise MessageError(f"{type(body).__name__} was not due")
+        if len(tensors) < 2:
+            raise MessageError(f"a batch has an activation and labels, not {len(tensors)} tensors")
+        arrived = self._activation(name, body, tensors[:-1], tensors[-1])
+        assert arrived.labels is not None
+        self._trainer.check(arrived.tensor, arrived.labels)
+        self._keep(name, arrived)
 
-    def owes(self, _name: str) -> bool:
-        """Whether a step that a client has begun waits for it."""
-        return False
-
-    def _check_activation(self, name: str, activation: torch.Tensor) -> None:
-        if activation.dim() < 2 or not 1 <= len(activation) <= self._batch_size:
-            raise MessageError(
-                f"the activation has shape {tuple(activation.shape)}; expected 1 to {self._batch_size} rows"
-            )
-        expect_tensor(activation, what="the activation", dtype=torch.float32, shape=[None] * activation.dim())
-        check_range(activation, limit=float("inf"), what=f"the activation of {name} at cut '{self._cut}'")
-        for other in self.pending.values():
-            expect_tensor(
-                activation, what="the activation", dtype=torch.float32, shape=[None, *other.tensors[0].shape[1:]]
-            )
-
-    def step_when_complete(self, active: Sequence[str]) -> None:
-        """Learn and answer if everybody who is `active` has sent.
+    def step_when_complete(self, active: Collection[str]) -> None:
+        """Learn and answer as long as everybody who is `active` has sent.
 
         Raises:
             MessageError: the tail cannot learn from this step.
         """
-        if not active or any(name not in self.pending for name in active):
-            return
-        waiting, self.pending = self.pending, {}
-        try:
-            self._step({name: waiting[name] for name in active})
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise MessageError(f"the tail cannot learn from this step: {reason}") from error
+        while active and all(self._queues.get(name) for name in active):
+            waiting = {name: self._queues[name].popleft() for name in active}
+            try:
+                self._step(waiting)
+            except (RuntimeError, ValueError) as error:
+                raise MessageError(f"the tail cannot learn from this step: {first_line(error)}") from error
 
-    def _step(self, waiting: dict[str, Incoming[ServerBody]]) -> None:
-        results = self._trainer.step({name: (one.tensors[0], one.tensors[1]) for name, one in waiting.items()})
+    def _keep(self, name: str, arrived: Arrived) -> None:
+        if len(self._queues[name]) + self._begun_of(name) >= self._schedule.in_flight:
+            raise MessageError(f"{name} has {self._schedule.in_flight} batches on their way and must wait")
+        self._queues[name].append(arrived)
+
+    def _begun_of(self, _name: str) -> int:
+        """How many of a client's batches are in a step that has begun."""
+        return 0
+
+    def _activation(
+        self, name: str, body: Batch, tensors: Sequence[torch.Tensor], labels: torch.Tensor | None
+    ) -> Arrived:
+        for tensor in tensors:
+            # Before anything is remembered of it.
+            if not len(tensor.reshape(-1)) >= 1 or tensor.dim() < 1 or len(tensor) > self._schedule.batch_size:
+                raise MessageError(
+                    f"the activation has shape {tuple(tensor.shape)}; expected 1 to {self._schedule.batch_size} rows"
+                )
+            if tensor.is_floating_point():
+                check_range(tensor, limit=float("inf"), what=f"the activation of {name} at cut '{self._cut}'")
+        count = len(tensors[0]) if tensors else 0
+        if labels is not None:
+            expect_tensor(labels, what="the labels", dtype=torch.int64, shape=(count,))
+        activation = self._coders[name][0].unpack(tensors, body.shape)
+        expect_tensor(activation, what="the activation", dtype=torch.float32, shape=[None, *body.shape])
+        others = [one for other, queue in self._queues.items() if other != name for one in queue]
+        if others and isinstance(others[0].body, Batch):
+            shape = [None, *others[0].tensor.shape[1:]]
+            expect_tensor(activation, what="the activation", dtype=torch.float32, shape=shape)
+        rows = tensors[-1].long() if len(tensors) > 1 else None
+        return Arrived(body, activation, labels, rows)
+
+    def _step(self, waiting: dict[str, Arrived]) -> None:
+        batches = {name: (one.tensor, one.labels) for name, one in waiting.items() if one.labels is not None}
+        results = self._trainer.step(batches)
         for name, one in waiting.items():
             result = results[name]
             self.book.add([(result, len(result.gradient))])
-            self._send(one.sender, Gradient(result.loss, result.correct), [result.gradient])
+            self._answer(name, one, result.gradient, result.loss, result.correct)
+
+    def _answer(self, name: str, to: Arrived, gradient: torch.Tensor, loss: float, correct: int) -> None:
+        self.samples += len(gradient)
+        rows = torch.arange(len(gradient)) if to.rows is None else to.rows
+        tensors = self._coders[name][1].pack(gradient, rows)
+        self._send(name, Gradient(to.body.round, to.body.step, loss, correct), tensors)
 
 
 class USteps(Steps):
     """Steps of a U: a client sends an activation and gets the tail's output; it keeps its labels, sends the gradient
     of its loss by that output, and gets the gradient by its activation."""
 
-    _outputs: dict[str, torch.Tensor] | None = None
+    def __init__(self, trainer: TailTrainer, *, cut: str, schedule: Schedule, send: Send) -> None:
+        super().__init__(trainer, cut=cut, schedule=schedule, send=send)
+        self._outputs: dict[str, torch.Tensor] | None = None
+        self._begun: dict[str, Arrived] = {}
+        self._gradients: dict[str, torch.Tensor] = {}
 
-    def take(self, incoming: Incoming[ServerBody]) -> None:
-        name = incoming.sender.name
-        due = Batch if self._outputs is None else HeadGradient
-        if not isinstance(incoming.body, due):
-            raise MessageError(f"{type(incoming.body).__name__} was not due, {due.__name__} was")
-        if len(incoming.tensors) != 1:
-            raise MessageError(f"a step of a U has one tensor, not {len(incoming.tensors)}: labels stay at the client")
-        (tensor,) = incoming.tensors
-        if self._outputs is None:
-            self._check_activation(name, tensor)
-            self._trainer.check_activation(tensor)
-        else:
-            if name not in self._outputs:
-                raise MessageError(f"{name} is not in this step")
-            shape = self._outputs[name].shape
-            expect_tensor(tensor, what="the head's gradient", dtype=torch.float32, shape=shape)
-            check_range(tensor, limit=float("inf"), what=f"the head's gradient of {name}")
-        self.pending[name] = incoming
+    def begin(self, samples: Mapping[str, int]) -> None:
+        super().begin(samples)
+        self._outputs, self._begun, self._gradients = None, {}, {}
+
+    def drop(self, name: str) -> None:
+        super().drop(name)
+        self._gradients.pop(name, None)
+
+    def has(self, name: str) -> bool:
+        due = self._outputs is not None and name in self._outputs
+        return name in self._gradients if due else super().has(name)
 
     def owes(self, name: str) -> bool:
-        return self._outputs is not None and name in self._outputs
+        return super().has(name) or bool(self._begun_of(name))
 
-    def _step(self, waiting: dict[str, Incoming[ServerBody]]) -> None:
-        tensors = {name: one.tensors[0] for name, one in waiting.items()}
-        if self._outputs is None:
-            self._outputs = self._trainer.forward(tensors)
-            for name, one in waiting.items():
-                self._send(one.sender, Output(), [self._outputs[name]])
+    def _begun_of(self, name: str) -> int:
+        return int(self._outputs is not None and name in self._outputs)
+
+    def take(self, name: str, body: Batch | HeadGradient, tensors: Sequence[torch.Tensor]) -> None:
+        if isinstance(body, Batch):
+            if any(tensor.dtype == torch.int64 for tensor in tensors):
+                raise MessageError("a step of a U has no labels: they stay at the client")
+            arrived = self._activation(name, body, tensors, None)
+            self._trainer.check_activation(arrived.tensor)
+            self._keep(name, arrived)
             return
-        self._outputs = None
-        gradients = self._trainer.backward(tensors)
-        for name, one in waiting.items():
-            self._send(one.sender, Gradient(0.0, 0), [gradients[name]])
+        if self._outputs is None or name not in self._outputs or name in self._gradients:
+            raise MessageError("HeadGradient was not due, Batch was")
+        if len(tensors) != 1:
+            raise MessageError(f"a head's gradient is one tensor, not {len(tensors)}")
+        shape = self._outputs[name].shape
+        expect_tensor(tensors[0], what="the head's gradient", dtype=torch.float32, shape=shape)
+        check_range(tensors[0], limit=float("inf"), what=f"the head's gradient of {name}")
+        self._gradients[name] = tensors[0]
+
+    def step_when_complete(self, active: Collection[str]) -> None:
+        try:
+            while True:
+                if self._outputs is None:
+                    if not active or not all(self._queues.get(name) for name in active):
+                        return
+                    self._begun = {name: self._queues[name].popleft() for name in active}
+                    self._outputs = self._trainer.forward({name: one.tensor for name, one in self._begun.items()})
+                    for name, one in self._begun.items():
+                        self._send(name, Output(one.body.round, one.body.step), [self._outputs[name]])
+                due = [name for name in self._outputs if name in active]
+                if due and not all(name in self._gradients for name in due):
+                    return
+                self._finish(self._outputs)
+        except (RuntimeError, ValueError) as error:
+            raise MessageError(f"the tail cannot learn from this step: {first_line(error)}") from error
+
+    def _finish(self, outputs: Mapping[str, torch.Tensor]) -> None:
+        # Who is gone since it got its output contributes nothing.
+        there = {name: self._gradients.get(name, torch.zeros_like(one)) for name, one in outputs.items()}
+        found = self._trainer.backward(there)
+        for name in self._gradients:
+            self._answer(name, self._begun[name], found[name], 0.0, 0)
+        self._outputs, self._begun, self._gradients = None, {}, {}

@@ -11,7 +11,7 @@ privacy-preserving machine learning", CCS 2017, section 4.1, with the dealer in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,30 +24,6 @@ FRACTION_BITS = 24
 PARAMETER_LIMIT = 2.0**12
 MAX_TOTAL_WEIGHT = 1 << 26
 MAX_LENGTH = 1 << 28
-
-
-def flatten_state(state: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The floating-point entries of a state dict, buffers such as running means included, as one float64 vector.
-
-    Integer buffers (batch norm's count of batches) are counters of each client and stay with it.
-    """
-    parts = [tensor.detach().double().flatten() for tensor in state.values() if tensor.is_floating_point()]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
-
-
-def unflatten_state(flat: torch.Tensor, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict with the names, shapes and dtypes of `like` and the values of `flat`."""
-    expected = sum(tensor.numel() for tensor in like.values() if tensor.is_floating_point())
-    if flat.numel() != expected:
-        raise MessageError(f"the combined front has {flat.numel()} values, this segment {expected}")
-    state, at = {}, 0
-    for name, tensor in like.items():
-        if tensor.is_floating_point():
-            state[name] = flat[at : at + tensor.numel()].view(tensor.shape).to(tensor.dtype)
-            at += tensor.numel()
-        else:
-            state[name] = tensor
-    return state
 
 
 def mask_upload(flat: torch.Tensor, *, weight: int, seed: bytes, round_number: int) -> torch.Tensor:
@@ -82,35 +58,63 @@ def combine(uploads: Iterable[torch.Tensor], mask_sum: torch.Tensor, *, total_we
     return total.double() / (total_weight * (1 << FRACTION_BITS))
 
 
+def hand_over(flat: torch.Tensor, *, seed: bytes, round_number: int) -> torch.Tensor:
+    """A relay's upload: the float64 vector `flat` as int64 under a one-time pad that only the run's clients know."""
+    return flat.contiguous().view(torch.int64) + Stream(seed, round_number).ring(flat.shape)
+
+
+def take_over(handed: torch.Tensor, *, seed: bytes, round_number: int) -> torch.Tensor:
+    """The vector that `hand_over` covered, to the bit."""
+    return (handed - Stream(seed, round_number).ring(handed.shape)).view(torch.float64)
+
+
 @dataclass
 class MaskBook:
-    """The dealer's side: one seed a client, and which rounds have been opened.
+    """The dealer's side of one run: its clients' seeds, and which rounds have been opened to whom.
+
+    A run that is killed may start again and repeat its last round, with new seeds. The repeated sum opens for the same
+    clients only: two sums of the same values over different clients would give a single client's away.
 
     Args:
         minimum: no sum of fewer masks than this is ever opened; at least 2.
+        opened: the clients of each round that was opened, in this start of the run or an earlier one.
     """
 
     minimum: int = 2
-    _seeds: dict[str, bytes] = field(default_factory=dict, repr=False)
+    opened: dict[int, list[str]] = field(default_factory=dict)
+    _starts: list[str] = field(default_factory=list)
+    # Of each client the seeds and the round from which each counts: one that comes back gets a new one.
+    _seeds: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict, repr=False)
+    _group: bytes = field(default=b"", repr=False)
     _next_round: int = 0
 
     def __post_init__(self) -> None:
         if self.minimum < 2:
             raise RandomnessError("a sum over fewer than 2 clients would open a single client's parameters")
 
-    def seed_for(self, client: str) -> bytes:
-        """The client's seed for this run, made when it first asks and given once.
+    def seeds_for(self, client: str, *, start: str = "", first_round: int = 0) -> tuple[bytes, bytes]:
+        """A client's seed for the rounds from `first_round` on, and the one that all clients of the run share.
+
+        Args:
+            start: which start of the run it is; a new one makes all seeds anew.
 
         Raises:
-            RandomnessError: the client has had its seed; a second would let two uploads share a mask.
+            RandomnessError: the client has had a seed for that round, and a second would let two uploads share a mask;
+                or the run has started again since.
         """
-        if client in self._seeds:
+        if start not in self._starts:
+            self._starts.append(start)
+            self._seeds, self._group, self._next_round = {}, fresh_seed(), 0
+        elif start != self._starts[-1]:
+            raise RandomnessError("the run has started again since; begin anew as well")
+        held = self._seeds.setdefault(client, [])
+        if held and first_round <= held[-1][0]:
             raise RandomnessError(f"{client} has had its seed of this run; begin a new run")
-        self._seeds[client] = fresh_seed()
-        return self._seeds[client]
+        held.append((first_round, fresh_seed()))
+        return held[-1][1], self._group
 
-    def open_sum(self, round_number: int, participants: Sequence[str], length: int) -> torch.Tensor:
-        """The sum of the participants' masks of one round, int64 of `length`; each round once, in order.
+    def open_sum(self, round_number: int, participants: Sequence[str], length: int, *, start: str = "") -> torch.Tensor:
+        """The sum of the participants' masks of one round, int64 of `length`; each round once in a start, in order.
 
         Raises:
             RandomnessError: too few participants, a stranger among them, or a round that was opened.
@@ -121,15 +125,29 @@ class MaskBook:
             raise RandomnessError(
                 f"masks of {len(names)} clients are not opened; the sum needs at least {self.minimum} different ones"
             )
-        unknown = sorted(names - set(self._seeds))
+        if start not in self._starts[-1:]:
+            raise RandomnessError("nobody has joined this start of the run")
+        seeds = {name: self._seed_at(name, round_number) for name in participants}
+        unknown = sorted(name for name, seed in seeds.items() if seed is None)
         if unknown:
-            raise RandomnessError(f"{', '.join(unknown)} takes no part in this run")
+            raise RandomnessError(f"{', '.join(unknown)} takes no part in round {round_number} of this run")
         if round_number < self._next_round:
             raise RandomnessError(f"the masks of round {round_number} have been opened; each round opens once")
+        before = self.opened.get(round_number)
+        if before is not None and set(before) != names:
+            raise RandomnessError(
+                f"before the run was started again round {round_number} was opened for {', '.join(before)}; another "
+                "sum would give a single client's parameters away: start those clients too, or begin a new run"
+            )
         if not 0 <= length <= MAX_LENGTH:
             raise MessageError(f"a front of {length} parameters is beyond {MAX_LENGTH}")
         self._next_round = round_number + 1
+        self.opened[round_number] = sorted(names)
         total = torch.zeros(length, dtype=torch.int64)
-        for name in participants:
-            total += Stream(self._seeds[name], round_number).ring((length,))
+        for seed in seeds.values():
+            assert seed is not None
+            total += Stream(seed, round_number).ring((length,))
         return total
+
+    def _seed_at(self, client: str, round_number: int) -> bytes | None:
+        return next((seed for first, seed in reversed(self._seeds.get(client, [])) if first <= round_number), None)

@@ -1,19 +1,18 @@
-"""The federated data loader: a dataset dealt into parts, one file a client, and a client's batches from its part."""
+"""A client's data: its part in a file of its own, the datasets of the demo, and batches."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, RandomSampler
 
-from splitsec.errors import ConfigError
+from splitsec.errors import ConfigError, first_line
+from splitsec.training.randomness import derived_seed
 
-Batches: TypeAlias = "DataLoader[tuple[torch.Tensor, ...]]"
 DATASETS = ("digits", "mnist")
 
 
@@ -39,7 +38,7 @@ class Part:
         except FileNotFoundError:
             raise ConfigError(f"the data file {path} does not exist") from None
         except Exception as error:
-            raise ConfigError(f"{path} is not a safetensors file: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"{path} is not a safetensors file: {first_line(error)}") from error
         missing = sorted(set(cls.__annotations__) - set(tensors))
         if missing:
             raise ConfigError(f"{path} lacks {', '.join(missing)}")
@@ -90,25 +89,38 @@ def load_dataset(name: str, data_dir: Path | None, seed: int) -> Part:
     raise ConfigError(f"unknown dataset '{name}'; choose one of: {', '.join(DATASETS)}")
 
 
-def deal_parts(whole: Part, clients: int, seed: int) -> list[Part]:
-    """Deal a dataset into disjoint parts of equal size, give or take one, by a seeded shuffle.
+class Loader:
+    """A client's batches from its training data, shuffled anew each epoch: batch number `index` is always the same.
 
-    Raises:
-        ConfigError: more clients than samples.
+    A last batch of a single row is left out, since batch norm cannot train on one; each epoch leaves out another row.
+
+    Args:
+        seed: of the order of rows.
     """
-    if clients < 1 or len(whole.train_labels) < clients or len(whole.test_labels) < clients:
-        raise ConfigError(f"{len(whole.train_labels)} training images cannot be dealt to {clients} clients")
-    shuffle = np.random.default_rng(seed)
-    train = np.array_split(shuffle.permutation(len(whole.train_labels)), clients)
-    test = np.array_split(shuffle.permutation(len(whole.test_labels)), clients)
-    return [
-        Part(whole.train_images[rows], whole.train_labels[rows], whole.test_images[held], whole.test_labels[held])
-        for rows, held in zip(map(torch.from_numpy, train), map(torch.from_numpy, test), strict=True)
-    ]
 
+    def __init__(self, inputs: torch.Tensor, labels: torch.Tensor | None, *, batch_size: int, seed: int) -> None:
+        self._inputs = inputs
+        self._labels = labels
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = -1
+        self._order: list[list[int]] = []
+        self.samples = len(inputs)
+        alone = batch_size > 1 and self.samples > 1 and self.samples % batch_size == 1
+        self.per_epoch = -(-self.samples // batch_size) - alone
 
-def training_batches(part: Part, *, batch_size: int, seed: int) -> Batches:
-    """A `DataLoader` over a client's training images: shuffled anew each epoch, whole batches indexed at once."""
-    dataset = TensorDataset(part.train_images, part.train_labels)
-    order = RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))
-    return DataLoader(dataset, sampler=BatchSampler(order, batch_size, drop_last=False), batch_size=None)
+    def rows(self, index: int) -> torch.Tensor:
+        """The numbers of a batch's rows, int64."""
+        epoch, at = divmod(index, self.per_epoch)
+        if epoch != self._epoch:
+            # From the epoch's own seed, so that a run can go on anywhere.
+            generator = torch.Generator().manual_seed(derived_seed(f"epoch {epoch}", self._seed))
+            sampler = RandomSampler(range(self.samples), generator=generator)
+            self._order = list(BatchSampler(sampler, self._batch_size, drop_last=False))
+            self._epoch = epoch
+        return torch.tensor(self._order[at])
+
+    def batch(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Inputs, labels where there are some, and row numbers of a batch."""
+        rows = self.rows(index)
+        return self._inputs[rows], None if self._labels is None else self._labels[rows], rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,8 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from splitsec.cut import check_batch
-from splitsec.errors import MessageError
+from splitsec.errors import MessageError, first_line
 from splitsec.mpc.ring import check_range
+from splitsec.training.randomness import OwnRandomness
 
 
 def segment_digest(*segments: nn.Module) -> str:
@@ -24,28 +26,76 @@ def segment_digest(*segments: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class FrontTrainer:
-    """A client's half of a training step; with a head, both ends of it."""
+@dataclass
+class _Flight:
+    """A batch that is on its way: its activation, and the weights that made it, by name."""
 
-    def __init__(self, front: nn.Module, *, learning_rate: float, cut: str, head: nn.Module | None = None) -> None:
+    activation: torch.Tensor
+    weights: dict[str, torch.Tensor]
+
+
+class FrontTrainer:
+    """A client's half of a training step; with a head, both ends of it.
+
+    Several batches may be on their way at once: `forward` for the next may come before `backward` for the one before.
+    Each batch's gradient is then computed with the weights that made its activation, and applied to those of now:
+    weight stashing, D. Narayanan et al., "PipeDream", SOSP 2019, section 3.3.
+
+    Args:
+        in_flight: the most batches on their way at once.
+        proximal: mu of the term mu/2 * |w - w0|^2 with w0 the weights at `begin_round`: T. Li et al., "Federated
+            optimization in heterogeneous networks" (FedProx), MLSys 2020, section 3.2.
+    """
+
+    def __init__(
+        self,
+        front: nn.Module,
+        *,
+        learning_rate: float,
+        cut: str,
+        head: nn.Module | None = None,
+        in_flight: int = 1,
+        proximal: float = 0.0,
+        randomness: OwnRandomness | None = None,
+    ) -> None:
         self.front = front
         self.head = head
         self._cut = cut
         modules = [front] if head is None else [front, head]
-        parameters = [one for module in modules for one in module.parameters() if one.requires_grad]
-        self._optimizer = torch.optim.Adam(parameters, lr=learning_rate) if parameters else None
-        self._activation: torch.Tensor | None = None
+        self._trained = [one for module in modules for one in module.parameters() if one.requires_grad]
+        self.optimizer = torch.optim.Adam(self._trained, lr=learning_rate) if self._trained else None
+        self._in_flight = in_flight
+        self._proximal = proximal
+        self._begun: list[torch.Tensor] = []
+        self._flights: deque[_Flight] = deque()
         self._book = EpochBook()
+        self.randomness = OwnRandomness(None) if randomness is None else randomness
+
+    def begin_round(self) -> None:
+        """The weights of now are those that FedProx holds to; batches on their way are forgotten."""
+        self._flights.clear()
+        self._book = EpochBook()
+        if self._proximal:
+            self._begun = [one.detach().clone() for one in self._trained]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """The activation to send, float32; raises `RangeError` if it is not finite."""
         self.front.train()
-        self._activation = self.front(images)
-        check_batch(self._activation, images, self._cut)
-        check_range(self._activation, limit=float("inf"), what=f"the activation at cut '{self._cut}'")
-        if self._optimizer is not None:
-            self._optimizer.zero_grad()
-        return self._activation.detach().float()
+        weights: dict[str, torch.Tensor] = {}
+        with self.randomness:
+            if self._in_flight == 1:
+                activation: torch.Tensor = self.front(images)
+            else:
+                weights = {
+                    name: one.detach().clone().requires_grad_()
+                    for name, one in self.front.named_parameters()
+                    if one.requires_grad
+                }
+                activation = torch.func.functional_call(self.front, weights, (images,))
+        check_batch(activation, images, self._cut)
+        check_range(activation, limit=float("inf"), what=f"the activation at cut '{self._cut}'")
+        self._flights.append(_Flight(activation, weights))
+        return activation.detach().float()
 
     def turn(self, output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The gradient of this client's mean loss by the tail's output, float32, which its head makes logits of.
@@ -58,11 +108,14 @@ class FrontTrainer:
         taken = output.detach().to(next(self.head.parameters(), output).dtype).requires_grad_()
         try:
             # A clone, so that a head that begins with an in-place layer does not write into a leaf.
-            logits = self.head(taken.clone())
+            with self.randomness:
+                logits = self.head(taken.clone())
         except (RuntimeError, ValueError) as error:
-            raise MessageError(f"the head cannot take the tail's output: {str(error).splitlines()[0]}") from None
+            raise MessageError(f"the head cannot take the tail's output: {first_line(error)}") from None
         check_logits(logits, labels)
         loss = F.cross_entropy(logits, labels)
+        for parameter in self.head.parameters():
+            parameter.grad = None
         loss.backward()
         correct = int((logits.detach().argmax(1) == labels).sum())
         self._book.add([(StepResult(loss.item(), correct, output), len(labels))])
@@ -70,15 +123,29 @@ class FrontTrainer:
         assert gradient is not None
         return gradient.float()
 
+    @property
+    def due(self) -> torch.Size | None:
+        """The shape of the activation whose gradient comes next; None if no batch is on its way."""
+        return self._flights[0].activation.shape if self._flights else None
+
     def backward(self, gradient: torch.Tensor) -> None:
-        """Apply the gradient that came back for the last activation."""
-        if self._activation is None or gradient.shape != self._activation.shape:
+        """Apply the gradient that came back for the oldest activation on its way."""
+        if gradient.shape != self.due:
             raise MessageError("a gradient that fits no activation")
-        if self._optimizer is not None:
-            if self._activation.requires_grad:
-                self._activation.backward(gradient.to(self._activation.dtype))
-            self._optimizer.step()
-        self._activation = None
+        flight = self._flights.popleft()
+        if self.optimizer is None:
+            return
+        for parameter in self.front.parameters():
+            parameter.grad = None
+        if flight.activation.requires_grad:
+            flight.activation.backward(gradient.to(flight.activation.dtype))
+        own = dict(self.front.named_parameters()) if flight.weights else {}
+        for name, one in flight.weights.items():
+            own[name].grad = one.grad
+        for parameter, begun in zip(self._trained, self._begun, strict=False):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - begun, alpha=self._proximal)
+        self.optimizer.step()
 
     def take_means(self) -> tuple[float, float]:
         """Mean loss and accuracy of this client's own batches since the last call, where it has a head."""
@@ -90,9 +157,14 @@ def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
     """Raise `MessageError` unless there is one row of logits a sample, and a logit for every label."""
     if logits.dim() != 2:
         raise MessageError(f"the tail returns shape {tuple(logits.shape)}, expected one row of logits a sample")
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+    check_labels(labels, logits.shape[1])
+
+
+def check_labels(labels: torch.Tensor, classes: int) -> None:
+    """Raise `MessageError` unless every label is one of the model's classes."""
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise MessageError(
-            f"labels from {int(labels.min())} to {int(labels.max())}, but the model has {logits.shape[1]} classes"
+            f"labels from {int(labels.min())} to {int(labels.max())}, but the model has {classes} classes"
         )
 
 
@@ -108,10 +180,12 @@ class StepResult:
 class TailTrainer:
     """The server's half: one step of the tail on the batches of all clients together."""
 
-    def __init__(self, tail: nn.Module, *, learning_rate: float) -> None:
+    def __init__(self, tail: nn.Module, *, learning_rate: float, randomness: OwnRandomness | None = None) -> None:
         self.tail = tail
         parameters = [parameter for parameter in tail.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.Adam(parameters, lr=learning_rate) if parameters else None
+        self.optimizer = torch.optim.Adam(parameters, lr=learning_rate) if parameters else None
+        self._checked: dict[torch.Size, torch.Size] = {}
+        self.randomness = OwnRandomness(None) if randomness is None else randomness
         self._step: tuple[torch.Tensor, torch.Tensor, list[int]] | None = None
 
     def check(self, activation: torch.Tensor, labels: torch.Tensor) -> None:
@@ -120,10 +194,15 @@ class TailTrainer:
         Raises:
             MessageError: the tail cannot take this activation, or a label has no output.
         """
-        check_logits(self.check_activation(activation), labels)
+        shape = self.check_activation(activation)
+        if len(shape) != 2:
+            raise MessageError(f"the tail returns shape {tuple(shape)}, expected one row of logits a sample")
+        check_labels(labels, shape[1])
 
-    def check_activation(self, activation: torch.Tensor) -> torch.Tensor:
-        """The tail's output for the first sample; raises `MessageError` where it cannot take this activation."""
+    def check_activation(self, activation: torch.Tensor) -> torch.Size:
+        """The shape of the tail's output for one sample; raises `MessageError` where it cannot take this activation."""
+        if activation.shape[1:] in self._checked:
+            return self._checked[activation.shape[1:]]
         was_training = self.tail.training
         self.tail.eval()
         try:
@@ -131,19 +210,19 @@ class TailTrainer:
                 output: torch.Tensor = self.tail(activation[:1].clone())
         except (RuntimeError, ValueError) as error:
             shape = "x".join(map(str, activation.shape))
-            raise MessageError(
-                f"the tail cannot take an activation of shape {shape}: {str(error).splitlines()[0]}"
-            ) from None
+            raise MessageError(f"the tail cannot take an activation of shape {shape}: {first_line(error)}") from None
         finally:
             self.tail.train(was_training)
-        return output
+        self._checked[activation.shape[1:]] = output.shape
+        return output.shape
 
     def forward(self, activations: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The tail's output for the activations of a step, by client name, float32; `backward` is due next."""
         self.tail.train()
         counts = [len(one) for one in activations.values()]
         whole = torch.cat(list(activations.values())).requires_grad_()
-        output = self.tail(whole.clone())
+        with self.randomness:
+            output = self.tail(whole.clone())
         self._step = (whole, output, counts)
         return dict(zip(activations, output.detach().float().split(counts), strict=True))
 
@@ -155,11 +234,11 @@ class TailTrainer:
         # The tail's loss is the mean over all samples, a client's that over its own.
         shares = [count / sum(counts) for count in counts]
         joined = torch.cat([one * share for one, share in zip(gradients.values(), shares, strict=True)])
-        if self._optimizer is not None:
-            self._optimizer.zero_grad()
+        if self.optimizer is not None:
+            self.optimizer.zero_grad()
         output.backward(joined.to(output.dtype))
-        if self._optimizer is not None:
-            self._optimizer.step()
+        if self.optimizer is not None:
+            self.optimizer.step()
         gradient = whole.grad
         assert gradient is not None
         parts = [part / share for part, share in zip(gradient.split(counts), shares, strict=True)]
@@ -172,13 +251,14 @@ class TailTrainer:
         activation = torch.cat([one for one, _ in batches.values()]).requires_grad_()
         labels = torch.cat([one for _, one in batches.values()])
         # A clone, so that a tail that begins with an in-place layer does not write into a leaf.
-        logits = self.tail(activation.clone())
+        with self.randomness:
+            logits = self.tail(activation.clone())
         losses = F.cross_entropy(logits, labels, reduction="none")
-        if self._optimizer is not None:
-            self._optimizer.zero_grad()
+        if self.optimizer is not None:
+            self.optimizer.zero_grad()
         losses.mean().backward()
-        if self._optimizer is not None:
-            self._optimizer.step()
+        if self.optimizer is not None:
+            self.optimizer.step()
         correct = (logits.detach().argmax(1) == labels).split(counts)
         gradient = activation.grad
         assert gradient is not None

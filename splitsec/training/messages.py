@@ -4,81 +4,111 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-import msgspec
-
 from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.messages import Corrections, DealQuery, Done, JoinSession, LeaveSession, SessionSeed
 from splitsec.mpc.program import Program, Reveal
+from splitsec.training.schedule import Schedule
 from splitsec.transport.codec import Codec, Message, Refused
 
-PROTOCOL = 2
-
-
-class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The run's schedule, decided by the server and sent to every client."""
-
-    clients: tuple[str, ...]
-    epochs: int = 30
-    batch_size: int = 32
-    learning_rate: float = 2e-3
+PROTOCOL = 3
 
 
 class Hello(Message, frozen=True):
-    """Client to server: who wants to take part. `front` is a digest of the front's architecture and first
-    values, `values` how many floating-point values it has."""
+    """Client to server: who wants to take part.
+
+    `segments` names and shapes what is combined, `begins` is a digest of its first values; `parameters` of the
+    `values` are parameters. `rounds` are those at whose beginning the client can go on: 0, or its checkpoints.
+    """
 
     protocol: int
+    version: str
     cut: str
-    front: str
+    segments: tuple[tuple[str, tuple[int, ...]], ...]
+    begins: str
+    parameters: int
     values: int
     samples: int
+    rounds: tuple[int, ...] = (0,)
 
 
 class Welcome(Message, frozen=True):
-    """Server to client, once all clients are there."""
+    """Server to client: the run begins, for this client with `round` of `rounds`; `start` is new each time that the
+    server starts.
+
+    With one vector (float64), the last combined segments, for a client that cannot go on by itself; a client that
+    comes back in the middle of a round waits for `Combined`.
+    """
 
     run: str
+    start: str
     schedule: Schedule
+    round: int
+    rounds: int
+    wait: bool = False
 
 
 class Batch(Message, frozen=True):
-    """Client to server, with the activation (float32) and, unless the cut is a U, the labels (int64)."""
+    """Client to server, with the activation (see `compression`) and, unless the cut is a U, the labels (int64).
 
-    epoch: int
+    `shape` is that of one row's activation.
+    """
+
+    round: int
     step: int
+    shape: tuple[int, ...]
 
 
 class Output(Message, frozen=True):
     """Server to client of a U, with the tail's output for its activation (float32)."""
 
+    round: int
+    step: int
+
 
 class HeadGradient(Message, frozen=True):
     """Client of a U to server, with the gradient of its mean loss by the tail's output (float32)."""
 
-    epoch: int
+    round: int
     step: int
 
 
 class Gradient(Message, frozen=True):
-    """Server to client, with the gradient of the client's mean loss by its activation (float32); of a U the server
-    knows neither loss nor correct labels and says 0."""
+    """Server to client, with the gradient of the client's mean loss by its activation (see `compression`); of a U the
+    server knows neither loss nor correct labels and says 0."""
 
+    round: int
+    step: int
     loss: float
     correct: int
 
 
 class Upload(Message, frozen=True):
-    """Client to server at the end of an epoch, with the masked front (int64)."""
+    """Client to server at the end of its round, with its segments under a mask (int64) if they are combined."""
+
+    round: int
+
+
+class Missed(Message, frozen=True):
+    """Server to client: the round goes on without you."""
+
+    round: int
+
+
+class Return(Message, frozen=True):
+    """Client to server, to `Missed`: it is there again and waits for the segments that the others make."""
 
     round: int
 
 
 class Combined(Message, frozen=True):
-    """Server to client, with the average front (float64)."""
+    """Server to client at the end of a round, with the average (float64), or in a relay what was handed over (int64)
+    under the pad of round `pad`."""
 
     round: int
     loss: float
     accuracy: float
+    pad: int = -1
+    dropped: tuple[str, ...] = ()
 
 
 class OpenSession(Message, frozen=True):
@@ -122,6 +152,8 @@ ServerBody: TypeAlias = (
     | HeadGradient
     | Gradient
     | Upload
+    | Missed
+    | Return
     | Combined
     | Waiting
     | OpenSession
@@ -134,15 +166,18 @@ server_codec: Codec[ServerBody] = Codec(ServerBody)
 
 
 class JoinRun(Message, frozen=True):
-    """Client to dealer: a mask seed for this run."""
+    """Client to dealer: seeds for this run, from this round on."""
 
     run: str
+    start: str
+    round: int = 0
 
 
 class RunSeed(Message, frozen=True):
-    """Dealer to client; travels only inside CURVE."""
+    """Dealer to client: its own seed, and that of all clients; travels only inside CURVE."""
 
     seed: bytes
+    group: bytes
 
     def __repr__(self) -> str:
         return "RunSeed(...)"
@@ -152,6 +187,7 @@ class OpenMasks(Message, frozen=True):
     """Server to dealer: the sum of the masks of these clients in this round."""
 
     run: str
+    start: str
     round: int
     participants: tuple[str, ...]
     length: int

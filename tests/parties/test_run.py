@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from parties_in_threads import CUT, World, model, part, world
+from parties_in_threads import World, hello, model, part, world
 from torch import nn
 
 from splitsec import Client, SplitModel
@@ -22,9 +22,11 @@ from splitsec.errors import (
     UnsupportedLayerError,
 )
 from splitsec.mpc.prg import fresh_seed
-from splitsec.training.loop import segment_digest
-from splitsec.training.messages import PROTOCOL, Batch, DealerBody, Hello, JoinRun, OpenMasks, OpenSession, dealer_codec
+from splitsec.training.messages import PROTOCOL, Batch, DealerBody, JoinRun, OpenMasks, OpenSession, dealer_codec
 from splitsec.transport import Link, Wire
+
+CUT = "1"
+RUN = "0" * 32
 
 
 def _train(here: World, name: str, seed: int) -> Any:
@@ -88,27 +90,32 @@ def test_a_client_that_falls_silent_is_named_to_the_others(tmp_path: Path) -> No
 
         def vanishes() -> None:
             with here.client("client-2") as client:
-                client._server.request(Hello(PROTOCOL, CUT, segment_digest(client.front), 30, 12))
+                client._server.request(hello(client.front))
 
         error, _ = here.together(_train(here, "client-1", 1), vanishes)
         assert isinstance(error, PartyTimeoutError)
-        assert "client-2 sent nothing for 1.5 s in epoch 1" in str(error)
+        assert "client-2 sent nothing for 1.5 s in round 1; only client-1 is left, and the minimum is 2" in str(error)
 
 
 def test_clients_that_do_not_fit_are_told_why(tmp_path: Path) -> None:
     with world(tmp_path) as here, here.client("client-1") as one, here.client("client-2") as two:
         with pytest.raises(RefusedError, match="cuts at '0', the server at '1'"):
-            one._server.request(Hello(PROTOCOL, "0", "x", 30, 1))
-        with pytest.raises(RefusedError, match=f"speaks protocol 99, the server {PROTOCOL}"):
-            one._server.request(Hello(99, CUT, "x", 30, 1))
+            one._server.request(hello(cut="0"))
+        with pytest.raises(RefusedError, match=rf"speaks protocol 99 \(splitsec 9\), the server {PROTOCOL} \(splitsec"):
+            one._server.request(hello(protocol=99))
         with pytest.raises(RefusedError, match="no samples"):
-            one._server.request(Hello(PROTOCOL, CUT, "x", 30, 0))
-        one._server.send(Hello(PROTOCOL, CUT, "x", 30, 5))
+            one._server.request(hello(samples=0))
+        one._server.send(hello())
         deadline = time.monotonic() + 10
-        while "client-1" not in here.server._members and time.monotonic() < deadline:
+        while "client-1" not in here.server._run.members and time.monotonic() < deadline:
             time.sleep(0.02)
-        with pytest.raises(RefusedError, match="does not begin like that of client-1"):
-            two._server.request(Hello(PROTOCOL, CUT, "y", 30, 5))
+        with pytest.raises(RefusedError, match="do not begin with the values of those of client-1"):
+            two._server.request(hello(begins="y"))
+        other = r"the model of client-2 differs from that of client-1: 0.weight is 7x4 at client-2, 0.weight is 6x4 at"
+        with pytest.raises(RefusedError, match=other):
+            two._server.request(hello(segments=(("0.weight", (7, 4)), ("0.bias", (6,)))))
+        with pytest.raises(RefusedError, match=r"there is no 0.bias at client-2"):
+            two._server.request(hello(segments=(("0.weight", (6, 4)),)))
 
 
 def test_a_stranger_is_refused_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -132,19 +139,19 @@ BAD_BATCHES = [
 
 def test_bad_batches_are_refused_with_a_reason_and_the_server_stays_up(tmp_path: Path) -> None:
     with world(tmp_path) as here, here.client("client-1") as one, here.client("client-2") as two:
-        one._server.send(Hello(PROTOCOL, CUT, "x", 30, 5))
-        two._server.request(Hello(PROTOCOL, CUT, "x", 30, 5))
+        one._server.send(hello())
+        two._server.request(hello())
         one._server.receive()
         for tensors, reason in BAD_BATCHES:
             with pytest.raises((MessageError, RangeError), match=reason):
-                one._server.request(Batch(0, 0), tensors)
+                one._server.request(Batch(0, 0, tuple(tensors[0].shape[1:]) if tensors else ()), tensors)
         good = [torch.zeros(2, 6), torch.zeros(2).long()]
-        with pytest.raises(MessageError, match="epoch 5 is not running"):
-            one._server.request(Batch(5, 0), good)
+        with pytest.raises(MessageError, match="round 5 is not running"):
+            one._server.request(Batch(5, 0, (6,)), good)
         with pytest.raises(RefusedError, match="still in training"):
             one._server.request(OpenSession((1, 6), fresh_seed()))
-        one._server.send(Batch(0, 0), good)
-        two._server.request(Batch(0, 0), good)
+        one._server.send(Batch(0, 0, (6,)), good)
+        two._server.request(Batch(0, 0, (6,)), good)
         assert one._server.receive()[1][0].shape == (2, 6)
 
 
@@ -231,18 +238,18 @@ def test_the_dealer_opens_masks_to_the_server_alone(tmp_path: Path) -> None:
     with world(tmp_path, epochs=0, stay=True) as here:
         with Wire(here.keys["client-1"]) as wire:
             link = _dealer_link(wire, here)
-            link.request(JoinRun("run"))
+            link.request(JoinRun(RUN, "start"))
             with pytest.raises(RandomnessError, match="client-1 may not open masks"):
-                link.request(OpenMasks("run", 0, ("client-1", "client-2"), 3))
+                link.request(OpenMasks(RUN, "start", 0, ("client-1", "client-2"), 3))
             with pytest.raises(RandomnessError, match="has had its seed"):
-                link.request(JoinRun("run"))
+                link.request(JoinRun(RUN, "start"))
             link.close()
         with Wire(here.keys["server"]) as wire:
             link = _dealer_link(wire, here)
             with pytest.raises(RandomnessError, match="the server gets no mask seed"):
-                link.request(JoinRun("run"))
+                link.request(JoinRun(RUN, "start"))
             with pytest.raises(RandomnessError, match="at least 2"):
-                link.request(OpenMasks("run", 0, ("client-1",), 3))
+                link.request(OpenMasks(RUN, "start", 0, ("client-1",), 3))
             link.close()
 
 
@@ -368,9 +375,9 @@ def test_what_torch_cannot_do_is_refused_and_the_server_stays_up(
         def fails(*_args: object) -> None:
             raise ZeroDivisionError("something of 4711")
 
-        monkeypatch.setattr(here.server, "_welcome", fails)
+        monkeypatch.setattr(here.server._run, "_welcome", fails)
         with pytest.raises(RefusedError, match="could not handle the message; see its log") as refused:
-            one._server.request(Hello(PROTOCOL, CUT, "x", 30, 1))
+            one._server.request(hello())
         assert "4711" not in str(refused.value)
         assert here.threads[1].is_alive()
 
@@ -382,14 +389,14 @@ def test_a_client_waits_for_a_slow_one_beyond_its_own_time_limit(tmp_path: Path)
         def slow() -> Any:
             split = second
             with here.client("client-2", split.front) as client:
-                ask = client._ask
+                send = client._server.send
 
-                def delayed(body: Any, tensors: Any = (), **options: Any) -> Any:
+                def delayed(body: Any, tensors: Any = ()) -> None:
                     if isinstance(body, Batch):
                         time.sleep(2.5)
-                    return ask(body, tensors, **options)
+                    send(body, tensors)
 
-                client._ask = delayed  # type: ignore[method-assign]
+                client._server.send = delayed  # type: ignore[method-assign]
                 client.train(part(2), seed=2)
                 client.leave()
             return split
@@ -409,7 +416,7 @@ def test_a_client_waits_for_a_slow_one_beyond_its_own_time_limit(tmp_path: Path)
 def test_a_round_that_cannot_be_combined_ends_the_run_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with world(tmp_path, epochs=1) as here:
 
-        def refuses(*_args: object) -> Any:
+        def refuses(*_args: object, **_options: object) -> Any:
             raise RandomnessError("no masks today")
 
         monkeypatch.setattr(here.dealer, "_book", lambda run: _Unwilling(refuses))
@@ -422,8 +429,8 @@ class _Unwilling:
     def __init__(self, refuses: Any) -> None:
         self.open_sum = refuses
 
-    def seed_for(self, _name: str) -> bytes:
-        return fresh_seed()
+    def seeds_for(self, _name: str, **_options: Any) -> tuple[bytes, bytes]:
+        return fresh_seed(), fresh_seed()
 
 
 def test_sessions_are_given_back_and_no_client_takes_them_all(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from parties_in_threads import World, model, part, world
+from parties_in_threads import World, hello, model, part, world
 
 from splitsec import SplitModel
 from splitsec.errors import ConfigError, MessageError, RefusedError
-from splitsec.parties.steps import Steps
-from splitsec.training.messages import PROTOCOL, Batch, HeadGradient, Hello, Upload
+from splitsec.parties.rounds import Run
+from splitsec.training.messages import Batch, HeadGradient, Upload
 
 U = "1,4"
 
@@ -38,13 +38,14 @@ def test_a_u_trains_and_predicts_and_the_server_gets_no_labels(
 ) -> None:
     """The control is the same run with one cut, in which the server does get them."""
     received: list[torch.Tensor] = []
-    taken = Steps.step_when_complete
+    taken = Run.take
 
-    def watch(self: Steps, active: Any) -> None:
-        received.extend(tensor for one in self.pending.values() for tensor in one.tensors)
-        taken(self, active)
+    def watch(self: Run, name: str, body: Any, tensors: Any, *, now: float) -> None:
+        if isinstance(body, (Batch, HeadGradient)):
+            received.extend(tensors)
+        taken(self, name, body, tensors, now=now)
 
-    monkeypatch.setattr(Steps, "step_when_complete", watch)
+    monkeypatch.setattr(Run, "take", watch)
     with world(tmp_path, epochs=3, cut=cut) as here:
         splits = {name: SplitModel(model(), cut) for name in ("client-1", "client-2")}
         results = here.together(*[_take_part(here, f"client-{seed}", seed, cut, splits) for seed in (1, 2)])
@@ -75,7 +76,7 @@ def test_losses_of_a_u_reach_the_server_as_means_of_all(tmp_path: Path) -> None:
         splits = {name: SplitModel(model(), U) for name in ("client-1", "client-2")}
         here.together(*[_take_part(here, f"client-{seed}", seed, U, splits) for seed in (1, 2)])
         here.threads[1].join(20)
-    epochs = [event for event in events if type(event).__name__ == "EpochDone"]
+    epochs = [event for event in events if type(event).__name__ == "RoundDone"]
     assert len(epochs) == 2
     assert all(0 < event.loss < 3 and 0 <= event.accuracy <= 1 for event in epochs)
 
@@ -86,21 +87,21 @@ def test_what_is_not_due_in_a_u_is_refused(tmp_path: Path) -> None:
         options = {"cut": U, "head": split.head}
         with here.client("client-1", **options) as one, here.client("client-2", **options) as two:
             with pytest.raises(RefusedError, match="cuts at '1', the server at '1,4'"):
-                one._server.request(Hello(PROTOCOL, "1", "x", 30, 1))
-            one._server.send(Hello(PROTOCOL, U, "x", 30, 5))
-            two._server.request(Hello(PROTOCOL, U, "x", 30, 5))
+                one._server.request(hello())
+            one._server.send(hello(cut=U))
+            two._server.request(hello(cut=U))
             one._server.receive()
-            with pytest.raises(MessageError, match="labels stay at the client"):
-                one._server.request(Batch(0, 0), [torch.zeros(2, 6), torch.zeros(2).long()])
+            with pytest.raises(MessageError, match="they stay at the client"):
+                one._server.request(Batch(0, 0, (6,)), [torch.zeros(2, 6), torch.zeros(2).long()])
             with pytest.raises(MessageError, match="HeadGradient was not due, Batch was"):
                 one._server.request(HeadGradient(0, 0), [torch.zeros(2, 5)])
-            one._server.send(Batch(0, 0), [torch.zeros(2, 6)])
-            assert two._server.request(Batch(0, 0), [torch.zeros(3, 6)])[1][0].shape == (3, 5)
+            one._server.send(Batch(0, 0, (6,)), [torch.zeros(2, 6)])
+            assert two._server.request(Batch(0, 0, (6,)), [torch.zeros(3, 6)])[1][0].shape == (3, 5)
             assert one._server.receive()[1][0].shape == (2, 5)
-            with pytest.raises(MessageError, match="owes the head's gradient"):
+            with pytest.raises(MessageError, match="has a step that is not finished"):
                 one._server.request(Upload(0), [torch.zeros(30).long()])
-            with pytest.raises(MessageError, match="Batch was not due"):
-                one._server.request(Batch(0, 1), [torch.zeros(2, 6)])
+            with pytest.raises(MessageError, match="has 1 batches on their way"):
+                one._server.request(Batch(0, 1, (6,)), [torch.zeros(2, 6)])
             with pytest.raises(MessageError, match="the head's gradient has shape 3x5, expected 2x5"):
                 one._server.request(HeadGradient(0, 0), [torch.zeros(3, 5)])
             one._server.send(HeadGradient(0, 0), [torch.zeros(2, 5)])

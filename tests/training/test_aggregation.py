@@ -8,7 +8,8 @@ from torch import nn
 from splitsec.errors import MessageError, RandomnessError, RangeError
 from splitsec.mpc.prg import Stream, fresh_seed
 from splitsec.training import aggregation
-from splitsec.training.aggregation import MaskBook, combine, flatten_state, mask_upload, unflatten_state
+from splitsec.training.aggregation import MaskBook, combine, hand_over, mask_upload, take_over
+from splitsec.training.combinable import Combinable
 
 
 @settings(max_examples=50, deadline=None)
@@ -24,7 +25,7 @@ def test_the_average_is_the_plain_one(weights: list[int], round_number: int, sca
     book = MaskBook()
     values = (torch.rand(len(weights), 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)) * scale
     uploads = [
-        mask_upload(row, weight=weight, seed=book.seed_for(name), round_number=round_number)
+        mask_upload(row, weight=weight, seed=book.seeds_for(name)[0], round_number=round_number)
         for name, row, weight in zip(names, values, weights, strict=True)
     ]
     masks = book.open_sum(round_number, names, 7)
@@ -40,7 +41,7 @@ def _uploads(count: int, *, masked: bool, monkeypatch: pytest.MonkeyPatch) -> to
 
     if not masked:
         monkeypatch.setattr(aggregation, "Stream", Zero)
-    front = flatten_state(nn.Linear(40, 25).state_dict())
+    front = Combinable([nn.Linear(40, 25)]).flat()
     return torch.stack([mask_upload(front, weight=480, seed=fresh_seed(), round_number=0) for _ in range(count)])
 
 
@@ -70,7 +71,7 @@ def test_masks_of_different_rounds_and_clients_differ() -> None:
 def test_the_dealer_opens_no_single_mask() -> None:
     book = MaskBook()
     for name in ("a", "b", "c"):
-        book.seed_for(name)
+        book.seeds_for(name)
     for participants in ([], ["a"], ["a", "a"]):
         with pytest.raises(RandomnessError, match="not opened"):
             book.open_sum(0, participants, 3)
@@ -81,7 +82,7 @@ def test_the_dealer_opens_no_single_mask() -> None:
     with pytest.raises(RandomnessError, match="opens once"):
         book.open_sum(0, ["a", "b", "c"], 3)
     with pytest.raises(RandomnessError, match="has had its seed"):
-        book.seed_for("a")
+        book.seeds_for("a")
     with pytest.raises(RandomnessError, match="fewer than 2"):
         MaskBook(1)
 
@@ -92,13 +93,60 @@ def test_parameters_out_of_range_are_refused(bad: float) -> None:
         mask_upload(torch.tensor([0.0, bad], dtype=torch.float64), weight=1, seed=fresh_seed(), round_number=0)
 
 
-def test_states_survive_flattening() -> None:
-    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    state = module.state_dict()
-    back = unflatten_state(flatten_state(state), state)
-    assert all(torch.equal(back[key], value) and back[key].dtype == value.dtype for key, value in state.items())
-    with pytest.raises(MessageError, match="this segment"):
-        unflatten_state(torch.zeros(3, dtype=torch.float64), state)
+def test_a_round_repeated_after_a_restart_opens_for_the_same_clients_only() -> None:
+    book = MaskBook()
+    for start in ("one", "two", "three"):
+        for name in ("a", "b", "c"):
+            book.seeds_for(name, start=start)
+        if start == "one":
+            first = book.open_sum(0, ["a", "b", "c"], 3, start=start)
+            continue
+        with pytest.raises(RandomnessError, match="nobody has joined this start"):
+            book.open_sum(0, ["a", "b", "c"], 3, start="one")
+        # Else the difference of the two sums would be one client's parameters, if it trains alike.
+        with pytest.raises(RandomnessError, match="round 0 was opened for a, b, c"):
+            book.open_sum(0, ["a", "b"], 3, start=start)
+        assert not torch.equal(book.open_sum(0, ["c", "b", "a"], 3, start=start), first)
+    with pytest.raises(RandomnessError, match="started again since"):
+        book.seeds_for("a", start="one", first_round=5)
+    # A later round that was never opened is anybody's.
+    book.open_sum(1, ["a", "b"], 3, start="three")
+
+
+def test_who_comes_back_has_a_new_seed_from_then_on() -> None:
+    book = MaskBook()
+    first = {name: book.seeds_for(name)[0] for name in ("a", "b")}
+    again = book.seeds_for("a", first_round=2)[0]
+    for number, seed in ((0, first["a"]), (1, first["a"]), (2, again), (3, again)):
+        expected = sum(Stream(one, number).ring((4,)) for one in (seed, first["b"]))
+        assert torch.equal(book.open_sum(number, ["a", "b"], 4), expected)
+    book.seeds_for("c", first_round=5)
+    with pytest.raises(RandomnessError, match="takes no part in round 4"):
+        book.open_sum(4, ["a", "c"], 4)
+
+
+def test_a_thousand_clients() -> None:
+    seed = torch.seed() % 2**31
+    print("seed", seed)
+    generator = torch.Generator().manual_seed(seed)
+    book, count = MaskBook(minimum=1000), 1000
+    values = (torch.rand(count, 20, generator=generator, dtype=torch.float64) - 0.5) * 8191
+    weights = torch.randint(1, 60_000, (count,), generator=generator)
+    uploads = [
+        mask_upload(row, weight=int(weight), seed=book.seeds_for(str(index))[0], round_number=0)
+        for index, (row, weight) in enumerate(zip(values, weights, strict=True))
+    ]
+    got = combine(uploads, book.open_sum(0, [str(one) for one in range(count)], 20), total_weight=int(weights.sum()))
+    expected = (values * weights[:, None]).sum(0) / weights.sum()
+    assert (got - expected).abs().max().item() <= 2**-16
+
+
+def test_what_is_handed_over_comes_back_to_the_bit() -> None:
+    flat, seed = torch.randn(5000, dtype=torch.float64), fresh_seed()
+    handed = hand_over(flat, seed=seed, round_number=3)
+    assert _uniform(handed)
+    assert not _uniform(flat.view(torch.int64))
+    assert torch.equal(take_over(handed, seed=seed, round_number=3), flat)
 
 
 def test_weights_beyond_the_range_are_refused() -> None:

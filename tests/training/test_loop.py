@@ -110,3 +110,60 @@ def test_a_head_names_labels_that_it_cannot_give() -> None:
         front.turn(torch.randn(1, 6), torch.tensor([7]))
     with pytest.raises(MessageError, match="the head cannot take the tail's output"):
         front.turn(torch.randn(1, 5), torch.tensor([0]))
+
+
+def _convolutional() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(8, 3))
+
+
+def test_several_batches_in_flight_take_gradients_at_the_weights_that_made_them() -> None:
+    """Delayed by one step: the second gradient is that of the weights before the first step, applied after it."""
+    front = _convolutional()
+    reference = copy.deepcopy(front)
+    trainer = FrontTrainer(front, learning_rate=0.1, cut="4", in_flight=2)
+    batches = [torch.randn(3, 1, 4, 4) for _ in range(4)]
+    optimizer = torch.optim.Adam(reference.parameters(), lr=0.1)
+    # By hand: the gradient of batch t at the weights after t - 2 steps.
+    waiting = []
+    for index, batch in enumerate(batches):
+        stale = copy.deepcopy(reference)
+        output = stale(batch)
+        output.backward(torch.ones_like(output))
+        reference.load_state_dict({**reference.state_dict(), **_buffers(stale)})
+        waiting.append([one.grad for one in stale.parameters()])
+        if index >= 1:
+            _apply(reference, optimizer, waiting.pop(0))
+    _apply(reference, optimizer, waiting.pop(0))
+    for index, batch in enumerate(batches):
+        shape = trainer.forward(batch).shape
+        if index >= 1:
+            trainer.backward(torch.ones(shape))
+    trainer.backward(torch.ones(3, 3))
+    assert trainer.due is None
+    for key, value in reference.state_dict().items():
+        torch.testing.assert_close(front.state_dict()[key], value)
+
+
+def _buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(module.named_buffers())
+
+
+def _apply(module: nn.Module, optimizer: torch.optim.Optimizer, gradients: list[torch.Tensor | None]) -> None:
+    for parameter, gradient in zip(module.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+
+
+def test_fedprox_adds_its_term() -> None:
+    front = nn.Linear(2, 2)
+    begun = copy.deepcopy(front)
+    trainer = FrontTrainer(front, learning_rate=0.1, cut="x", proximal=10.0)
+    trainer.begin_round()
+    with torch.no_grad():
+        front.weight.add_(1.0)
+    shape = trainer.forward(torch.zeros(1, 2)).shape
+    trainer.backward(torch.zeros(shape))
+    # The loss has no gradient by the weights here, so only the pull towards the round's beginning is left.
+    torch.testing.assert_close(front.weight.grad, 10.0 * torch.ones(2, 2))
+    assert (front.weight < begun.weight + 1.0).all()

@@ -1,0 +1,96 @@
+"""Combining the clients' segments at the server, which reads no single one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+
+from splitsec.errors import MessageError
+from splitsec.training.aggregation import combine
+from splitsec.training.messages import DealerBody, Hello, MaskSum, OpenMasks
+from splitsec.training.schedule import Schedule
+from splitsec.transport import expect_tensor
+
+AskDealer: TypeAlias = Callable[[DealerBody], tuple[DealerBody, list[torch.Tensor]]]
+
+
+class Combiner:
+    """Makes one vector out of a round's uploads, by the schedule's rule.
+
+    The server's momentum acts on parameters alone: T.-M. H. Hsu et al., "Measuring the effects of non-identical data
+    distribution for federated visual classification" (FedAvgM), 2019, section 4.3.
+
+    Attributes:
+        last: the segments that clients begin the next round with, float64; None before the first average, and in a
+            relay, where the server cannot read them.
+        pad: in a relay, the round of the pad that covers what was handed over last.
+    """
+
+    def __init__(self, schedule: Schedule, ask_dealer: AskDealer) -> None:
+        self._schedule = schedule
+        self._ask_dealer = ask_dealer
+        self.last: torch.Tensor | None = None
+        self.pad = -1
+        self._handed: torch.Tensor | None = None
+        self._velocity: torch.Tensor | None = None
+
+    @property
+    def uploads_values(self) -> bool:
+        """Whether an upload carries segments."""
+        return self._schedule.combine != "none"
+
+    def combine(
+        self, run: str, start: str, round_number: int, uploads: Mapping[str, torch.Tensor], members: Mapping[str, Hello]
+    ) -> list[torch.Tensor]:
+        """What every client is sent at the end of a round.
+
+        Raises:
+            RandomnessError: the dealer does not open the masks.
+        """
+        if self._schedule.combine == "none":
+            return []
+        if self._schedule.combine == "relay":
+            for self._handed in uploads.values():
+                self.pad = round_number
+            return [] if self._handed is None else [self._handed]
+        names = tuple(uploads)
+        length = len(uploads[names[0]])
+        answer, tensors = self._ask_dealer(OpenMasks(run, start, round_number, names, length))
+        if not isinstance(answer, MaskSum) or answer.round != round_number or len(tensors) != 1:
+            raise MessageError("the dealer answered another request")
+        mask_sum = expect_tensor(tensors[0], what="the sum of masks", dtype=torch.int64, shape=(length,))
+        weight = sum(members[name].samples for name in names)
+        average = combine(uploads.values(), mask_sum, total_weight=weight)
+        self.last = self._with_momentum(average, members[names[0]].parameters)
+        return [self.last]
+
+    def _with_momentum(self, average: torch.Tensor, parameters: int) -> torch.Tensor:
+        beta = self._schedule.server_momentum
+        if not beta or self.last is None:
+            return average
+        change = (average - self.last)[:parameters]
+        self._velocity = change if self._velocity is None else beta * self._velocity + change
+        moved = average.clone()
+        moved[:parameters] = self.last[:parameters] + self._velocity
+        return moved
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint keeps."""
+        held = {"combined.last": self.last, "combined.velocity": self._velocity}
+        return {name: tensor for name, tensor in held.items() if tensor is not None}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `tensors` gave."""
+        self.last = tensors.get("combined.last")
+        self._velocity = tensors.get("combined.velocity")
+
+
+def upload_shape(tensors: Sequence[torch.Tensor], *, values: int, expected: bool) -> torch.Tensor | None:
+    """An upload's vector, checked; None where none is due."""
+    if len(tensors) != expected:
+        raise MessageError(f"an upload has {int(expected)} vectors here, not {len(tensors)} tensors")
+    if not tensors:
+        return None
+    return expect_tensor(tensors[0], what="the upload", dtype=torch.int64, shape=(values,))

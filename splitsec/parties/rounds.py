@@ -1,0 +1,384 @@
+"""A run's training at the server, without sockets: who is there, round after round, and how a round ends.
+
+A client that sends nothing for too long is dropped from its round; the others go on without it and the average is over
+those whose uploads arrived. It may come back at any time and takes part again from the next round on.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from splitsec.cut import is_u
+from splitsec.errors import ConfigError, MessageError, PartyTimeoutError, RefusedError, SplitsecError
+from splitsec.parties.combining import AskDealer, Combiner, upload_shape
+from splitsec.parties.door import check_hello
+from splitsec.parties.events import Dropped, Joined, Report, RoundDone
+from splitsec.parties.learning import MEANS
+from splitsec.parties.names import SERVER
+from splitsec.parties.steps import Send, Steps, USteps
+from splitsec.training.checkpoints import Checkpoints, optimizer_tensors, restore_optimizer
+from splitsec.training.loop import TailTrainer
+from splitsec.training.messages import Batch, Combined, HeadGradient, Hello, Missed, Return, ServerBody, Upload, Welcome
+from splitsec.training.randomness import OwnRandomness
+from splitsec.training.schedule import Schedule
+
+log = logging.getLogger(__name__)
+
+
+class RunFailed(Exception):
+    """The run cannot go on, for anybody."""
+
+    def __init__(self, reason: SplitsecError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+class Run:
+    """The training of one run; `take` for each message, `tick` now and then.
+
+    Args:
+        send: sends a message to a client by name.
+        ask_dealer: asks the dealer and returns its answer.
+        traffic: bytes sent and received on all clients' links so far.
+        timeout: seconds that the others wait for a client before it is dropped from the round.
+        round_timeout: seconds after which a round goes on without those for whom others wait; the others have as long
+            again. None for no limit.
+        join_timeout: seconds to wait for all clients at the beginning; then the run goes on with those who came, if
+            they are enough.
+        checkpoints: where to keep and find them; None keeps none.
+        seed: of dropout and the like in the tail; None for a random one.
+    """
+
+    def __init__(
+        self,
+        tail: nn.Module,
+        *,
+        cut: str,
+        schedule: Schedule,
+        send: Send,
+        ask_dealer: AskDealer,
+        report: Report,
+        traffic: Callable[[], tuple[int, int]],
+        timeout: float,
+        round_timeout: float | None = None,
+        join_timeout: float,
+        checkpoints: Checkpoints | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self._tail = tail
+        self._cut = cut
+        self.schedule = schedule
+        self._send = send
+        self._report = report
+        self._traffic = traffic
+        self._timeout = timeout
+        self._round_timeout = round_timeout
+        self._join_timeout = join_timeout
+        self._checkpoints = checkpoints
+        self._trainer = TailTrainer(tail, learning_rate=schedule.learning_rate, randomness=OwnRandomness(seed))
+        self._steps = (USteps if is_u(cut) else Steps)(self._trainer, cut=cut, schedule=schedule, send=send)
+        self._combiner = Combiner(schedule, ask_dealer)
+        self._id = secrets.token_hex(16)
+        self._start = secrets.token_hex(16)
+        self._saved = () if checkpoints is None else checkpoints.rounds()
+        if checkpoints is not None and self._saved:
+            _check_same_run(checkpoints, self._saved[-1], self._facts())
+        self.members: dict[str, Hello] = {}
+        # None before the first round.
+        self.round: int | None = None
+        self.rounds = 0
+        self._active: list[str] = []
+        # In a relay, those whose turn it is not.
+        self._idle: list[str] = []
+        self._returning: set[str] = set()
+        self._uploads: dict[str, torch.Tensor] = {}
+        self._uploaded: set[str] = set()
+        self._dropped: list[str] = []
+        self._progress: float | None = None
+        self._round_began = 0.0
+        self.finished = schedule.epochs == 0
+        # The end of the last round, for who comes back after it.
+        self._last_sent: tuple[Combined, list[torch.Tensor]] | None = None
+
+    def take(self, name: str, body: ServerBody, tensors: Sequence[torch.Tensor], *, now: float) -> None:
+        """Handle a client's message.
+
+        Raises:
+            SplitsecError: it is refused; nothing has changed.
+            RunFailed: the run is over for all.
+        """
+        match body:
+            case Hello():
+                self._welcome(name, body, now)
+            case Batch(number) | HeadGradient(number):
+                if self._in_round(name, number):
+                    if name in self._uploaded:
+                        raise MessageError(f"{name} has sent its part and must wait for the others")
+                    self._steps.take(name, body, tensors)
+                    self._progress = now
+                    self._step()
+            case Upload(number):
+                if self._in_round(name, number):
+                    self._take_upload(name, tensors, now)
+            case Return() if self.finished and self._last_sent is not None:
+                self._send(name, *self._last_sent)
+            case Return():
+                if name in self.members and name not in self._active and name not in self._idle:
+                    self._returning.add(name)
+            case other:
+                raise MessageError(f"the server does not answer {type(other).__name__}")
+
+    def tick(self, now: float) -> None:
+        """See to the time limits; raises `RunFailed` if too few clients are left."""
+        if self.finished:
+            return
+        if self._progress is None:
+            self._progress = now
+        silent = now - self._progress
+        if self.round is None:
+            if silent > self._join_timeout:
+                missing = [name for name in self.schedule.clients if name not in self.members]
+                if len(self.members) < self._fewest:
+                    raise RunFailed(
+                        PartyTimeoutError(f"{', '.join(missing)} did not come within {self._join_timeout:g} s")
+                    )
+                self._begin(now)
+            return
+        late = [name for name in self._active if name not in self._uploaded]
+        missing = [name for name in late if not self._steps.has(name)]
+        over = self._round_timeout is not None and now - self._round_began > self._round_timeout
+        if over and len(missing) < len(self._active):
+            # Those who wait have done their part so far, and have as long again for the rest.
+            self._round_began = now
+            self._drop(missing, f"kept the others waiting in round {self.round + 1} beyond its time limit", now)
+        elif silent > self._timeout:
+            self._drop(missing, f"sent nothing for {self._timeout:g} s in round {self.round + 1}", now)
+
+    def gone(self, name: str, *, now: float) -> None:
+        """Go on at once without a client that is known to be gone."""
+        if self.round is not None and name in self._active and name not in self._uploaded:
+            self._drop([name], f"is gone in round {self.round + 1}", now)
+
+    @property
+    def waiting(self) -> list[str]:
+        """Who has sent its part and waits for others."""
+        if self.round is None:
+            return list(self.members)
+        mine = [name for name in self._active if name in self._uploaded or self._steps.has(name)]
+        return mine + self._idle + sorted(self._returning)
+
+    @property
+    def _fewest(self) -> int:
+        return self.schedule.minimum if self.schedule.combine == "average" else 1
+
+    def _welcome(self, name: str, hello: Hello, now: float) -> None:
+        check_hello(name, hello, cut=self._cut, schedule=self.schedule, members=self.members)
+        if self.finished and self.round is None:
+            raise RefusedError("no training is running")
+        self.members[name] = hello
+        self._progress = now
+        self._report(Joined(SERVER, name))
+        if self.round is None:
+            if len(self.members) == len(self.schedule.clients):
+                self._begin(now)
+        elif self.finished:
+            self._send(name, Welcome(self._id, self._start, self.schedule, self.rounds, self.rounds), self._last())
+        else:
+            # It was started again, whatever is left of its earlier life.
+            if name in self._active and name not in self._uploaded:
+                self._drop([name], "was started again", now)
+            self._steps.drop(name)
+            self._returning.add(name)
+            begun = Welcome(self._id, self._start, self.schedule, self.round + 1, self.rounds, wait=True)
+            self._send(name, begun, [])
+
+    def _begin(self, now: float) -> None:
+        """The first round of this start: the newest that everybody can go on from."""
+        self.rounds = self.schedule.rounds(sum(hello.samples for hello in self.members.values()))
+        own = self._saved or (0,)
+        common = [one for one in own if all(one in hello.rounds for hello in self.members.values())]
+        self.round = common[-1] if common else own[-1]
+        if self._checkpoints is not None and self._saved:
+            self._restore(*self._checkpoints.load(self.round))
+        elif self._checkpoints is not None:
+            self._save()
+        for name, hello in self.members.items():
+            # Who has no checkpoint of this round begins it with the last average.
+            given = [] if self.round in hello.rounds else self._last()
+            if self.round not in hello.rounds and not given:
+                raise RunFailed(
+                    ConfigError(
+                        f"{name} can go on from round {hello.rounds[-1]} and the server from round {self.round}: their "
+                        "checkpoints are not of one run; remove those of all parties to begin anew"
+                    )
+                )
+            self._send(name, Welcome(self._id, self._start, self.schedule, self.round, self.rounds), given)
+        self._active = list(self.members)
+        self._next_round(now)
+
+    def _next_round(self, now: float) -> None:
+        assert self.round is not None
+        if self.round >= self.rounds:
+            self.finished = True
+            return
+        there = [name for name in self.schedule.clients if name in self._active or name in self._returning]
+        self._returning, self._uploads, self._uploaded, self._dropped = set(), {}, set(), []
+        if self.schedule.combine == "relay":
+            self._active = [self.schedule.clients[self.round % len(self.schedule.clients)]]
+            self._idle = [name for name in there if name not in self._active]
+            if self._active[0] not in there:
+                self._active = []
+        else:
+            self._active, self._idle = there, []
+        self._steps.begin({name: self.members[name].samples for name in self._active})
+        self._progress = self._round_began = now
+        if len(self._active) < self._fewest and self.schedule.combine != "relay":
+            raise RunFailed(PartyTimeoutError(self._too_few(self._active)))
+        if not self._active:
+            self._end_round(now)
+
+    def _in_round(self, name: str, number: int) -> bool:
+        """Whether a message is for the round that is running; one that is late is told so, and not an error."""
+        if self.round is None or (self.finished and self._last_sent is None):
+            raise RefusedError("no training is running")
+        if number > self.round or (self.finished and number == self.round):
+            raise MessageError(f"round {number} is not running; the run is in round {self.round}")
+        if name in self._active and number == self.round and not self.finished:
+            return True
+        if name not in self.members:
+            raise RefusedError(f"{name} has not joined the run")
+        if self.finished or (name not in self._active and name not in self._idle):
+            log.info("%s is late for round %d", name, number + 1)
+            self._send(name, Missed(number), [])
+        return False
+
+    def _take_upload(self, name: str, tensors: Sequence[torch.Tensor], now: float) -> None:
+        if name in self._uploaded:
+            raise MessageError(f"{name} has sent its part and must wait for the others")
+        if self._steps.owes(name):
+            raise MessageError(f"{name} has a step that is not finished")
+        values = self.members[name].values
+        vector = upload_shape(tensors, values=values, expected=self._combiner.uploads_values)
+        self._progress = now
+        self._uploaded.add(name)
+        if vector is not None:
+            self._uploads[name] = vector
+        self._go_on(now)
+
+    def _step(self) -> None:
+        try:
+            self._steps.step_when_complete([name for name in self._active if name not in self._uploaded])
+        except SplitsecError as error:
+            raise RunFailed(error) from error
+
+    def _go_on(self, now: float) -> None:
+        if len(self._uploaded) == len(self._active):
+            self._end_round(now)
+        else:
+            self._step()
+
+    def _drop(self, names: Sequence[str], why: str, now: float) -> None:
+        if not names:
+            return
+        assert self.round is not None
+        reason = f"{', '.join(names)} {why}"
+        for name in names:
+            self._active.remove(name)
+            self._steps.drop(name)
+            self._dropped.append(name)
+            self._report(Dropped(SERVER, name=name, round=self.round + 1, reason=why))
+            # If it is still there, it says so.
+            self._send(name, Missed(self.round), [])
+        self._progress = now
+        if len(self._active) < self._fewest and self.schedule.combine != "relay":
+            raise RunFailed(PartyTimeoutError(f"{reason}; {self._too_few(self._active)}"))
+        self._go_on(now)
+
+    def _too_few(self, names: Sequence[str]) -> str:
+        left = f"only {', '.join(names)} is left" if len(names) == 1 else f"{len(names)} clients are left"
+        return f"{left}, and the minimum is {self._fewest}"
+
+    def _end_round(self, now: float) -> None:
+        assert self.round is not None
+        # In the schedule's order, so that who was faster does not decide about rounding.
+        ordered = {name: self._uploads[name] for name in self.schedule.clients if name in self._uploads}
+        try:
+            made = self._combiner.combine(self._id, self._start, self.round, ordered, self.members)
+        except SplitsecError as error:
+            raise RunFailed(error) from error
+        loss, accuracy = self._steps.book.loss, self._steps.book.accuracy
+        if is_u(self._cut) and made and self.schedule.combine == "average":
+            # What only clients know comes with their uploads, of all together.
+            loss, accuracy = made[0][-MEANS:].tolist()
+        done = Combined(self.round, loss, accuracy, self._combiner.pad, tuple(self._dropped))
+        self._last_sent = done, made
+        self.round += 1
+        if self._checkpoints is not None:
+            self._save()
+        for name in [*self._active, *self._idle, *sorted(self._returning)]:
+            self._send(name, done, made)
+        sent, received = self._traffic()
+        self._report(
+            RoundDone(
+                SERVER,
+                round=self.round,
+                rounds=self.rounds,
+                loss=loss,
+                accuracy=accuracy,
+                bytes_sent=sent,
+                bytes_received=received,
+                samples=self._steps.samples,
+                dropped=tuple(self._dropped),
+            )
+        )
+        self._active += self._idle
+        self._next_round(now)
+
+    def _last(self) -> list[torch.Tensor]:
+        return [] if self._combiner.last is None else [self._combiner.last]
+
+    def _facts(self) -> dict[str, Any]:
+        schedule = self.schedule
+        return {
+            "cut": self._cut,
+            "clients": list(schedule.clients),
+            "batch_size": schedule.batch_size,
+            "learning_rate": schedule.learning_rate,
+            "combine": schedule.combine,
+            "every": schedule.every,
+        }
+
+    def _save(self) -> None:
+        assert self._checkpoints is not None
+        assert self.round is not None
+        tensors = {f"tail.{name}": one for name, one in self._tail.state_dict().items()}
+        tensors |= optimizer_tensors(self._trainer.optimizer) | self._combiner.tensors()
+        self._checkpoints.save(
+            self.round, {**tensors, "randomness": self._trainer.randomness.state}, {"run": self._id, **self._facts()}
+        )
+
+    def _restore(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+        self._id = facts["run"]
+        self._tail.load_state_dict(
+            {name.removeprefix("tail."): one for name, one in tensors.items() if name.startswith("tail.")}
+        )
+        restore_optimizer(self._trainer.optimizer, tensors)
+        self._combiner.restore(tensors)
+        self._trainer.randomness.state = tensors["randomness"]
+
+
+def _check_same_run(checkpoints: Checkpoints | None, number: int, facts: Mapping[str, Any]) -> None:
+    assert checkpoints is not None
+    _, held = checkpoints.load(number)
+    for key, value in facts.items():
+        if held.get(key) != value:
+            raise ConfigError(
+                f"the checkpoints in {checkpoints.directory} are of another run: {key} is {held.get(key)!r} there and "
+                f"{value!r} here; remove them to begin anew"
+            )

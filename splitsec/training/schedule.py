@@ -1,0 +1,85 @@
+"""The schedule of a run: what the server decides and every client is told."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from splitsec.errors import ConfigError
+from splitsec.training.compression import check_compression
+
+Combine: TypeAlias = Literal["average", "relay", "none"]
+MOST_IN_FLIGHT = 16
+
+
+class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who takes part in a run, for how long, and how their segments are combined.
+
+    A round is what lies between two combinings: an epoch of every client's data, or `every` steps of each.
+
+    Attributes:
+        clients: their names; the order in which a relay goes round.
+        batch_size: of each client.
+        combine: `average` combines the clients' segments at the end of each round; `relay` lets one client train in
+            each round and hands its segments to the next; `none` leaves every client its own.
+        every: steps between two combinings; 0 for an epoch.
+        minimum: no average of fewer clients is opened.
+        in_flight: batches of a client that are on their way at once. With more than one a gradient belongs to
+            weights that are so many steps older (see `FrontTrainer`).
+        proximal: weight of FedProx's term, which holds a client's segments near the last combined ones.
+        server_momentum: of the change from one average to the next.
+        compress: how activations and gradients travel, see `training.compression`.
+        order: seed of the order of rows where all clients must use the same.
+    """
+
+    clients: tuple[str, ...]
+    epochs: int = 30
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    combine: Combine = "average"
+    every: int = 0
+    minimum: int = 2
+    in_flight: int = 1
+    proximal: float = 0.0
+    server_momentum: float = 0.0
+    compress: str = "none"
+    order: int = 0
+
+    def rounds(self, samples: int) -> int:
+        """How many rounds the run has, where the clients have so many samples together."""
+        if self.combine == "relay":
+            return self.epochs * len(self.clients)
+        if not self.every:
+            return self.epochs
+        steps = math.ceil(samples / (self.batch_size * len(self.clients)))
+        return math.ceil(self.epochs * steps / self.every)
+
+
+def check_schedule(schedule: Schedule) -> None:
+    """Raise `ConfigError` for a schedule that cannot work, saying what to change."""
+    names = schedule.clients
+    if len(set(names)) != len(names) or not names:
+        raise ConfigError("the clients of a run need different names")
+    if schedule.combine == "average":
+        if len(names) < 2:
+            raise ConfigError(
+                "a run needs at least two different clients: the average over one would show its parameters"
+            )
+        if not 2 <= schedule.minimum <= len(names):
+            raise ConfigError(
+                f"the minimum of {schedule.minimum} clients in an average must lie between 2 and the {len(names)} "
+                "clients of the run"
+            )
+    if schedule.epochs < 0 or schedule.batch_size < 1 or not schedule.learning_rate > 0:
+        raise ConfigError("epochs must be 0 or more, the batch size 1 or more, the learning rate above 0")
+    if schedule.every < 0:
+        raise ConfigError("the steps between two combinings must be 1 or more, or 0 for an epoch")
+    if not 1 <= schedule.in_flight <= MOST_IN_FLIGHT:
+        raise ConfigError(f"the batches in flight must be between 1 and {MOST_IN_FLIGHT}")
+    if not 0 <= schedule.server_momentum < 1 or not 0 <= schedule.proximal < float("inf"):
+        raise ConfigError("the server's momentum must be at least 0 and below 1, FedProx's weight at least 0")
+    if schedule.combine != "average" and (schedule.server_momentum or schedule.proximal):
+        raise ConfigError("the server's momentum and FedProx need averages; leave them at 0 or use combine = 'average'")
+    check_compression(schedule.compress)
