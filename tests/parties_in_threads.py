@@ -81,7 +81,9 @@ class World:
     server_error: list[BaseException] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
 
-    def client(self, name: str, front: nn.Module | None = None, **options: Any) -> Client:
+    def client(
+        self, name: str, front: nn.Module | None = None, *, kind: type[Client] = Client, **options: Any
+    ) -> Client:
         settings: dict[str, Any] = {
             "cut": CUT,
             "keys": self.keys[name],
@@ -92,7 +94,7 @@ class World:
             "join_timeout": 10,
             **options,
         }
-        return Client(copy.deepcopy(self.front) if front is None else front, **settings)
+        return kind(copy.deepcopy(self.front) if front is None else front, **settings)
 
     def together(self, *actions: Callable[[], Any]) -> list[Any]:
         """Run the actions in threads; a result or the exception of each."""
@@ -130,8 +132,9 @@ def world(
     keys = {name: load_key_pair(directory, name) for name in names}
     peers = {name: key for name, key in load_public_keys(directory).items() if name != "stranger"}
     cut = options.get("cut", CUT)
-    split = SplitModel(options.pop("model", model)(), cut)
-    front = SplitModel(model(), cut).front
+    whole = options.pop("tail", None)
+    split = SplitModel(options.pop("model", model)() if whole is None else whole, cut if whole is None else "input")
+    front = SplitModel(model(), cut if whole is None else "1").front
     dealer = Dealer(keys=keys["dealer"], peers=peers, address="tcp://127.0.0.1:*", **(dealer_options or {}))
     planned = Schedule(clients=tuple(members), epochs=epochs, batch_size=8, **(schedule or {}))
     settings: dict[str, Any] = {"join_timeout": timeout, "cut": CUT, **options}

@@ -39,12 +39,13 @@ from splitsec.training.messages import (
 )
 from splitsec.training.randomness import derived_seed
 from splitsec.training.schedule import Schedule, check_schedule
+from splitsec.training.vertical import Columns
 
 # What a local run adds to its seed for the server's, so that no client can make the server's first weights.
 SERVER_SEED = 1_000_003
 # Before its first step, when it has begun, and when its upload has arrived.
 PHASES = ("before", "during", "after")
-Segments: TypeAlias = Callable[[], Sequence[nn.Module]]
+Segments: TypeAlias = Callable[[str], Sequence[nn.Module]]
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Simulated:
 def simulate(
     tail: nn.Module,
     segments: Segments,
-    parts: Mapping[str, Part],
+    parts: Mapping[str, Part | Columns],
     *,
     cut: str,
     schedule: Schedule,
@@ -84,7 +85,7 @@ def simulate(
 
     Args:
         tail: the server's segment, trained in place.
-        segments: makes a client's segments as every client begins with them: the front, and of a U the head.
+        segments: makes the segments that a client, by name, begins with: the front, and of a U the head.
         parts: each client's data, by name.
         seed: of batches, dropout and who drops out; what a client of a TOML file with this seed does.
         drop: the share of clients that drops out in each round, at the beginning, in the middle or after the upload in
@@ -109,7 +110,7 @@ class _Simulation:
         self,
         tail: nn.Module,
         segments: Segments,
-        parts: Mapping[str, Part],
+        parts: Mapping[str, Part | Columns],
         cut: str,
         schedule: Schedule,
         seed: int,
@@ -203,7 +204,7 @@ class _Simulation:
         self._outer(event)
 
     def _client(self, name: str) -> Learner:
-        segments = self._make()
+        segments = self._make(name)
         self._result.segments[name] = segments
         return Learner(
             segments,

@@ -26,7 +26,7 @@ def run_program(
 
     Args:
         activation: at the client, its tensor of `program.input_shape`, real or encoded by `encode_activation`; None at
-            the server.
+            the server. Where both have shares of the input, each its own, encoded.
         weights: at the server, its encoded weights by step number; None at the client.
         on_step: called with a step's number when it is done.
 
@@ -36,7 +36,7 @@ def run_program(
     Raises:
         RangeError: at the client, in checked mode: names the first layer whose values left their bound.
     """
-    if context.rank == CLIENT and activation is not None:
+    if activation is not None:
         first = encode_activation(program, activation) if activation.is_floating_point() else activation
     else:
         first = torch.zeros(program.input_shape, dtype=torch.int64)

@@ -18,6 +18,7 @@ from splitsec.mpc.program import Program
 from splitsec.mpc.run import encode_activation, run_program
 from splitsec.mpc.session import Session
 from splitsec.mpc.supply import Supply
+from splitsec.training.messages import Share
 from splitsec.transport import Peer, expect_tensor
 
 
@@ -51,6 +52,10 @@ class ClientSession:
     """A prediction session at the client: `prepare` (offline), then `run` (online), once each a query.
 
     While a query runs, the randomness of the next `ahead` queries is made ready at both parties.
+
+    Attributes:
+        name: of the session.
+        shares: where activations of several clients are joined, whose features are where.
     """
 
     def __init__(
@@ -63,6 +68,8 @@ class ClientSession:
         cut: str,
         *,
         ahead: int,
+        name: str = "",
+        shares: tuple[Share, ...] = (),
     ) -> None:
         self._session = session
         self._supply = supply
@@ -72,9 +79,16 @@ class ClientSession:
         self._asked = 0
         self._prepared = -1
         self.program = program
+        self.name = name
+        self.shares = shares
         self.predicted = predicted
         self.bytes_offline = sum(correction_count(session.plan, rank) for rank in (SERVER, CLIENT)) * 8
         self.last_cost = (0, 0, 0)
+
+    @property
+    def next_query(self) -> int:
+        """The number of the query that runs next."""
+        return self._session.next_run
 
     def round_trip_ms(self, count: int = 200) -> float:
         """Median milliseconds of an empty message to the server and back."""
@@ -101,8 +115,8 @@ class ClientSession:
         return max(spent, answer.milliseconds)
 
     def run(self, activation: torch.Tensor, *, on_step: Callable[[int], None] | None = None) -> torch.Tensor:
-        """The tail's result for a real activation of the session's shape: float32, or int64 labels, of the program's
-        output shape.
+        """The tail's result for an activation of the session's shape, real or this party's share of it (int64):
+        float32, or int64 labels, of the program's output shape.
 
         Raises:
             RangeError: the activation is out of range, or in checked mode a layer overflowed; the session can go on.
@@ -110,7 +124,8 @@ class ClientSession:
         shape = self.program.input_shape
         expect_tensor(activation, what=f"the activation at cut '{self._cut}'", dtype=activation.dtype, shape=shape)
         # Before the query begins: a value out of range must not use up this party's randomness and not the server's.
-        encoded = encode_activation(self.program, activation, self._cut)
+        real = activation.is_floating_point()
+        encoded = encode_activation(self.program, activation, self._cut) if real else activation
         self.prepare()
         query = self._session.next_run
         self._ask(query + 1 + self._ahead)

@@ -28,6 +28,7 @@ from splitsec.mpc.program import Reveal
 from splitsec.mpc.session import Session
 from splitsec.mpc.supply import Supply, most_ahead
 from splitsec.parties.asking import ClientSession, predicted_cost, receive_masked_weights
+from splitsec.parties.contributing import joined_shape
 from splitsec.parties.events import Predicted, Report, ignore
 from splitsec.parties.fetching import corrections, join_session
 from splitsec.parties.learning import Learner
@@ -40,10 +41,12 @@ from splitsec.training.messages import (
     OpenSession,
     ServerBody,
     SessionOpened,
+    Waiting,
     dealer_codec,
     server_codec,
 )
 from splitsec.training.schedule import Schedule
+from splitsec.training.vertical import Columns
 from splitsec.transport import KeyPair, Link, Peer, Wire
 
 
@@ -134,6 +137,7 @@ class Client:
         self._processors = processors
         self._reach = reach
         self._report = report
+        self._learner: Learner | None = None
         self._wire = Wire(keys)
         try:
             self._server: Link[ServerBody] = Link(
@@ -144,10 +148,11 @@ class Client:
             self._wire.close()
             raise
 
-    def train(self, part: Part, *, seed: int | None = None, checkpoints: Path | None = None) -> Schedule:
+    def train(self, part: Part | Columns, *, seed: int | None = None, checkpoints: Path | None = None) -> Schedule:
         """Take part in the server's run with this client's data; `front` holds the combined segment afterwards.
 
         Args:
+            part: this client's rows; or its columns, where the server joins activations of the same people.
             seed: the order of the batches, dropout and the like; None for a random one.
             checkpoints: a directory of this client's own; a run that was killed goes on from the last round that all
                 its parties have finished.
@@ -157,7 +162,7 @@ class Client:
             PartyTimeoutError, AuthenticationError, RefusedError: the server or the dealer does not play along.
             RangeError: an activation or a parameter is not finite or out of range.
         """
-        learner = Learner(
+        learner = self._learner = Learner(
             [self.front] if self.head is None else [self.front, self.head],
             part,
             name=self.name,
@@ -208,6 +213,19 @@ class Client:
                 layer overflowed; names the layer.
             UnsupportedLayerError: the tail has a layer without an encrypted form.
         """
+        return self._predict(images, batch_size, ahead, reveal, checked, comparison)
+
+    def _predict(
+        self,
+        images: torch.Tensor,
+        batch_size: int,
+        ahead: int,
+        reveal: Reveal,
+        checked: bool,
+        comparison: ComparisonKind,
+        *,
+        shared: Callable[[ClientSession, torch.Tensor, range], torch.Tensor] | None = None,
+    ) -> Predictions:
         if self.head is not None and reveal == "label":
             raise ConfigError("the tail of a U ends before the labels: reveal its output, which the head takes")
         if images.is_floating_point() == (vocabulary(self.front) is not None):
@@ -228,6 +246,8 @@ class Client:
                 if len(rows) < batch_size:
                     padding = torch.zeros(batch_size - len(rows), *activation.shape[1:])
                     activation = torch.cat([activation, padding])
+                if shared is not None:
+                    activation = shared(session, activation, range(start, start + len(rows)))
                 result = session.run(activation)
                 online_ms.append((time.perf_counter() - prepared) * 1e3)
                 results.append(self._finish(result[: len(rows)]))
@@ -255,12 +275,14 @@ class Client:
             reveal, checked, comparison: as in `predict`.
         """
         pair_seed = fresh_seed()
-        opened, _ = self._server.request(OpenSession(tuple(shape), pair_seed, reveal, checked, comparison))
+        self._server.send(OpenSession(tuple(shape), pair_seed, reveal, checked, comparison))
+        opened, _ = self._answer()
         if not isinstance(opened, SessionOpened):
             raise MessageError(f"the server answered {type(opened).__name__} to OpenSession")
         program = opened.program
         check_program(program)
-        if program.input_shape != tuple(shape):
+        shape = joined_shape(opened.shares, shape[0]) if opened.shares else tuple(shape)
+        if program.input_shape != shape:
             raise MessageError("the server compiled its tail for another shape")
         if (program.reveals_label, bool(program.checks), program.comparison) != (
             reveal == "label",
@@ -271,9 +293,7 @@ class Client:
         predicted = predicted_cost(program)
         plan = predicted.plan
         seed = join_session(self._dealer, opened.session, CLIENT, self.name, plan)
-        address = f"tcp://{urlsplit(self._server_address).hostname}:{opened.port}"
-        address = address if self._reach is None else self._reach(address)
-        socket = self._wire.connect(zmq.DEALER, address, self._peers[SERVER])
+        socket = self._wire.connect(zmq.DEALER, self._worker_address(opened.port), self._peers[SERVER])
         peer: Peer[SessionBody] = Peer(socket, peer=SERVER, codec=session_codec, timeout=self._timeout)
         with contextlib.ExitStack() as stack:
             stack.callback(peer.close)
@@ -298,7 +318,17 @@ class Client:
                 supply = Supply(session, processors=self._processors)
                 try:
                     ahead = min(ahead, min(most, most_ahead(plan, CLIENT)) - 1)
-                    yield ClientSession(session, supply, peer, program, predicted, self._cut, ahead=ahead)
+                    yield ClientSession(
+                        session,
+                        supply,
+                        peer,
+                        program,
+                        predicted,
+                        self._cut,
+                        ahead=ahead,
+                        name=opened.session,
+                        shares=opened.shares,
+                    )
                 finally:
                     supply.close()
                 peer.send(Close())
@@ -306,6 +336,17 @@ class Client:
                 # Not the error's own words: they may hold the client's values.
                 peer.refuse(RefusedError("the client gave up"))
                 raise
+
+    def _worker_address(self, port: int) -> str:
+        address = f"tcp://{urlsplit(self._server_address).hostname}:{port}"
+        return address if self._reach is None else self._reach(address)
+
+    def _answer(self, timeout: float | None = None) -> tuple[ServerBody, list[torch.Tensor]]:
+        """The server's next message that says more than that it waits for others."""
+        while True:
+            body, tensors = self._server.receive(timeout)
+            if not isinstance(body, Waiting):
+                return body, tensors
 
     def _dealer_link(self) -> Link[DealerBody]:
         key = self._peers[DEALER]

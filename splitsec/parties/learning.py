@@ -14,6 +14,7 @@ from splitsec.mpc.ring import check_range
 from splitsec.parties.events import Joined, Report, RoundDone
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.training.aggregation import hand_over, mask_upload, take_over
+from splitsec.training.alignment import Alignment
 from splitsec.training.checkpoints import Checkpoints, optimizer_tensors, restore_optimizer
 from splitsec.training.combinable import Combinable
 from splitsec.training.compression import ActivationCoder, GradientCoder
@@ -21,6 +22,7 @@ from splitsec.training.data import Loader, Part
 from splitsec.training.loop import FrontTrainer, segment_digest
 from splitsec.training.messages import (
     PROTOCOL,
+    Aligned,
     Batch,
     Combined,
     DealerBody,
@@ -30,6 +32,7 @@ from splitsec.training.messages import (
     JoinRun,
     Missed,
     Output,
+    Points,
     Return,
     RunSeed,
     ServerBody,
@@ -38,6 +41,7 @@ from splitsec.training.messages import (
     Welcome,
 )
 from splitsec.training.randomness import OwnRandomness, derived_seed
+from splitsec.training.vertical import Columns, split_aligned
 from splitsec.transport import expect_tensor
 
 # With a head, losses and correct labels are known to clients alone: their means travel as two more values of the masked
@@ -53,6 +57,7 @@ class Learner:
 
     Args:
         segments: the front and, of a U, the head; trained in place.
+        part: this client's rows, or its columns where the server joins activations.
         seed: the order of the batches, dropout and the like; None for a random one.
         traffic: bytes sent to and received from the server so far.
         checkpoints: where to keep and find them; None keeps none.
@@ -60,12 +65,15 @@ class Learner:
     Attributes:
         done: the run is over and the segments are final.
         welcome: what the server said at the beginning; None before.
+        columns: of the rows that all clients have, in everybody's order, those for training first; standardised by the
+            latter. None where rows are not aligned.
+        training_rows: how many of them are for training.
     """
 
     def __init__(
         self,
         segments: Sequence[nn.Module],
-        part: Part,
+        part: Part | Columns,
         *,
         name: str,
         cut: str,
@@ -94,6 +102,10 @@ class Learner:
         self._seeds = RunSeed(b"", b"")
         self._round = 0
         # Batches of this round: how many there are, sent, and answered; and the number of its first one.
+        self._alignment: Alignment | None = None
+        self._points: dict[str, torch.Tensor] = {}
+        self.columns: Columns | None = None
+        self.training_rows = 0
         self._steps = self._sent = self._answered = self._first = 0
         self._missed = False
 
@@ -107,7 +119,7 @@ class Learner:
             begins=self._begins,
             parameters=self._combinable.parameters,
             values=self._combinable.values + (MEANS if self._head is not None else 0),
-            samples=len(self._part.train_labels),
+            samples=len(self._part.ids) if isinstance(self._part, Columns) else len(self._part.train_labels),
             rounds=self._saved or (0,),
         )
         return [(SERVER, hello, [])]
@@ -123,7 +135,11 @@ class Learner:
                 return self._welcomed(body, tensors)
             case RunSeed():
                 self._seeds = body
-                return self._begin_round()
+                return self._begin_round() if self._alignment is None else self._own_points()
+            case Points(owner, complete):
+                return self._pass_on(owner, complete, tensors)
+            case Aligned():
+                return self._aligned()
             case Output() if self._fits(body):
                 return self._turn(body, tensors)
             case Gradient() if self._fits(body):
@@ -150,12 +166,16 @@ class Learner:
         schedule = welcome.schedule
         if first:
             self._report(Joined(self._name, SERVER))
-        self._loader = Loader(
-            self._part.train_images,
-            self._part.train_labels,
-            batch_size=schedule.batch_size,
-            seed=self._seed,
-        )
+        if isinstance(self._part, Columns) != (schedule.join is not None):
+            has, wants = ("columns", "rows") if isinstance(self._part, Columns) else ("rows", "columns")
+            raise ConfigError(
+                f"{self._name} has {has} of the data, but the server's run is one of clients with {wants}"
+            )
+        if isinstance(self._part, Columns):
+            self._alignment = Alignment(self._part.ids)
+        else:
+            part = self._part
+            self._load_from(part.train_images, part.train_labels, self._seed)
         self._trainer = FrontTrainer(
             self._segments[0],
             head=self._head,
@@ -167,7 +187,6 @@ class Learner:
         )
         self._round = welcome.round
         self._missed = welcome.wait
-        self._forget()
         if welcome.round in self._saved:
             self._restore(welcome.round)
         elif self._saved:
@@ -178,12 +197,53 @@ class Learner:
         elif welcome.round and welcome.round not in self._saved and not welcome.wait:
             raise ConfigError(f"{self._name} has no checkpoint of round {welcome.round}, from which the run goes on")
         if welcome.round >= welcome.rounds:
-            self.done = not welcome.wait
+            # Rows are aligned all the same: predictions need it.
+            self.done = not welcome.wait and schedule.join is None
         elif self._checkpoints is not None and not welcome.wait:
             self._save()
-        if self.done or schedule.combine == "none":
+        if schedule.join is None and (self.done or schedule.combine == "none"):
             return self._begin_round()
         return [(DEALER, JoinRun(welcome.run, welcome.start, welcome.round), [])]
+
+    def _load_from(self, inputs: torch.Tensor, labels: torch.Tensor | None, seed: int) -> None:
+        assert self.welcome is not None
+        self._loader = Loader(inputs, labels, batch_size=self.welcome.schedule.batch_size, seed=seed)
+        self._forget()
+
+    def _own_points(self) -> list[Out]:
+        assert self._alignment is not None
+        return [(SERVER, Points(self._name), [self._alignment.mine()])]
+
+    def _pass_on(self, owner: str, complete: bool, tensors: Sequence[torch.Tensor]) -> list[Out]:
+        if self._alignment is None or self.welcome is None or len(tensors) != 1:
+            raise MessageError("Points were not due")
+        if not complete:
+            return [(SERVER, Points(owner), [self._alignment.pass_on(tensors[0])])]
+        self._points[owner] = tensors[0]
+        if len(self._points) < len(self.welcome.schedule.clients):
+            return []
+        others = {name: points for name, points in self._points.items() if name != self._name}
+        assert isinstance(self._part, Columns)
+        rows = self._alignment.common(self._points[self._name], others)
+        train, test = split_aligned(len(rows), self.welcome.schedule.held_out, self.welcome.schedule.order)
+        self.training_rows = len(train)
+        self.columns = self._part.take([rows[one] for one in train + test]).standardised(len(train))
+        return [(SERVER, Aligned(len(rows)), [])]
+
+    def _aligned(self) -> list[Out]:
+        if self.columns is None or self.welcome is None:
+            raise MessageError("Aligned was not due")
+        labels = self.columns.labels
+        count = self.training_rows
+        order = self.welcome.schedule.order
+        self._load_from(self.columns.values[:count], None if labels is None else labels[:count], order)
+        self.done = self._round >= self.welcome.rounds
+        return self._begin_round()
+
+    @property
+    def group_seed(self) -> bytes:
+        """What all clients of the run share, and the server does not."""
+        return self._seeds.group
 
     def _forget(self) -> None:
         """Both ends remember nothing of earlier batches."""
@@ -218,8 +278,7 @@ class Learner:
             images, labels, rows = self._loader.batch(self._first + self._sent)
             activation = self._trainer.forward(images)
             tensors = self._coders[0].pack(activation, rows)
-            if self._head is None:
-                assert labels is not None
+            if self._head is None and labels is not None:
                 tensors.append(labels)
             out.append((SERVER, Batch(self._round, self._sent, tuple(activation.shape[1:])), tensors))
             self._sent += 1

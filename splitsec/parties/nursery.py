@@ -30,10 +30,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Bound(Message, frozen=True):
-    """Worker to server: the session's socket listens on this port."""
+    """Worker to server: the session's socket listens on this port, that for contributions on the other (or 0)."""
 
     session: str
     port: int
+    contributions: int
 
 
 class Failed(Message, frozen=True):
@@ -93,7 +94,7 @@ def _work(job: Job, tensors: list[torch.Tensor], reports: socket.socket) -> None
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     try:
-        serve_session(job, tensors, lambda port: _report(reports, Bound(job.session, port)), stop)
+        serve_session(job, tensors, lambda *ports: _report(reports, Bound(job.session, *ports)), stop)
     except SplitsecError as error:
         _report(reports, Failed(job.session, type(error).__name__, str(error)))
 

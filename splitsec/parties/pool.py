@@ -41,8 +41,8 @@ class WorkerPool:
                 pass_fds=(jobs.fileno(), reports.fileno()),
             )
 
-    def start(self, job: Job, tensors: Sequence[torch.Tensor]) -> int:
-        """Start a worker for a session; returns the port on which it listens.
+    def start(self, job: Job, tensors: Sequence[torch.Tensor]) -> tuple[int, int]:
+        """Start a worker for a session; returns the ports on which it listens, for the client and for contributions.
 
         Raises:
             AddressError: no port can be bound.
@@ -90,12 +90,12 @@ class WorkerPool:
         self._jobs.close()
         self._reports.close()
 
-    def _wait_bound(self, session: str) -> int:
+    def _wait_bound(self, session: str) -> tuple[int, int]:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             match self._receive(max(0.01, deadline - time.monotonic())):
-                case Bound(name, port) if name == session:
-                    return port
+                case Bound(name, port, contributions) if name == session:
+                    return port, contributions
                 case Failed(name, error, reason) if name == session:
                     kind = getattr(errors, error, RefusedError)
                     raise kind(reason)

@@ -16,15 +16,28 @@ from torch import nn
 
 from splitsec.cut import is_u
 from splitsec.errors import ConfigError, MessageError, PartyTimeoutError, RefusedError, SplitsecError
+from splitsec.parties.aligning import Aligner
 from splitsec.parties.combining import AskDealer, Combiner, upload_shape
 from splitsec.parties.door import check_hello
 from splitsec.parties.events import Dropped, Joined, Report, RoundDone
 from splitsec.parties.learning import MEANS
 from splitsec.parties.names import SERVER
-from splitsec.parties.steps import Send, Steps, USteps
+from splitsec.parties.steps import JoinedSteps, Send, Steps, USteps
 from splitsec.training.checkpoints import Checkpoints, optimizer_tensors, restore_optimizer
 from splitsec.training.loop import TailTrainer
-from splitsec.training.messages import Batch, Combined, HeadGradient, Hello, Missed, Return, ServerBody, Upload, Welcome
+from splitsec.training.messages import (
+    Aligned,
+    Batch,
+    Combined,
+    HeadGradient,
+    Hello,
+    Missed,
+    Points,
+    Return,
+    ServerBody,
+    Upload,
+    Welcome,
+)
 from splitsec.training.randomness import OwnRandomness
 from splitsec.training.schedule import Schedule
 
@@ -82,7 +95,9 @@ class Run:
         self._join_timeout = join_timeout
         self._checkpoints = checkpoints
         self._trainer = TailTrainer(tail, learning_rate=schedule.learning_rate, randomness=OwnRandomness(seed))
-        self._steps = (USteps if is_u(cut) else Steps)(self._trainer, cut=cut, schedule=schedule, send=send)
+        kind = JoinedSteps if schedule.join else USteps if is_u(cut) else Steps
+        self._steps = kind(self._trainer, cut=cut, schedule=schedule, send=send)
+        self._aligner = Aligner(schedule.clients, send) if schedule.join else None
         self._combiner = Combiner(schedule, ask_dealer)
         self._id = secrets.token_hex(16)
         self._start = secrets.token_hex(16)
@@ -126,6 +141,8 @@ class Run:
             case Upload(number):
                 if self._in_round(name, number):
                     self._take_upload(name, tensors, now)
+            case Points() | Aligned():
+                self._align(name, body, tensors, now)
             case Return() if self.finished and self._last_sent is not None:
                 self._send(name, *self._last_sent)
             case Return():
@@ -150,6 +167,12 @@ class Run:
                     )
                 self._begin(now)
             return
+        if self._aligning:
+            if silent > self._timeout:
+                assert self._aligner is not None
+                who = ", ".join(self._aligner.missing)
+                raise RunFailed(PartyTimeoutError(f"{who} sent nothing for {self._timeout:g} s while rows align"))
+            return
         late = [name for name in self._active if name not in self._uploaded]
         missing = [name for name in late if not self._steps.has(name)]
         over = self._round_timeout is not None and now - self._round_began > self._round_timeout
@@ -168,14 +191,20 @@ class Run:
     @property
     def waiting(self) -> list[str]:
         """Who has sent its part and waits for others."""
-        if self.round is None:
+        if self.round is None or self._aligning:
             return list(self.members)
         mine = [name for name in self._active if name in self._uploaded or self._steps.has(name)]
         return mine + self._idle + sorted(self._returning)
 
     @property
     def _fewest(self) -> int:
+        if self.schedule.join:
+            return len(self.schedule.clients)
         return self.schedule.minimum if self.schedule.combine == "average" else 1
+
+    @property
+    def _aligning(self) -> bool:
+        return self._aligner is not None and self._aligner.rows is None
 
     def _welcome(self, name: str, hello: Hello, now: float) -> None:
         check_hello(name, hello, cut=self._cut, schedule=self.schedule, members=self.members)
@@ -190,6 +219,11 @@ class Run:
         elif self.finished:
             self._send(name, Welcome(self._id, self._start, self.schedule, self.rounds, self.rounds), self._last())
         else:
+            if self.schedule.join:
+                raise RefusedError(
+                    "columns are joined of all clients from the beginning: start all parties again, with checkpoints "
+                    "to go on from the last round"
+                )
             # It was started again, whatever is left of its earlier life.
             if name in self._active and name not in self._uploaded:
                 self._drop([name], "was started again", now)
@@ -220,7 +254,25 @@ class Run:
                 )
             self._send(name, Welcome(self._id, self._start, self.schedule, self.round, self.rounds), given)
         self._active = list(self.members)
-        self._next_round(now)
+        self._progress = now
+        if not self._aligning:
+            self._next_round(now)
+
+    def _align(self, name: str, body: Points | Aligned, tensors: Sequence[torch.Tensor], now: float) -> None:
+        if self._aligner is None or self.round is None or not self._aligning:
+            raise MessageError(f"{type(body).__name__} was not due")
+        self._progress = now
+        if isinstance(body, Points):
+            self._aligner.points(name, body, tensors)
+            return
+        try:
+            self._aligner.aligned(name, body)
+        except SplitsecError as error:
+            raise RunFailed(error) from error
+        if not self._aligning:
+            self._next_round(now)
+            for client in self.schedule.clients:
+                self._send(client, body, [])
 
     def _next_round(self, now: float) -> None:
         assert self.round is not None

@@ -13,8 +13,16 @@ import torch
 from torch import fx
 
 from splitsec.cut import INPUT, cut_names
-from splitsec.errors import AuthenticationError, ConfigError, PartyTimeoutError, RefusedError, SplitsecError
+from splitsec.errors import (
+    AuthenticationError,
+    ConfigError,
+    MessageError,
+    PartyTimeoutError,
+    RefusedError,
+    SplitsecError,
+)
 from splitsec.mpc.messages import Done
+from splitsec.parties.contributing import Contributors
 from splitsec.parties.events import Listening, Report, ignore
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.parties.pool import WorkerPool
@@ -22,7 +30,17 @@ from splitsec.parties.rounds import Run, RunFailed
 from splitsec.parties.serving import PredictionService
 from splitsec.parties.worker import IDLE_SECONDS, LEAVE_SECONDS
 from splitsec.training.checkpoints import Checkpoints
-from splitsec.training.messages import DealerBody, Leave, OpenSession, ServerBody, Waiting, dealer_codec, server_codec
+from splitsec.training.messages import (
+    Ask,
+    DealerBody,
+    Leave,
+    OpenSession,
+    Serve,
+    ServerBody,
+    Waiting,
+    dealer_codec,
+    server_codec,
+)
 from splitsec.training.schedule import Schedule, check_schedule
 from splitsec.transport import Hub, Incoming, KeyPair, Link, Refused, Sender, Wire
 
@@ -108,6 +126,7 @@ class Server:
         self._routes: dict[str, Sender] = {}
         self._left: set[str] = set()
         self._progress = self._told = time.monotonic()
+        self._contributors = Contributors(schedule, self._reply) if schedule.join else None
         self._service: PredictionService | None = None
         self._pool = pool
         self._own_pool = pool is None
@@ -214,25 +233,63 @@ class Server:
 
     def _keep_waiting(self) -> None:
         """Tell those who wait for others, every few seconds, that they are not forgotten."""
-        if self._run.finished or time.monotonic() - self._told < min(5.0, self._timeout / 4):
+        if time.monotonic() - self._told < min(5.0, self._timeout / 4):
             return
         self._told = time.monotonic()
-        for name in self._run.waiting:
-            self._reply(name, Waiting(), [])
+        served = [] if self._contributors is None else self._contributors.names
+        for name in served if self._run.finished else self._run.waiting:
+            if name not in self._left:
+                self._reply(name, Waiting(), [])
 
     def _handle(self, incoming: Incoming[ServerBody]) -> None:
         sender = incoming.sender
         match incoming.body:
             case OpenSession():
-                self._hub.send(sender, self._prediction_service().open(sender.name, incoming.body))
+                self._routes[sender.name] = sender
+                self._open(sender.name, incoming.body)
+            case Serve():
+                self._routes[sender.name] = sender
+                for asker, wanted in self._contributing().serve(sender.name, incoming.body):
+                    self._open(asker, wanted)
+            case Ask():
+                self._contributing().ask(sender.name, incoming.body)
             case Leave():
                 self._left.add(sender.name)
                 self._hub.send(sender, Done())
+                self._end_contributions()
             case body:
                 # Who was started again speaks from elsewhere.
                 self._routes[sender.name] = sender
                 self._run.take(sender.name, body, incoming.tensors, now=time.monotonic())
                 self._ready_workers()
+
+    def _open(self, name: str, wanted: OpenSession) -> None:
+        service = self._prediction_service()
+        if self._contributors is None:
+            self._reply(name, service.open(name, wanted)[0], [])
+        elif len(wanted.shape) != 2:
+            raise MessageError(f"an activation to be joined has shape (rows, features), not {wanted.shape}")
+        elif not self._contributors.ready(name):
+            self._contributors.wait(name, wanted)
+        else:
+            shares = self._contributors.shares(name, wanted.shape[1])
+            opened, port = service.open(name, wanted, join=self._schedule.join or "", shares=shares)
+            self._contributors.opened(name, opened, port)
+            self._reply(name, opened, [])
+
+    def _contributing(self) -> Contributors:
+        if self._contributors is None:
+            raise MessageError("no activations are joined in this run")
+        return self._contributors
+
+    def _end_contributions(self) -> None:
+        """When only those are left who contribute to others' predictions, nobody asks any more."""
+        if self._contributors is None:
+            return
+        names = self._contributors.names
+        if all(name in self._left or name in names for name in self._schedule.clients):
+            for name in set(names) - self._left:
+                self._reply(name, Done(), [])
 
     def _ready_workers(self) -> None:
         """Start what workers come from: it takes seconds, so during the last round rather than after it."""

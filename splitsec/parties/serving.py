@@ -16,10 +16,11 @@ from splitsec.mpc.compiler import compile_tail, encode_weights
 from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.prg import SEED_BYTES
 from splitsec.mpc.program import Program, Reveal, Weights
+from splitsec.parties.contributing import joined_shape
 from splitsec.parties.names import DEALER
 from splitsec.parties.pool import WorkerPool
 from splitsec.parties.worker import Job
-from splitsec.training.messages import OpenSession, SessionOpened
+from splitsec.training.messages import OpenSession, SessionOpened, Share
 from splitsec.transport import KeyPair
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,16 @@ class PredictionService:
         self._processors = tuple(processors or ())
         self._compiled: dict[_Wanted, tuple[Program, dict[int, Weights]]] = {}
 
-    def open(self, client: str, wanted: OpenSession) -> SessionOpened:
+    def open(
+        self, client: str, wanted: OpenSession, *, join: str = "", shares: tuple[Share, ...] = ()
+    ) -> tuple[SessionOpened, int]:
         """Compile the tail for the client's shape and start a worker whose socket admits this client alone.
+
+        Args:
+            join, shares: where clients' activations are joined: how, and whose features are where.
+
+        Returns:
+            The answer to the client, and the port for contributions, 0 if there are none.
 
         Raises:
             UnsupportedLayerError, RangeError, MessageError: the tail cannot run encrypted on this shape.
@@ -76,7 +85,8 @@ class PredictionService:
         alive = self._pool.alive()
         if len(alive) >= self._limit or list(alive.values()).count(client) >= self._limit // 2:
             raise RefusedError(f"{len(alive)} prediction sessions are open already; try again later")
-        key = wanted.shape, wanted.reveal, wanted.checked, wanted.comparison
+        shape = joined_shape(shares, wanted.shape[0]) if shares else wanted.shape
+        key = shape, wanted.reveal, wanted.checked, wanted.comparison
         if key not in self._compiled:
             self._compiled[key] = self._compile(*key)
         program, weights = self._compiled[key]
@@ -97,9 +107,13 @@ class PredictionService:
             threads=torch.get_num_threads(),
             processors=self._processors,
             processor=self._processor(),
+            join=join,
+            shares=shares,
+            contributors=tuple((one.client, self._peers[one.client]) for one in shares if one.client != client),
         )
         tensors = [part for one in weights.values() for part in (one.weight, one.bias)]
-        return SessionOpened(session=session, port=self._pool.start(job, tensors), program=program)
+        port, contributions = self._pool.start(job, tensors)
+        return SessionOpened(session=session, port=port, program=program, shares=shares), contributions
 
     def _processor(self) -> int | None:
         return self._processors[self._pool.free_slot() % len(self._processors)] if self._processors else None

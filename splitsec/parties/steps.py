@@ -14,6 +14,7 @@ from splitsec.training.compression import ActivationCoder, GradientCoder
 from splitsec.training.loop import EpochBook, TailTrainer
 from splitsec.training.messages import Batch, Gradient, HeadGradient, Output, ServerBody
 from splitsec.training.schedule import Schedule
+from splitsec.training.vertical import joined
 from splitsec.transport import expect_tensor
 
 Send = Callable[[str, ServerBody, Sequence[torch.Tensor]], None]
@@ -128,12 +129,15 @@ class Steps:
             expect_tensor(labels, what="the labels", dtype=torch.int64, shape=(count,))
         activation = self._coders[name][0].unpack(tensors, body.shape)
         expect_tensor(activation, what="the activation", dtype=torch.float32, shape=[None, *body.shape])
-        others = [one for other, queue in self._queues.items() if other != name for one in queue]
-        if others and isinstance(others[0].body, Batch):
-            shape = [None, *others[0].tensor.shape[1:]]
-            expect_tensor(activation, what="the activation", dtype=torch.float32, shape=shape)
+        self._same_shape(name, activation)
         rows = tensors[-1].long() if len(tensors) > 1 else None
         return Arrived(body, activation, labels, rows)
+
+    def _same_shape(self, name: str, activation: torch.Tensor) -> None:
+        others = [one for other, queue in self._queues.items() if other != name for one in queue]
+        if others:
+            shape = [None, *others[0].tensor.shape[1:]]
+            expect_tensor(activation, what="the activation", dtype=torch.float32, shape=shape)
 
     def _step(self, waiting: dict[str, Arrived]) -> None:
         batches = {name: (one.tensor, one.labels) for name, one in waiting.items() if one.labels is not None}
@@ -148,6 +152,44 @@ class Steps:
         rows = torch.arange(len(gradient)) if to.rows is None else to.rows
         tensors = self._coders[name][1].pack(gradient, rows)
         self._send(name, Gradient(to.body.round, to.body.step, loss, correct), tensors)
+
+
+class JoinedSteps(Steps):
+    """Steps of clients that hold columns of the same people: each sends its activation of the same rows, one of them
+    the labels too, and gets the gradient by its own."""
+
+    def take(self, name: str, body: Batch | HeadGradient, tensors: Sequence[torch.Tensor]) -> None:
+        if not isinstance(body, Batch) or not tensors:
+            raise MessageError(f"{type(body).__name__} was not due")
+        labelled = tensors[-1].dtype == torch.int64
+        labels = tensors[-1] if labelled else None
+        count = len(tensors) - 1 if labelled else len(tensors)
+        self._keep(name, self._activation(name, body, tensors[:count], labels))
+
+    def _same_shape(self, _name: str, activation: torch.Tensor) -> None:
+        if activation.dim() != 2:
+            raise MessageError(
+                f"activations that are joined have shape (rows, features), not {tuple(activation.shape)}"
+            )
+
+    def _step(self, waiting: dict[str, Arrived]) -> None:
+        join = self._schedule.join
+        assert join is not None
+        outputs = [one.tensor for one in waiting.values()]
+        if len({len(one) for one in outputs}) != 1:
+            raise MessageError("the clients' batches differ in rows: their seeds of the order are not the same")
+        given = [one.labels for one in waiting.values() if one.labels is not None]
+        if len(given) != 1:
+            raise MessageError(f"one client must hold the labels, and {len(given)} do")
+        together = joined(outputs, join)
+        self._trainer.check(together, given[0])
+        result = self._trainer.step({"all": (together, given[0])})["all"]
+        self.book.add([(result, len(together))])
+        widths = [one.shape[1] for one in outputs]
+        parts = result.gradient.split(widths, dim=1) if join == "concat" else [result.gradient] * len(outputs)
+        for (name, one), part in zip(waiting.items(), parts, strict=True):
+            self._answer(name, one, part, result.loss, result.correct)
+        self.samples += len(together) - sum(len(one) for one in outputs)
 
 
 class USteps(Steps):

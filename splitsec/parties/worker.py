@@ -35,10 +35,11 @@ from splitsec.mpc.run import run_program
 from splitsec.mpc.session import Session
 from splitsec.mpc.supply import Supply, most_ahead
 from splitsec.parties import names
+from splitsec.parties.contributing import Gathered
 from splitsec.parties.fetching import corrections, join_session
 from splitsec.parties.machine import settle
-from splitsec.training.messages import DealerBody, dealer_codec
-from splitsec.transport import KeyPair, Link, Message, Peer, Wire
+from splitsec.training.messages import ContributionBody, DealerBody, Share, contribution_codec, dealer_codec
+from splitsec.transport import Hub, KeyPair, Link, Message, Peer, Wire
 
 log = logging.getLogger(__name__)
 IDLE_SECONDS = 600.0
@@ -48,7 +49,8 @@ LEAVE_SECONDS = 10.0
 class Job(Message, frozen=True):
     """What a worker needs for one session; with weight and bias of each of `layers` as tensors.
 
-    `processors` are all that the server may use, `processor` the one that the worker keeps to, if any.
+    Where clients' activations are joined, `shares` says whose features are where, and `contributors` are the others'
+    names and keys. `processors` are all that the server may use, `processor` the one that the worker keeps to, if any.
     """
 
     session: str
@@ -66,18 +68,22 @@ class Job(Message, frozen=True):
     threads: int
     processors: tuple[int, ...]
     processor: int | None
+    join: str = ""
+    shares: tuple[Share, ...] = ()
+    contributors: tuple[tuple[str, bytes], ...] = ()
 
     def __repr__(self) -> str:
         return f"Job(session={self.session[:8]}, client={self.client})"
 
 
 def serve_session(
-    job: Job, tensors: Sequence[torch.Tensor], bound: Callable[[int], None], stop: threading.Event
+    job: Job, tensors: Sequence[torch.Tensor], bound: Callable[[int, int], None], stop: threading.Event
 ) -> None:
     """Answer one client's queries until it closes the session, falls silent, or `stop` is set.
 
     Args:
-        bound: called with the port once the session's socket listens.
+        bound: called with the ports of the session's socket and of that for contributions (0 if there is none) once
+            they listen.
 
     Raises:
         AddressError: the socket cannot be bound.
@@ -104,9 +110,15 @@ def serve_session(
         socket, address = wire.bind(zmq.DEALER, f"tcp://{job.host}:*", job.session)
         peer: Peer[SessionBody] = Peer(socket, peer=job.client, codec=session_codec, timeout=job.timeout)
         stack.callback(peer.close)
-        bound(urlsplit(address).port or 0)
+        gathered, contributions = None, 0
+        if job.shares:
+            hub: Hub[ContributionBody] = Hub(wire, f"tcp://{job.host}:*", dict(job.contributors), contribution_codec)
+            stack.callback(hub.close)
+            gathered = Gathered(hub, job.shares, job.client, job.join, job.program.input_shape[0])
+            contributions = urlsplit(hub.address).port or 0
+        bound(urlsplit(address).port or 0, contributions)
         try:
-            _Worker(job, peer, dealer, weights, stop).run()
+            _Worker(job, peer, dealer, weights, stop, gathered).run()
         except PartyTimeoutError as error:
             log.warning("session %s ended: %s", job.session[:8], error)
         except SplitsecError as error:
@@ -129,8 +141,10 @@ class _Worker:
         dealer: Link[DealerBody],
         weights: Mapping[int, Weights],
         stop: threading.Event,
+        gathered: Gathered | None,
     ) -> None:
         self._job = job
+        self._gathered = gathered
         self._peer = peer
         self._dealer = dealer
         self._weights = weights
@@ -202,6 +216,9 @@ class _Worker:
     def _run_query(self, session: Session, supply: Supply) -> None:
         query = session.next_run
         supply.wait(query, timeout=self._job.timeout)
+        share = None
+        if self._gathered is not None:
+            share = self._gathered.share(query, timeout=self._job.timeout, stopped=self._stop.is_set)
         session.begin(query)
-        run_program(self._job.program, session, weights=self._weights)
+        run_program(self._job.program, session, activation=share, weights=self._weights)
         session.end()

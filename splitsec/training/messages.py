@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+import msgspec
+
 from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.messages import Corrections, DealQuery, Done, JoinSession, LeaveSession, SessionSeed
 from splitsec.mpc.program import Program, Reveal
@@ -45,6 +47,20 @@ class Welcome(Message, frozen=True):
     round: int
     rounds: int
     wait: bool = False
+
+
+class Points(Message, frozen=True):
+    """A client's points (uint8) in private set intersection: to the server, which sends them to those whom they have
+    not met; and when they have met all, to everybody."""
+
+    owner: str
+    complete: bool = False
+
+
+class Aligned(Message, frozen=True):
+    """Client to server: it has found so many common rows; server to client: so have all, and the rounds begin."""
+
+    rows: int
 
 
 class Batch(Message, frozen=True):
@@ -128,12 +144,55 @@ class OpenSession(Message, frozen=True):
         return f"OpenSession(shape={self.shape})"
 
 
+class Share(msgspec.Struct, frozen=True, array_like=True):
+    """Where in the joined activation a client's features are."""
+
+    client: str
+    start: int
+    width: int
+
+
 class SessionOpened(Message, frozen=True):
-    """Server to client: the port on which the session listens, and the program to run."""
+    """Server to client: the port on which the session listens, and the program to run; where activations are joined,
+    whose features are where."""
 
     session: str
     port: int
     program: Program
+    shares: tuple[Share, ...] = ()
+
+
+class Serve(Message, frozen=True):
+    """Client whose columns are joined to server: it will contribute its activation, of so many features, to the
+    predictions that others ask for, until the server says `Done`."""
+
+    features: int
+
+
+class Ask(Message, frozen=True):
+    """Client to server: the next query of its session is about these of the aligned rows."""
+
+    session: str
+    query: int
+    rows: tuple[int, ...]
+
+
+class Contribute(Message, frozen=True):
+    """Server to client: give a share of the activation of these rows to the session that listens on this port, encoded
+    with `precision` bits and below `limit`."""
+
+    session: str
+    port: int
+    query: int
+    rows: tuple[int, ...]
+    precision: int
+    limit: float
+
+
+class Contribution(Message, frozen=True):
+    """Client to a session's worker, with its activation under a mask that the asking client knows (int64)."""
+
+    query: int
 
 
 class Waiting(Message, frozen=True):
@@ -147,6 +206,8 @@ class Leave(Message, frozen=True):
 ServerBody: TypeAlias = (
     Hello
     | Welcome
+    | Points
+    | Aligned
     | Batch
     | Output
     | HeadGradient
@@ -158,11 +219,17 @@ ServerBody: TypeAlias = (
     | Waiting
     | OpenSession
     | SessionOpened
+    | Serve
+    | Ask
+    | Contribute
     | Leave
     | Done
     | Refused
 )
 server_codec: Codec[ServerBody] = Codec(ServerBody)
+
+ContributionBody: TypeAlias = Contribution | Refused
+contribution_codec: Codec[ContributionBody] = Codec(ContributionBody)
 
 
 class JoinRun(Message, frozen=True):

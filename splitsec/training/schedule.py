@@ -11,6 +11,7 @@ from splitsec.errors import ConfigError
 from splitsec.training.compression import check_compression
 
 Combine: TypeAlias = Literal["average", "relay", "none"]
+Join: TypeAlias = Literal["concat", "sum"]
 MOST_IN_FLIGHT = 16
 
 
@@ -31,7 +32,10 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         proximal: weight of FedProx's term, which holds a client's segments near the last combined ones.
         server_momentum: of the change from one average to the next.
         compress: how activations and gradients travel, see `training.compression`.
-        order: seed of the order of rows where all clients must use the same.
+        join: for clients that hold columns of the same people: how the server joins their activations. Their fronts
+            differ and are never combined.
+        order: for such clients, the seed of the order of rows, which all must use.
+        held_out: for such clients, the share of common rows that is not trained on.
     """
 
     clients: tuple[str, ...]
@@ -45,7 +49,9 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     proximal: float = 0.0
     server_momentum: float = 0.0
     compress: str = "none"
+    join: Join | None = None
     order: int = 0
+    held_out: float = 0.2
 
     def rounds(self, samples: int) -> int:
         """How many rounds the run has, where the clients have so many samples together."""
@@ -72,6 +78,12 @@ def check_schedule(schedule: Schedule) -> None:
                 f"the minimum of {schedule.minimum} clients in an average must lie between 2 and the {len(names)} "
                 "clients of the run"
             )
+    if schedule.join is not None and (schedule.combine != "none" or len(names) < 2):
+        raise ConfigError("columns are joined of at least two clients, whose fronts are not combined: combine = 'none'")
+    if schedule.join is not None and schedule.every:
+        raise ConfigError("clients whose columns are joined have nothing to combine between epochs: leave every at 0")
+    if not 0 <= schedule.held_out < 1:
+        raise ConfigError("the share of rows that is held out must be at least 0 and below 1")
     if schedule.epochs < 0 or schedule.batch_size < 1 or not schedule.learning_rate > 0:
         raise ConfigError("epochs must be 0 or more, the batch size 1 or more, the learning rate above 0")
     if schedule.every < 0:

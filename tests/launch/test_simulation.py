@@ -42,7 +42,14 @@ def _simulate(
     plan = Schedule(**{"clients": tuple(parts), "epochs": 3, "batch_size": 4, **schedule})
     tail = copy.deepcopy(split.tail)
     found = simulate(
-        tail, lambda: copy.deepcopy(begin), parts, cut=cut, schedule=plan, seed=5, drop=drop, checkpoints=checkpoints
+        tail,
+        lambda _name: copy.deepcopy(begin),
+        parts,
+        cut=cut,
+        schedule=plan,
+        seed=5,
+        drop=drop,
+        checkpoints=checkpoints,
     )
     split.tail.load_state_dict(tail.state_dict())
     return found, split

@@ -1,0 +1,114 @@
+"""Private set intersection: clients find the rows that they all have, and nobody sees another's ids.
+
+Each client hashes its ids to points of P-256 and multiplies them by a secret scalar; every other client multiplies by
+its own. What has been multiplied by all is equal for equal ids and says nothing else. Diffie-Hellman private set
+intersection: C. Meadows, IEEE S&P 1986; for semi-honest parties R. Agrawal et al., "Information sharing across private
+databases", SIGMOD 2003, section 3.3. Points are x coordinates alone: the curve has prime order, and multiplying P or -P
+gives the same one.
+
+Everybody learns how many ids each client has and, with three clients or more, how many each two have in common. The
+server, which passes the points on, learns these numbers too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from splitsec.errors import ConfigError, MessageError
+from splitsec.mpc.prg import Stream, fresh_seed
+from splitsec.transport.codec import expect_tensor
+
+POINT_BYTES = 32
+_CURVE = ec.SECP256R1()
+_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+_DOMAIN = b"splitsec alignment "
+
+
+class Alignment:
+    """One client's part: `mine` goes round the others, `pass_on` multiplies what is theirs, `common` finds the rows.
+
+    Args:
+        ids: of this client's rows, each once.
+
+    Raises:
+        ConfigError: an id that comes twice, or no ids.
+    """
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        if not ids:
+            raise ConfigError("there are no ids to align the rows by")
+        if len(set(ids)) != len(ids):
+            twice = next(one for index, one in enumerate(ids) if one in ids[:index])
+            raise ConfigError(f"the id of row {ids.index(twice)} comes twice; every row needs an id of its own")
+        self._ids = ids
+        stream = Stream(fresh_seed())
+        scalar = int.from_bytes(stream.bytes(48).tobytes(), "big") % (_ORDER - 1) + 1
+        self._key = ec.derive_private_key(scalar, _CURVE)
+        # A random order, so that a point's place says nothing about the id.
+        self._order = torch.argsort(stream.ring((len(ids),))).tolist()
+
+    def mine(self) -> torch.Tensor:
+        """This client's points in a random order, uint8 (N, 32)."""
+        return _packed([self._multiplied(_hashed(self._ids[row])) for row in self._order])
+
+    def pass_on(self, points: torch.Tensor) -> torch.Tensor:
+        """Another client's points, multiplied, in the same order; raises `MessageError` for what are no points."""
+        return _packed([self._multiplied(_point(one)) for one in _unpacked(points)])
+
+    def common(self, own: torch.Tensor, others: Mapping[str, torch.Tensor]) -> list[int]:
+        """This client's rows that all others have too, in the order of their ids, which is everybody's.
+
+        Args:
+            own: this client's points, multiplied by everybody, in the order of `mine`.
+            others: the other clients' points, multiplied by everybody.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        points = _unpacked(own)
+        if len(points) != len(self._order):
+            raise MessageError(f"{len(points)} points came back, {len(self._order)} were sent")
+        shared = set(points).intersection(*(_unpacked(one) for one in others.values()))
+        rows = [row for row, point in zip(self._order, points, strict=True) if point in shared]
+        if not rows:
+            raise ConfigError(
+                f"no id of this client's {len(self._ids)} rows is known to {' and '.join(others)}: check that the ids "
+                "are written alike everywhere"
+            )
+        return sorted(rows, key=lambda row: self._ids[row])
+
+    def _multiplied(self, point: ec.EllipticCurvePublicKey) -> bytes:
+        return self._key.exchange(ec.ECDH(), point)
+
+
+def _hashed(text: str) -> ec.EllipticCurvePublicKey:
+    """A point whose logarithm nobody knows; half of all numbers are x coordinates, so the first that is one."""
+    for counter in range(256):
+        digest = hashlib.sha256(_DOMAIN + bytes([counter]) + text.encode()).digest()
+        try:
+            return ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, b"\x02" + digest)
+        except ValueError:
+            continue
+    raise AssertionError("no point in 256 tries")
+
+
+def _point(coordinate: bytes) -> ec.EllipticCurvePublicKey:
+    try:
+        return ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, b"\x02" + coordinate)
+    except ValueError:
+        raise MessageError("bytes that are no point of the curve") from None
+
+
+def _packed(points: Sequence[bytes]) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(b"".join(points), dtype=np.uint8).reshape(-1, POINT_BYTES).copy())
+
+
+def _unpacked(points: torch.Tensor) -> list[bytes]:
+    expect_tensor(points, what="the points", dtype=torch.uint8, shape=(None, POINT_BYTES))
+    data = points.contiguous().numpy().tobytes()
+    return [data[start : start + POINT_BYTES] for start in range(0, len(data), POINT_BYTES)]
