@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from splitsec.errors import ConfigError
+from splitsec.training.vertical import VerticalModel
 
 
 class SmallCNN(nn.Module):
@@ -20,21 +21,22 @@ class SmallCNN(nn.Module):
     Args:
         side: height and width of the one-channel input, a multiple of 2 (of 4 from 16 on).
         classes: number of outputs.
+        width: channels of the first convolution; the others have 2 and 4 times as many outputs.
     """
 
-    def __init__(self, *, side: int, classes: int = 10) -> None:
+    def __init__(self, *, side: int, classes: int = 10, width: int = 16) -> None:
         super().__init__()
         large = side >= 16
-        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
+        self.conv1 = nn.Conv2d(1, width, 3, padding=1)
         self.relu1 = nn.ReLU()
         self.pool1 = nn.MaxPool2d(2) if large else nn.Identity()
-        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, 2 * width, 3, padding=1)
         self.relu2 = nn.ReLU()
         self.pool = nn.MaxPool2d(2)
         self.flatten = nn.Flatten()
-        self.fc1 = nn.Linear(32 * (side // (4 if large else 2)) ** 2, 64)
+        self.fc1 = nn.Linear(2 * width * (side // (4 if large else 2)) ** 2, 4 * width)
         self.relu3 = nn.ReLU()
-        self.fc2 = nn.Linear(64, classes)
+        self.fc2 = nn.Linear(4 * width, classes)
 
     def forward(self, x):  # type: ignore[no-untyped-def]  # torch.fx traces this with proxies
         x = self.pool1(self.relu1(self.conv1(x)))
@@ -50,6 +52,34 @@ def digits_cnn() -> nn.Module:
 def mnist_cnn() -> nn.Module:
     """For MNIST: input (N, 1, 28, 28)."""
     return SmallCNN(side=28)
+
+
+def digits_half() -> nn.Module:
+    """Half of `digits_cnn`: half of the channels and units of every layer."""
+    return SmallCNN(side=8, width=8)
+
+
+def mnist_half() -> nn.Module:
+    """Half of `mnist_cnn`."""
+    return SmallCNN(side=28, width=8)
+
+
+def breast_columns() -> VerticalModel:
+    """For breast cancer in two hospitals: 10 columns at the first, 20 at the second; two classes."""
+    return _columns(10, 20, 16)
+
+
+def credit_columns() -> VerticalModel:
+    """For credit-card customers of a bank and its partner: 13 columns and 10; two classes."""
+    return _columns(13, 10, 32)
+
+
+def _columns(first: int, second: int, width: int) -> VerticalModel:
+    fronts = {
+        "client-1": nn.Sequential(nn.Linear(first, width), nn.ReLU()),
+        "client-2": nn.Sequential(nn.Linear(second, width), nn.ReLU()),
+    }
+    return VerticalModel(fronts, nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, 2)))
 
 
 def load_model(source: str) -> nn.Module:

@@ -139,7 +139,7 @@ def world(
     planned = Schedule(clients=tuple(members), epochs=epochs, batch_size=8, **(schedule or {}))
     settings: dict[str, Any] = {"join_timeout": timeout, "cut": CUT, **options}
     server = Server(
-        split.tail,
+        None if planned.halves else split.tail,
         schedule=planned,
         keys=keys["server"],
         peers=peers,

@@ -5,16 +5,29 @@ The dealer sees shapes, counts and names. It never receives a share, so nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import secrets
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from splitsec.errors import RandomnessError
-from splitsec.mpc.plan import Plan, check_plan, correction_count, deal, plan_digest, weight_masks
+from splitsec.errors import MessageError, RandomnessError
+from splitsec.mpc.plan import (
+    MAX_ELEMENTS,
+    Plan,
+    check_plan,
+    correction_count,
+    deal,
+    plan_digest,
+    shared_masks,
+    weight_masks,
+)
 from splitsec.mpc.prg import fresh_seed
+from splitsec.mpc.shared import TOKEN_BYTES, SharedWeight, server_shares
 
 MAX_SESSIONS = 16
+MAX_OWNERS = 256
 
 
 @dataclass
@@ -25,14 +38,37 @@ class _Book:
     plans: dict[int, Plan] = field(default_factory=dict)
     masks: dict[int, torch.Tensor] | None = field(default=None, repr=False)
     size: int = 0
+    shared: bool = False
     next_query: dict[int, int] = field(default_factory=lambda: {0: 0, 1: 0})
+
+
+class OwnerBook:
+    """Seeds of those who gave weights that nobody is to know, by token; a token names one seed for good."""
+
+    def __init__(self) -> None:
+        self._seeds: dict[str, bytes] = {}
+
+    def new(self) -> tuple[str, bytes]:
+        """A token and its seed; the oldest make room."""
+        while len(self._seeds) >= MAX_OWNERS:
+            del self._seeds[next(iter(self._seeds))]
+        token = secrets.token_hex(TOKEN_BYTES)
+        self._seeds[token] = fresh_seed()
+        return token, self._seeds[token]
+
+    def seed(self, token: str) -> bytes:
+        """The seed of a token; raises `RandomnessError` for one that the dealer does not know."""
+        if token not in self._seeds:
+            raise RandomnessError("the dealer has no seed for these weights; their owner must give them again")
+        return self._seeds[token]
 
 
 class DealerBook:
     """State of all open sessions of a dealer."""
 
-    def __init__(self) -> None:
+    def __init__(self, owners: OwnerBook | None = None) -> None:
         self._sessions: dict[str, _Book] = {}
+        self._owners = OwnerBook() if owners is None else owners
 
     def join(self, session: str, *, rank: int, name: str, server: str, client: str, plan: Plan) -> bytes:
         """Enter a session as party `rank` and get this party's seed, once.
@@ -89,10 +125,29 @@ class DealerBook:
                 f"query {query} of session {session[:8]} cannot be dealt: the next is {due}, each once"
             )
         if book.masks is None:
-            book.masks = weight_masks(book.plans[0], book.seeds[0])
+            shared = shared_masks(book.plans[0], self._owners.seed)
+            book.masks = weight_masks(book.plans[0], book.seeds[0]) | shared
             book.size = correction_count(book.plans[0])
         book.next_query[rank] += 1
         return deal(book.plans[0], book.seeds[0], book.seeds[1], query, book.masks, rank=rank)
+
+    def weight_shares(self, session: str, items: Sequence[SharedWeight], *, name: str) -> list[torch.Tensor]:
+        """The server's shares of masks of weights that no party of the session knows, once a session.
+
+        Raises:
+            RandomnessError: not the session's server, a second time, the client has not joined, or unknown weights.
+            MessageError: impossible shapes.
+        """
+        book = self._sessions.get(session)
+        if book is None or book.members[0] != name or book.shared:
+            raise RandomnessError(f"{name} gets no shares of weights in session {session[:8]}")
+        if len(book.plans) < 2:
+            raise RandomnessError(f"{book.members[1]} has not joined session {session[:8]}")
+        shapes = [shape for item in items for shape in (item.weight, item.bias)]
+        if any(size < 1 for shape in shapes for size in shape) or sum(map(math.prod, shapes)) > MAX_ELEMENTS:
+            raise MessageError("weights of an impossible shape")
+        book.shared = True
+        return server_shares(self._owners.seed, book.seeds[1], items)
 
     def size(self, session: str) -> int:
         """How many ring elements a query of an open session takes."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from splitsec.mpc.plan import Plan
+from splitsec.mpc.shared import SharedWeight
 from splitsec.transport.codec import Codec, Message, Refused
 
 
@@ -85,6 +86,17 @@ class Corrections(Message, frozen=True):
     """Dealer to server: a part of a query's corrections, one flat int64 tensor."""
 
     query: int
+
+
+class ShareWeights(Message, frozen=True):
+    """Server to dealer, once a session: its shares of the masks of these weights, which no party knows."""
+
+    session: str
+    items: tuple[SharedWeight, ...]
+
+
+class WeightShares(Message, frozen=True):
+    """Dealer to server, with weight and bias of each item (int64)."""
 
 
 class LeaveSession(Message, frozen=True):

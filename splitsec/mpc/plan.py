@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -22,6 +22,7 @@ from splitsec.mpc.linear import LinearMask, laid_out
 from splitsec.mpc.maximum import MaxMask
 from splitsec.mpc.prg import Stream
 from splitsec.mpc.selection import ReluMask
+from splitsec.mpc.shared import SharedLinear, SharedWeight, mask_of
 from splitsec.mpc.sign import SignMask
 from splitsec.mpc.triples import BinaryTriple, RandomBit, SquarePair, Triple
 from splitsec.mpc.truncation import Truncation
@@ -29,7 +30,16 @@ from splitsec.transport.codec import MAX_SIZE, expect_tensor
 from splitsec.transport.sockets import MAX_FRAME_BYTES
 
 AnyCorrelation: TypeAlias = (
-    Triple | SquarePair | BinaryTriple | RandomBit | Truncation | LinearMask | ReluMask | MaxMask | SignMask
+    Triple
+    | SquarePair
+    | BinaryTriple
+    | RandomBit
+    | Truncation
+    | LinearMask
+    | SharedLinear
+    | ReluMask
+    | MaxMask
+    | SignMask
 )
 Plan: TypeAlias = tuple[AnyCorrelation, ...]
 # As corrections they must fit one frame.
@@ -63,12 +73,24 @@ def check_plan(plan: Plan) -> None:
 
 
 def weight_masks(plan: Plan, server_seed: bytes) -> dict[int, torch.Tensor]:
-    """The mask of each layer's weights, by layer number: what the server and the dealer derive from their seed."""
+    """The mask of each layer's weights that the server knows, by layer number, from its seed with the dealer."""
     stream = Stream(server_seed, WEIGHT_STREAM)
     found: dict[int, torch.Tensor] = {}
-    for layer, shape in weight_shapes(plan).items():
+    own = tuple(item for item in plan if not isinstance(item, SharedLinear))
+    for layer, shape in weight_shapes(own).items():
         found[layer] = laid_out(stream.ring(shape))
     return found
+
+
+def shared_masks(plan: Plan, owner_seeds: Callable[[str], bytes]) -> dict[int, torch.Tensor]:
+    """The mask of each layer's weights that no party of the session knows, by layer number: at the dealer."""
+    items = {item.layer: item for item in plan if isinstance(item, SharedLinear)}
+    return {
+        layer: laid_out(
+            mask_of(owner_seeds(item.owner), SharedWeight(layer, item.owner, item.source, item.weight, ())).weight
+        )
+        for layer, item in items.items()
+    }
 
 
 def weight_shapes(plan: Plan) -> dict[int, tuple[int, ...]]:

@@ -31,7 +31,8 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `slope` is leaky ReLU's, `low` and `high` hardtanh's, `factor` and `offset` those of an affine step, `dim` softmax's
     and concatenation's, `curves` the broken lines of a function. `index` is the order of a permutation, the start, stop
     and step of every dimension of a slice, or which elements are gathered. `digits` are fractional bits that a layer's
-    weights have beyond the working precision. Of `argmax`, which can only be the last
+    weights have beyond the working precision. Weights that no party of a session knows have an `owner`, at which they
+    were those of step `source`, and a `bias` of this shape, see `shared`. Of `argmax`, which can only be the last
     step, the value is [z is the largest] of each class, and the client takes the first.
     """
 
@@ -58,6 +59,9 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     padded: bool = True
     divisor: int = 0
     digits: int = 0
+    owner: str = ""
+    source: int = 0
+    bias: Shape = ()
     curves: tuple[Curve, ...] = ()
 
 

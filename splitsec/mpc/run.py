@@ -27,7 +27,8 @@ def run_program(
     Args:
         activation: at the client, its tensor of `program.input_shape`, real or encoded by `encode_activation`; None at
             the server. Where both have shares of the input, each its own, encoded.
-        weights: at the server, its encoded weights by step number; None at the client.
+        weights: at the server, its encoded weights by step number; at the client its shares of those that no party
+            knows, if there are some.
         on_step: called with a step's number when it is done.
 
     Returns:

@@ -14,7 +14,7 @@ from splitsec.mpc.costing import Prediction, predict_cost
 from splitsec.mpc.linear import laid_out
 from splitsec.mpc.messages import Await, MaskedWeights, Ping, Prepare, Ready, Run, SessionBody
 from splitsec.mpc.plan import correction_count
-from splitsec.mpc.program import Program
+from splitsec.mpc.program import Program, Weights
 from splitsec.mpc.run import encode_activation, run_program
 from splitsec.mpc.session import Session
 from splitsec.mpc.supply import Supply
@@ -69,6 +69,7 @@ class ClientSession:
         *,
         ahead: int,
         name: str = "",
+        weights: Mapping[int, Weights] | None = None,
         shares: tuple[Share, ...] = (),
     ) -> None:
         self._session = session
@@ -80,6 +81,7 @@ class ClientSession:
         self._prepared = -1
         self.program = program
         self.name = name
+        self._weights = weights
         self.shares = shares
         self.predicted = predicted
         self.bytes_offline = sum(correction_count(session.plan, rank) for rank in (SERVER, CLIENT)) * 8
@@ -134,7 +136,9 @@ class ClientSession:
             self._peer.send(Run())
         self._session.begin(query)
         try:
-            result = run_program(self.program, self._session, activation=encoded, on_step=on_step)
+            result = run_program(
+                self.program, self._session, activation=encoded, weights=self._weights, on_step=on_step
+            )
         except RangeError:
             # The very last thing that a query does, so that both parties are ready for the next.
             self._session.end()

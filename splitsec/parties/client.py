@@ -26,6 +26,7 @@ from splitsec.mpc.plan import correction_count, weight_shapes
 from splitsec.mpc.prg import fresh_seed
 from splitsec.mpc.program import Reveal
 from splitsec.mpc.session import Session
+from splitsec.mpc.shared import client_shares, shared_weights
 from splitsec.mpc.supply import Supply, most_ahead
 from splitsec.parties.asking import ClientSession, predicted_cost, receive_masked_weights
 from splitsec.parties.contributing import joined_shape
@@ -327,6 +328,7 @@ class Client:
                         self._cut,
                         ahead=ahead,
                         name=opened.session,
+                        weights=client_shares(seed, shared_weights(program)),
                         shares=opened.shares,
                     )
                 finally:

@@ -14,31 +14,34 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 import torch
 from safetensors.torch import load_file, save_file
 from torch import fx
 
-from splitsec.cut import ConstantError, SplitModel, build_segment, is_u, load_part
+from splitsec.cut import INPUT, ConstantError, SplitModel, build_segment, is_u, load_part
 from splitsec.cut.segments import Part
 from splitsec.errors import ConfigError
 from splitsec.models import load_model
 from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.program import Reveal
-from splitsec.parties.client import Client
+from splitsec.parties.client import Client, Predictions
+from splitsec.parties.columns import ColumnsClient
 from splitsec.parties.dealer import Dealer
 from splitsec.parties.events import Finished, Report
+from splitsec.parties.halves import HalvesClient
 from splitsec.parties.machine import settle
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.parties.server import Server
-from splitsec.training import data
+from splitsec.training import data, vertical
 from splitsec.training.randomness import derived_seed
 from splitsec.training.schedule import Combine, Schedule
 from splitsec.transport import load_key_pair, load_public_keys
 
 log = logging.getLogger(__name__)
+Topology: TypeAlias = Literal["horizontal", "vertical", "halves"]
 
 
 class DealerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,7 +60,9 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `calibration` is a safetensors file with `activations`, see `Server`.
 
-    From `epochs` to `compress` are the schedule's settings, see `Schedule`; with `checkpoints`, a directory, a run that
+    `topology` is `horizontal` for clients with rows (a U where `cut` has two names), `vertical` for columns of the same
+    people, `halves` for parts of a model; the latter two have no cut, and with `halves` no tail. From `epochs` to
+    `held_out`, and `topology` apart, are the schedule's settings, see `Schedule`; with `checkpoints`, a directory, a run that
     was killed goes on when it is started again.
 
     `seed` fixes the tail's first weights, for a run that can be repeated: whoever knows it knows them.
@@ -66,8 +71,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     address: str
     dealer: str
     model: str
-    cut: str
     clients: tuple[str, ...]
+    cut: str = ""
     keys: str = "keys"
     epochs: int = 30
     batch_size: int = 32
@@ -79,6 +84,9 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     proximal: float = 0.0
     server_momentum: float = 0.0
     compress: str = "none"
+    topology: Topology = "horizontal"
+    order: int = 0
+    held_out: float = 0.2
     seed: int | None = None
     weights: str | None = None
     checkpoints: str | None = None
@@ -95,6 +103,10 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`splitsec client`. `seed` is the same at all clients; `out` receives front and predictions.
 
+    `topology` is the server's. With `vertical`, `data` holds columns (`Columns.load`) and the model is a
+    `VerticalModel`; with `halves`, the model is this client's part, trained for `epochs` with `train_batch_size` and
+    `learning_rate`. Neither has a cut.
+
     `ahead`, `reveal`, `checked` and `comparison` are those of `Client.predict`.
     """
 
@@ -102,13 +114,17 @@ class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server: str
     dealer: str
     model: str
-    cut: str
     data: str
+    cut: str = ""
+    topology: Topology = "horizontal"
     keys: str = "keys"
     seed: int = 0
     weights: str | None = None
     predictions: int | None = None
     batch_size: int = 1
+    epochs: int = 30
+    train_batch_size: int = 16
+    learning_rate: float = 2e-3
     ahead: int = 1
     reveal: Reveal = "logits"
     checked: bool = False
@@ -159,13 +175,24 @@ def make_server(config: ServerConfig, base: Path, report: Report, *, processors:
     """The server of a TOML file; paths in it are relative to `base`, `processors` as in `Server`."""
     keys = base / config.keys
     pair, peers = load_key_pair(keys, SERVER), load_public_keys(keys)
-    cut, (tail,) = make_segments(config.model, config.cut, config.seed, ("tail",), _beside(base, config.weights))
+    shared = {name: getattr(config, name) for name in Schedule.__struct_fields__ if hasattr(config, name)}
+    _check_cut(config.topology, config.cut)
+    tail: fx.GraphModule | None = None
+    cut = INPUT
+    if config.topology == "vertical":
+        model = load_columns_model(config.model, config.seed)
+        cut, tail = vertical.CUT, SplitModel(model.tail, INPUT).tail
+        if config.weights is not None:
+            load_part(tail, _load_weights(base / config.weights))
+        shared |= {"join": model.join, "combine": "none"}
+    elif config.topology == "halves":
+        shared |= {"halves": True, "epochs": 0, "combine": "none"}
+    else:
+        cut, (tail,) = make_segments(config.model, config.cut, config.seed, ("tail",), _beside(base, config.weights))
     return Server(
         tail,
         cut=cut,
-        schedule=Schedule(
-            **{name: getattr(config, name) for name in Schedule.__struct_fields__ if hasattr(config, name)}
-        ),
+        schedule=Schedule(**shared),
         keys=pair,
         peers=peers,
         address=config.address,
@@ -196,15 +223,22 @@ def run_server(config: ServerConfig, base: Path, report: Report) -> None:
     try:
         server.serve()
     finally:
-        if config.out is not None:
+        if config.out is not None and server.tail is not None:
             _save(server.tail.state_dict(), base / config.out / "tail.safetensors")
     report(Finished(SERVER, time.monotonic() - began))
 
 
 def run_client(config: ClientConfig, base: Path, report: Report) -> None:
-    """Train, then predict the held-out images encrypted; front and predictions are saved under `out`."""
+    """Train, then predict what is held out encrypted; front and predictions are saved under `out`."""
     processors = settle(config.threads, config.cpu)
     began = time.monotonic()
+    _check_cut(config.topology, config.cut)
+    runs = {"horizontal": _run_rows, "vertical": _run_columns, "halves": _run_half}
+    runs[config.topology](config, base, report, processors)
+    report(Finished(config.name, time.monotonic() - began))
+
+
+def _run_rows(config: ClientConfig, base: Path, report: Report, processors: Sequence[int] | None) -> None:
     keys = base / config.keys
     pair, peers = load_key_pair(keys, config.name), load_public_keys(keys)
     part = data.Part.load(base / config.data)
@@ -241,13 +275,104 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
                 checked=config.checked,
                 comparison=config.comparison,
             )
-            if config.out is not None:
-                tensors = {"labels": found.labels} | ({} if found.logits is None else {"logits": found.logits})
-                costs = {name: value for name, value in vars(found).items() if name not in ("labels", "logits")}
-                # Writing costs as metadata keeps what belongs together in one file.
-                _save(tensors, base / config.out / "predictions.safetensors", costs)
+            _save_predictions(found, config, base)
         client.leave()
-    report(Finished(config.name, time.monotonic() - began))
+
+
+def _run_columns(config: ClientConfig, base: Path, report: Report, processors: Sequence[int] | None) -> None:
+    """The client with the labels asks for the held-out rows, the others contribute."""
+    keys = base / config.keys
+    pair, peers = load_key_pair(keys, config.name), load_public_keys(keys)
+    columns = vertical.Columns.load(base / config.data)
+    model = load_columns_model(config.model, config.seed)
+    if config.name not in model.fronts:
+        raise ConfigError(f"the model has no front for {config.name}; it has: {', '.join(model.fronts)}")
+    front = model.fronts[config.name]
+    with ColumnsClient(
+        front,
+        cut=vertical.CUT,
+        keys=pair,
+        peers=peers,
+        server=config.server,
+        dealer=config.dealer,
+        timeout=config.timeout,
+        join_timeout=config.join_timeout,
+        processors=processors,
+        report=report,
+    ) as client:
+        client.train(
+            columns, seed=derived_seed(config.name, config.seed), checkpoints=_beside(base, config.checkpoints)
+        )
+        if config.out is not None:
+            _save(dict(front.state_dict()), base / config.out / "front.safetensors")
+        if columns.labels is None:
+            client.contribute()
+        else:
+            rows = range(client.training_rows, len(client.columns.ids))
+            rows = rows[: len(rows) if config.predictions is None else config.predictions]
+            if rows:
+                found = client.predict_rows(rows, batch_size=config.batch_size, ahead=config.ahead)
+                _save_predictions(found, config, base)
+        client.leave()
+
+
+def _run_half(config: ClientConfig, base: Path, report: Report, processors: Sequence[int] | None) -> None:
+    keys = base / config.keys
+    part = data.Part.load(base / config.data)
+    # Each client's own first weights: two parts alike would learn the same.
+    torch.manual_seed(derived_seed(f"weights of {config.name}", config.seed))
+    half = load_model(config.model)
+    with HalvesClient.of(
+        half,
+        keys=load_key_pair(keys, config.name),
+        peers=load_public_keys(keys),
+        server=config.server,
+        dealer=config.dealer,
+        timeout=config.timeout,
+        processors=processors,
+        report=report,
+    ) as client:
+        client.learn(
+            part,
+            epochs=config.epochs,
+            batch_size=config.train_batch_size,
+            learning_rate=config.learning_rate,
+            seed=derived_seed(config.name, config.seed),
+        )
+        if config.out is not None:
+            _save(dict(half.state_dict()), base / config.out / "half.safetensors")
+        client.give(part)
+        images = part.test_images[: len(part.test_images) if config.predictions is None else config.predictions]
+        if len(images):
+            _save_predictions(client.predict(images, batch_size=config.batch_size, ahead=config.ahead), config, base)
+        client.leave()
+
+
+def load_columns_model(source: str, seed: int | None) -> vertical.VerticalModel:
+    """The vertical model that a source makes, with first weights from the seed; raises `ConfigError` for another."""
+    if seed is None:
+        torch.seed()
+    else:
+        torch.manual_seed(seed)
+    model = load_model(source)
+    if not isinstance(model, vertical.VerticalModel):
+        raise ConfigError(f"'{source}' makes a {type(model).__name__}; a vertical run needs a splitsec VerticalModel")
+    return model
+
+
+def _check_cut(topology: Topology, cut: str) -> None:
+    if (topology == "horizontal") != bool(cut):
+        wants = "needs a cut: cut = 'NAME'" if not cut else "has no cut of its own; leave it out"
+        raise ConfigError(f"a {topology} run {wants}")
+
+
+def _save_predictions(found: Predictions, config: ClientConfig, base: Path) -> None:
+    if config.out is None:
+        return
+    tensors = {"labels": found.labels} | ({} if found.logits is None else {"logits": found.logits})
+    costs = {name: value for name, value in vars(found).items() if name not in ("labels", "logits")}
+    # Writing costs as metadata keeps what belongs together in one file.
+    _save(tensors, base / config.out / "predictions.safetensors", costs)
 
 
 def make_segments(

@@ -20,13 +20,31 @@ from typing import TypeAlias
 import torch
 
 from splitsec.errors import RandomnessError, SplitsecError
-from splitsec.mpc.dealing import DealerBook
-from splitsec.mpc.messages import Corrections, DealQuery, Done, JoinSession, LeaveSession, SessionSeed
+from splitsec.mpc.dealing import DealerBook, OwnerBook
+from splitsec.mpc.messages import (
+    Corrections,
+    DealQuery,
+    Done,
+    JoinSession,
+    LeaveSession,
+    SessionSeed,
+    ShareWeights,
+    WeightShares,
+)
 from splitsec.parties.events import Listening, Report, ignore
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.training.aggregation import MaskBook
 from splitsec.training.checkpoints import whole_file
-from splitsec.training.messages import DealerBody, JoinRun, MaskSum, OpenMasks, RunSeed, dealer_codec
+from splitsec.training.messages import (
+    DealerBody,
+    JoinRun,
+    MaskSum,
+    OpenMasks,
+    OwnerSeed,
+    OwnWeights,
+    RunSeed,
+    dealer_codec,
+)
 from splitsec.transport import Hub, Incoming, KeyPair, Sender, Wire
 
 log = logging.getLogger(__name__)
@@ -75,7 +93,8 @@ class Dealer:
             checkpoints.mkdir(parents=True, exist_ok=True)
         self._report = report
         self._stop = threading.Event()
-        self._sessions = DealerBook()
+        self._owners = OwnerBook()
+        self._sessions = DealerBook(self._owners)
         self._runs: dict[str, MaskBook] = {}
         # What the pool's threads have made, and None for each query that is complete.
         self._dealt: queue.SimpleQueue[_Reply | None] = queue.SimpleQueue()
@@ -163,6 +182,12 @@ class Dealer:
             case LeaveSession(session):
                 self._sessions.leave(session, name=name)
                 return Done(), []
+            case OwnWeights():
+                if name == SERVER:
+                    raise RandomnessError("the server owns no weights that others may not know")
+                return OwnerSeed(*self._owners.new()), []
+            case ShareWeights(session, items):
+                return WeightShares(), self._sessions.weight_shares(session, items, name=name)
             case JoinRun(run, start, first_round):
                 if name == SERVER:
                     raise RandomnessError("the server gets no mask seed: it could open uploads")

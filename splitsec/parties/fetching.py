@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from splitsec.errors import MessageError
-from splitsec.mpc.messages import Corrections, DealQuery, JoinSession, SessionSeed
+from splitsec.mpc.linear import laid_out
+from splitsec.mpc.messages import Corrections, DealQuery, JoinSession, SessionSeed, ShareWeights, WeightShares
 from splitsec.mpc.plan import Plan, correction_count
+from splitsec.mpc.program import Weights
+from splitsec.mpc.shared import SharedWeight
 from splitsec.training.messages import DealerBody
-from splitsec.transport import Link
+from splitsec.transport import Link, expect_tensor
 
 
 def join_session(dealer: Link[DealerBody], session: str, rank: int, client: str, plan: Plan) -> bytes:
@@ -19,6 +22,19 @@ def join_session(dealer: Link[DealerBody], session: str, rank: int, client: str,
     if not isinstance(joined, SessionSeed):
         raise MessageError(f"the dealer answered {type(joined).__name__} to a request for a seed")
     return joined.seed
+
+
+def weight_shares(dealer: Link[DealerBody], session: str, items: Sequence[SharedWeight]) -> dict[int, Weights]:
+    """The server's shares of the masks of weights that no party knows, by step number."""
+    answer, tensors = dealer.request(ShareWeights(session, tuple(items)))
+    if not isinstance(answer, WeightShares) or len(tensors) != 2 * len(items):
+        raise MessageError(f"the dealer answered {type(answer).__name__} to a request for shares of weights")
+    found = {}
+    for index, item in enumerate(items):
+        weight = expect_tensor(tensors[2 * index], what="a weight's share", dtype=torch.int64, shape=item.weight)
+        bias = expect_tensor(tensors[2 * index + 1], what="a bias's share", dtype=torch.int64, shape=item.bias)
+        found[item.number] = Weights(laid_out(weight), bias)
+    return found
 
 
 def corrections(dealer: Link[DealerBody], session: str, plan: Plan, query: int, *, rank: int) -> Iterator[torch.Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from splitsec.cut import INPUT, cut_names
 from splitsec.errors import (
@@ -24,6 +24,7 @@ from splitsec.errors import (
 from splitsec.mpc.messages import Done
 from splitsec.parties.contributing import Contributors
 from splitsec.parties.events import Listening, Report, ignore
+from splitsec.parties.halves import Halves
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.parties.pool import WorkerPool
 from splitsec.parties.rounds import Run, RunFailed
@@ -33,6 +34,7 @@ from splitsec.training.checkpoints import Checkpoints
 from splitsec.training.messages import (
     Ask,
     DealerBody,
+    Half,
     Leave,
     OpenSession,
     Serve,
@@ -51,7 +53,8 @@ class Server:
     """The server of one run.
 
     Args:
-        tail: the server's segment, `SplitModel(...).tail`; it is trained in place.
+        tail: the server's segment, `SplitModel(...).tail`; it is trained in place. None where clients give a model in
+            parts.
         cut: the name of the cut; clients with another are refused.
         schedule: who takes part, for how many epochs, with which batch size and learning rate. With 0 epochs the
             tail is used as it is, for predictions only.
@@ -88,7 +91,7 @@ class Server:
 
     def __init__(
         self,
-        tail: fx.GraphModule,
+        tail: fx.GraphModule | None,
         *,
         cut: str,
         schedule: Schedule,
@@ -126,6 +129,8 @@ class Server:
         self._routes: dict[str, Sender] = {}
         self._left: set[str] = set()
         self._progress = self._told = time.monotonic()
+        self._halves = Halves(schedule) if schedule.halves else None
+        self._wishes: list[Incoming[ServerBody]] = []
         self._contributors = Contributors(schedule, self._reply) if schedule.join else None
         self._service: PredictionService | None = None
         self._pool = pool
@@ -148,7 +153,7 @@ class Server:
         self.address = self._hub.address
         try:
             self._run = Run(
-                tail,
+                nn.Identity() if tail is None else tail,
                 cut=cut,
                 schedule=schedule,
                 send=self._reply,
@@ -237,6 +242,7 @@ class Server:
             return
         self._told = time.monotonic()
         served = [] if self._contributors is None else self._contributors.names
+        served = served + [wish.sender.name for wish in self._wishes]
         for name in served if self._run.finished else self._run.waiting:
             if name not in self._left:
                 self._reply(name, Waiting(), [])
@@ -244,6 +250,18 @@ class Server:
     def _handle(self, incoming: Incoming[ServerBody]) -> None:
         sender = incoming.sender
         match incoming.body:
+            case Half():
+                if self._halves is None:
+                    raise RefusedError("this server wants no parts of a model")
+                self._routes[sender.name] = sender
+                self._halves.take(sender.name, incoming.body, incoming.tensors)
+                self._hub.send(sender, Done())
+                wishes, self._wishes = self._wishes, []
+                for wish in wishes:
+                    self._answer(wish)
+            case OpenSession() if self._halves is not None and self._halves.missing:
+                self._routes[sender.name] = sender
+                self._wishes.append(incoming)
             case OpenSession():
                 self._routes[sender.name] = sender
                 self._open(sender.name, incoming.body)
@@ -312,6 +330,7 @@ class Server:
                 host=urlsplit(self.address).hostname or "127.0.0.1",
                 timeout=self._timeout,
                 calibration=self._calibration,
+                given=None if self._halves is None else self._halves.whole(),
             )
         return self._service
 
@@ -322,6 +341,9 @@ class Server:
         now = time.monotonic()
         if not self._run.finished:
             self._run.tick(now)
+        elif self._halves is not None and self._halves.missing and now - self._progress > self._join_timeout:
+            names = ", ".join(self._halves.missing)
+            raise PartyTimeoutError(f"{names} gave no part of the model within {self._join_timeout:g} s")
         elif not self._stay and now - self._progress > IDLE_SECONDS and not (self._service and self._service.active):
             missing = sorted(set(self._schedule.clients) - self._left)
             raise PartyTimeoutError(f"{', '.join(missing)} neither asked nor left for {IDLE_SECONDS:g} s")

@@ -35,11 +35,12 @@ class PredictionService:
         host: the interface to listen on for sessions, such as `127.0.0.1`.
         processors: those that workers may use, each keeping to one of them in turn; None leaves it to the kernel.
         limit: how many sessions may be open at once; a client may have half of them.
+        given: without a tail, what clients gave in parts: by input shape the program and its masked weights.
     """
 
     def __init__(
         self,
-        tail: fx.GraphModule,
+        tail: fx.GraphModule | None,
         *,
         pool: WorkerPool,
         keys: KeyPair,
@@ -50,8 +51,10 @@ class PredictionService:
         calibration: torch.Tensor | None = None,
         processors: Sequence[int] | None = None,
         limit: int = 16,
+        given: Mapping[tuple[int, ...], tuple[Program, dict[int, Weights]]] | None = None,
     ) -> None:
-        self._tail = copy.deepcopy(tail).eval()
+        self._tail = None if tail is None else copy.deepcopy(tail).eval()
+        self._given = given or {}
         self._pool = pool
         self._keys = keys
         self._peers = peers
@@ -121,6 +124,8 @@ class PredictionService:
     def _compile(
         self, shape: tuple[int, ...], reveal: Reveal, checked: bool, comparison: ComparisonKind
     ) -> tuple[Program, dict[int, Weights]]:
+        if self._tail is None:
+            return self._whole(shape, reveal, checked, comparison)
         try:
             program, weights = compile_tail(
                 self._tail,
@@ -137,6 +142,18 @@ class PredictionService:
                 "the tail's weights are out of range for fixed point; the server's log names them"
             ) from None
         return program, encode_weights(program, weights)
+
+    def _whole(
+        self, shape: tuple[int, ...], reveal: Reveal, checked: bool, comparison: ComparisonKind
+    ) -> tuple[Program, dict[int, Weights]]:
+        if reveal != "logits" or checked or comparison != "tables":
+            raise RefusedError("a model that clients gave in parts answers with logits, unchecked, by tables")
+        if shape not in self._given:
+            known = " or ".join("x".join(map(str, one)) for one in self._given)
+            raise RefusedError(
+                f"the parts of the model are made for inputs of {known}, not {'x'.join(map(str, shape))}"
+            )
+        return self._given[shape]
 
     @property
     def active(self) -> bool:

@@ -29,14 +29,15 @@ from splitsec.mpc.messages import (
     SessionBody,
     session_codec,
 )
-from splitsec.mpc.plan import weight_masks
+from splitsec.mpc.plan import weight_masks, weight_shapes
 from splitsec.mpc.program import Program, Weights
 from splitsec.mpc.run import run_program
 from splitsec.mpc.session import Session
+from splitsec.mpc.shared import session_weights, shared_weights
 from splitsec.mpc.supply import Supply, most_ahead
 from splitsec.parties import names
 from splitsec.parties.contributing import Gathered
-from splitsec.parties.fetching import corrections, join_session
+from splitsec.parties.fetching import corrections, join_session, weight_shares
 from splitsec.parties.machine import settle
 from splitsec.training.messages import ContributionBody, DealerBody, Share, contribution_codec, dealer_codec
 from splitsec.transport import Hub, KeyPair, Link, Message, Peer, Wire
@@ -154,6 +155,8 @@ class _Worker:
         job = self._job
         plan = predict_cost(job.program, SERVER).plan
         seed = join_session(self._dealer, job.session, SERVER, job.client, plan)
+        items = shared_weights(job.program)
+        shared = {item.number: self._weights[item.number] for item in items}
         session = Session(
             self._peer,
             rank=SERVER,
@@ -161,15 +164,21 @@ class _Worker:
             pair_seed=job.pair_seed,
             plan=plan,
             corrections=lambda query: corrections(self._dealer, job.session, plan, query, rank=SERVER),
+            masked_weights={number: held.weight for number, held in shared.items()},
             precision=job.program.precision,
             comparison=job.program.comparison,
         )
         masks = weight_masks(plan, seed)
+        masked = {layer: self._weights[layer].weight - mask for layer, mask in masks.items()}
         ahead = most_ahead(plan, SERVER)
-        self._peer.send(
-            MaskedWeights(tuple(masks), ahead),
-            [self._weights[layer].weight - mask for layer, mask in masks.items()],
-        )
+        masked |= {layer: shared[layer].weight for layer in weight_shapes(plan) if layer in shared}
+        sent = {layer: masked[layer] for layer in weight_shapes(plan)}
+        self._peer.send(MaskedWeights(tuple(sent), ahead), list(sent.values()))
+        if items:
+            # The client has joined by now: it asks for its first query when it has the masked weights.
+            self._peer.poll(self._job.timeout)
+            shares = weight_shares(self._dealer, job.session, items)
+            self._weights = {**self._weights, **session_weights(SERVER, items, shared, shares)}
         supply = Supply(session, processors=job.processors)
         try:
             self._answer(session, supply, ahead)

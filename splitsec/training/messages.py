@@ -7,7 +7,16 @@ from typing import TypeAlias
 import msgspec
 
 from splitsec.mpc.context import ComparisonKind
-from splitsec.mpc.messages import Corrections, DealQuery, Done, JoinSession, LeaveSession, SessionSeed
+from splitsec.mpc.messages import (
+    Corrections,
+    DealQuery,
+    Done,
+    JoinSession,
+    LeaveSession,
+    SessionSeed,
+    ShareWeights,
+    WeightShares,
+)
 from splitsec.mpc.program import Program, Reveal
 from splitsec.training.schedule import Schedule
 from splitsec.transport.codec import Codec, Message, Refused
@@ -152,6 +161,14 @@ class Share(msgspec.Struct, frozen=True, array_like=True):
     width: int
 
 
+class Half(Message, frozen=True):
+    """Client to server: its part of a model, compiled for several batch sizes; with weight and bias of each step that
+    has some under the mask of `token` (int64), the same for all programs."""
+
+    token: str
+    programs: tuple[Program, ...]
+
+
 class SessionOpened(Message, frozen=True):
     """Server to client: the port on which the session listens, and the program to run; where activations are joined,
     whose features are where."""
@@ -218,6 +235,7 @@ ServerBody: TypeAlias = (
     | Combined
     | Waiting
     | OpenSession
+    | Half
     | SessionOpened
     | Serve
     | Ask
@@ -266,8 +284,26 @@ class MaskSum(Message, frozen=True):
     round: int
 
 
+class OwnWeights(Message, frozen=True):
+    """Client to dealer: a seed to mask weights with that nobody else is to know."""
+
+
+class OwnerSeed(Message, frozen=True):
+    """Dealer to client: the seed, and the token by which it is named; travels only inside CURVE."""
+
+    token: str
+    seed: bytes
+
+    def __repr__(self) -> str:
+        return "OwnerSeed(...)"
+
+
 DealerBody: TypeAlias = (
-    JoinRun
+    OwnWeights
+    | OwnerSeed
+    | ShareWeights
+    | WeightShares
+    | JoinRun
     | RunSeed
     | OpenMasks
     | MaskSum

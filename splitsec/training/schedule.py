@@ -36,6 +36,7 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             differ and are never combined.
         order: for such clients, the seed of the order of rows, which all must use.
         held_out: for such clients, the share of common rows that is not trained on.
+        halves: every client trains a part of the model by itself and gives it under a mask; nobody knows the whole.
     """
 
     clients: tuple[str, ...]
@@ -52,6 +53,7 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     join: Join | None = None
     order: int = 0
     held_out: float = 0.2
+    halves: bool = False
 
     def rounds(self, samples: int) -> int:
         """How many rounds the run has, where the clients have so many samples together."""
@@ -80,6 +82,8 @@ def check_schedule(schedule: Schedule) -> None:
             )
     if schedule.join is not None and (schedule.combine != "none" or len(names) < 2):
         raise ConfigError("columns are joined of at least two clients, whose fronts are not combined: combine = 'none'")
+    if schedule.halves and (schedule.epochs or len(names) < 2):
+        raise ConfigError("parts of a model come from at least two clients, which train by themselves: epochs = 0")
     if schedule.join is not None and schedule.every:
         raise ConfigError("clients whose columns are joined have nothing to combine between epochs: leave every at 0")
     if not 0 <= schedule.held_out < 1:

@@ -16,20 +16,16 @@ from splitsec.mpc.operations.base import (
     takes_product,
 )
 from splitsec.mpc.program import Step, Weights
+from splitsec.mpc.shared import SharedLinear, shared_linear
 
 
 def _linear(running: Running) -> torch.Tensor:
     step, share = running.step, running.first.share
-    item = LinearMask(
-        running.number,
-        step.op,  # type: ignore[arg-type]
-        tuple(share.shape),
-        step.weight,
-        step.stride,
-        step.padding,
-        step.dilation,
-        step.groups,
-    )
+    options = (step.op, tuple(share.shape), step.weight, step.stride, step.padding, step.dilation, step.groups)
+    if step.owner:
+        shared = SharedLinear(running.number, *options, owner=step.owner, source=step.source)  # type: ignore[arg-type]
+        return shared_linear(running.context, share, shared, running.held)
+    item = LinearMask(running.number, *options)  # type: ignore[arg-type]
     weight, bias = (None, None) if running.held is None else (running.held.weight, running.held.bias)
     return linear(running.context, share, item, weight=weight, bias=bias)
 
@@ -52,7 +48,7 @@ def _plain_scale(_step: Step, inputs: Sequence[torch.Tensor], held: Weights | No
 
 
 def _shift(running: Running) -> torch.Tensor:
-    # What the server alone knows it adds alone. A planning run has no weights.
+    # What the server alone knows it adds alone; what nobody knows both add in shares. A planning run has no weights.
     share = running.first.share
     return share if running.held is None else share + running.held.bias
 
