@@ -18,18 +18,72 @@ def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
     demo = commands.add_parser(
         "demo", parents=[common], help="train, combine and predict encrypted on this machine, in five processes"
     )
-    demo.add_argument("--clients", type=int, default=3, metavar="N", help="number of clients (3)")
-    demo.add_argument("--epochs", type=int, default=30, metavar="N", help="epochs of training (30)")
     demo.add_argument(
-        "--cut", default="pool", metavar="NAME", help="where the model is cut (pool); two names make a U: pool,fc2"
+        "--topology",
+        choices=["horizontal", "u", "vertical", "halves"],
+        default="horizontal",
+        help="clients hold rows; rows whose labels stay with them; columns of the same people; or train parts of the "
+        "model (horizontal)",
     )
-    demo.add_argument("--dataset", choices=["digits", "mnist"], default="digits", help="real data to use (digits)")
-    demo.add_argument("--data-dir", type=Path, metavar="DIR", help="for mnist: the directory above MNIST/raw")
+    demo.add_argument("--clients", type=int, metavar="N", help="number of clients (3; vertical and halves 2)")
+    demo.add_argument("--epochs", type=int, default=30, metavar="N", help="epochs of training (30)")
+    demo.add_argument("--cut", metavar="NAME", help="where the model is cut (pool); two names make a U: pool,fc2")
+    demo.add_argument(
+        "--dataset",
+        choices=["digits", "mnist", "breast", "credit"],
+        help="real data to use (digits; vertical: breast)",
+    )
+    demo.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="for mnist: the directory above MNIST/raw; for credit: above vertical",
+    )
     demo.add_argument("--seed", type=int, default=0, help="data, first weights and batches follow from it (0)")
     demo.add_argument(
         "--predictions", type=int, metavar="N", help="encrypted predictions, all clients together (at most 1000)"
     )
     demo.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    training = demo.add_argument_group("training of clients with rows")
+    training.add_argument(
+        "--partition",
+        default="iid",
+        metavar="KIND",
+        help="which rows go to which client: iid, dirichlet:ALPHA, shards:LABELS or files:DIR (iid)",
+    )
+    training.add_argument(
+        "--combine",
+        choices=["average", "relay", "none"],
+        default="average",
+        help="average the clients' segments, hand them from one to the next, or leave each its own (average)",
+    )
+    training.add_argument(
+        "--every", type=int, default=0, metavar="STEPS", help="steps between two averages (0: an epoch)"
+    )
+    training.add_argument("--minimum", type=int, default=2, metavar="N", help="fewest clients in an average (2)")
+    training.add_argument("--proximal", type=float, default=0.0, metavar="MU", help="weight of FedProx's term (0)")
+    training.add_argument(
+        "--server-momentum", type=float, default=0.0, metavar="BETA", help="momentum of the averages (0)"
+    )
+    training.add_argument("--batch-size", type=int, metavar="N", help="of each client (16; mnist 32)")
+    training.add_argument(
+        "--in-flight", type=int, metavar="N", help="batches of a client on their way at once (2; vertical 1)"
+    )
+    training.add_argument(
+        "--compress",
+        default="none",
+        metavar="KIND",
+        help="how activations and gradients travel: none, float16, bfloat16 or topk:FRACTION (none)",
+    )
+    demo.add_argument(
+        "--simulate", action="store_true", help="virtual clients in one process; predictions are plain then"
+    )
+    demo.add_argument(
+        "--drop", type=float, default=0.0, metavar="SHARE", help="with --simulate: clients that drop out of each round"
+    )
+    demo.add_argument(
+        "--checkpoints", type=Path, metavar="DIR", help="keep keys, data and checkpoints here, and go on from them"
+    )
     demo.set_defaults(run=_demo)
 
     keys = commands.add_parser("keys", parents=[common], help="make CURVE key pairs")
@@ -53,20 +107,19 @@ def _demo(options: argparse.Namespace) -> None:
     check_writable(options.json)
     from rich.console import Console
 
-    from splitsec.launch.demo import as_json, run_demo
+    from splitsec.errors import ConfigError
+    from splitsec.launch.demo import as_json, run_demo, simulate_demo
     from splitsec.launch.local import LocalRun
 
-    run = LocalRun(
-        clients=options.clients,
-        epochs=options.epochs,
-        cut=options.cut,
-        dataset=options.dataset,
-        data_dir=options.data_dir,
-        seed=options.seed,
-        predictions=options.predictions,
-    )
+    settings = {name: value for name, value in vars(options).items() if name in LocalRun.__dataclass_fields__}
+    run = LocalRun(**settings)
+    if options.drop and not options.simulate:
+        raise ConfigError("--drop needs --simulate: virtual clients drop out as told, processes when they are ended")
     with terminated_like_interrupted():
-        result = run_demo(run, Console())
+        if options.simulate:
+            result = simulate_demo(run, Console(), drop=options.drop, checkpoints=options.checkpoints)
+        else:
+            result = run_demo(run, Console(), checkpoints=options.checkpoints)
     write_json(options.json, as_json(result))
 
 
@@ -90,7 +143,7 @@ def _keys(options: argparse.Namespace) -> None:
 def _party(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from splitsec.parties import config
+    from splitsec.parties import config, running
     from splitsec.parties.events import to_json_lines, to_terminal
 
     report: Report = to_json_lines() if options.events == "json" else to_terminal(Console())
@@ -98,8 +151,8 @@ def _party(options: argparse.Namespace) -> None:
         end_with_parent()
     base = options.config.resolve().parent
     runs: dict[str, Callable[[], None]] = {
-        "dealer": lambda: config.run_dealer(config.read_config(options.config, config.DealerConfig), base, report),
-        "server": lambda: config.run_server(config.read_config(options.config, config.ServerConfig), base, report),
+        "dealer": lambda: running.run_dealer(config.read_config(options.config, config.DealerConfig), base, report),
+        "server": lambda: running.run_server(config.read_config(options.config, config.ServerConfig), base, report),
         "client": lambda: _client(options, base, report),
     }
     with terminated_like_interrupted():
@@ -107,8 +160,8 @@ def _party(options: argparse.Namespace) -> None:
 
 
 def _client(options: argparse.Namespace, base: Path, report: Report) -> None:
-    from splitsec.parties import config
+    from splitsec.parties import config, running
 
     settings = config.read_config(options.config, config.ClientConfig)
     options.party = settings.name
-    config.run_client(settings, base, report)
+    running.run_client(settings, base, report)

@@ -2,73 +2,157 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
-from safetensors import safe_open
+from torch import nn
 
-from splitsec.cut import SplitModel, is_u
-from splitsec.launch.local import LocalRun, execute, prepare
-from splitsec.models import load_model
-from splitsec.parties.events import AnyEvent, Predicted, RoundDone, size
+from splitsec.cut import INPUT, SplitModel, is_u
+from splitsec.errors import ConfigError
+from splitsec.launch.judging import Judged, align_in_plain, judge, judge_plain
+from splitsec.launch.local import LocalRun, execute, held_out_rows, load_vertical, make_data, prepare
+from splitsec.launch.simulation import SERVER_SEED, simulate
+from splitsec.parties.events import AnyEvent, Joined, Predicted, RoundDone, size
 from splitsec.parties.names import SERVER
-from splitsec.threads import one_thread
+from splitsec.parties.running import make_segments
 from splitsec.training.data import Part
+from splitsec.training.vertical import CUT, Columns
 
 
 @dataclass(frozen=True)
-class DemoResult:
-    """The demo's figures: times in milliseconds, bytes of one prediction both ways, `seconds` of the whole demo."""
+class DemoResult(Judged):
+    """The demo's figures: times in milliseconds a query, bytes of one query both ways, `seconds` of the whole demo.
 
+    `dropped` counts how often a client did not finish a round; `samples_per_second` is that of training.
+    """
+
+    topology: str
     clients: int
     dataset: str
     epochs: int
     cut: str
     seed: int
-    accuracy_plain: float
-    accuracy_encrypted: float
-    agreement: float
-    max_abs_error: float
-    encrypted_predictions: int
-    plain_ms_median: float
-    online_ms_median: float
-    offline_ms_median: float
-    total_ms_median: float
-    rounds: int
-    bytes_online: int
-    bytes_offline: int
+    dropped: int
+    samples_per_second: float
     bytes_training: int
     seconds: float
 
 
-def run_demo(run: LocalRun, console: Console) -> DemoResult:
-    """Run the demo and print its table; every process and file that it made is gone afterwards."""
+def run_demo(run: LocalRun, console: Console, *, checkpoints: Path | None = None) -> DemoResult:
+    """Run the demo and print its table; every process that it started is gone afterwards.
+
+    Args:
+        checkpoints: a directory for keys, data and checkpoints of all parties, which stays: a run that was interrupted
+            goes on from it. Without one every file is gone afterwards.
+    """
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="splitsec-") as name:
-        directory = Path(name)
+    with ExitStack() as stack:
+        if checkpoints is None:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="splitsec-")))
+        else:
+            directory = checkpoints
+            directory.mkdir(parents=True, exist_ok=True)
         parts = prepare(run, directory)
-        held_out = sum(len(part.test_labels) for part in parts)
         with _Watch(run, console) as watch:
-            execute(run, directory, held_out=held_out, on_event=watch.show)
-        result = _judge(run, directory, parts, watch.bytes_training, began)
+            held_out = held_out_rows(run, parts)
+            execute(run, directory, held_out=held_out, keep=checkpoints is not None, on_event=watch.show)
+        result = _result(run, judge(run, directory, parts), watch, began)
     console.print(_table(result))
-    console.print(_who_saw_what(run.cut))
+    console.print(_who_saw_what(run))
     return result
 
 
-class _Watch:
-    """Progress bars: one for the server's epochs, one a client with its link's traffic and its predictions."""
+def simulate_demo(run: LocalRun, console: Console, *, drop: float = 0.0, checkpoints: Path | None = None) -> DemoResult:
+    """The demo's training with virtual clients in this process; predictions are plain.
 
-    def __init__(self, run: LocalRun, console: Console) -> None:
+    Args:
+        drop: the share of clients that drops out in each round.
+        checkpoints: a directory in which the virtual parties keep theirs.
+    """
+    if run.topology == "halves":
+        raise ConfigError("halves are trained by each client alone; there is nothing to simulate")
+    began = time.monotonic()
+    parts = make_data(run)
+    with _Watch(run, console, simulated=True) as watch:
+        named = dict(zip(run.names, parts, strict=True))
+        if run.topology == "vertical":
+            torch.manual_seed(run.seed + SERVER_SEED)
+            tail: nn.Module = SplitModel(load_vertical(run.model).tail, INPUT).tail
+            torch.manual_seed(run.seed)
+            fronts = load_vertical(run.model).fronts
+            begin = {name: [fronts[name]] for name in run.names}
+            cut = CUT
+        else:
+            cut, (tail,) = make_segments(run.model, run.where, run.seed + SERVER_SEED, ("tail",))
+            wanted = ("front", "head") if is_u(run.where) else ("front",)
+            _, first = make_segments(run.model, run.where, run.seed, wanted)  # type: ignore[arg-type]
+            begin = {name: list[nn.Module](first) for name in run.names}
+        found = simulate(
+            tail,
+            lambda name: copy.deepcopy(begin[name]),
+            named,  # type: ignore[arg-type]
+            cut=cut,
+            schedule=run.schedule,
+            seed=run.seed,
+            drop=drop,
+            checkpoints=checkpoints,
+            report=watch.show,
+        )
+    watch.samples, watch.dropped = sum(one.samples for one in found.rounds), found.dropped
+    watch.began, watch.ended = 0.0, found.seconds
+    if run.topology == "vertical":
+        columns = [one for one in parts if isinstance(one, Columns)]
+        aligned, count = align_in_plain(run, columns)
+        labels = aligned[0].labels
+        assert labels is not None
+        trained = load_vertical(run.model)
+        for name in run.names:
+            trained.fronts[name] = found.segments[name][0]
+        trained.tail = tail
+        judged = judge_plain(trained, tuple(one.values[count:] for one in aligned), labels[count:])
+    else:
+        rows = [one for one in parts if isinstance(one, Part)]
+        pieces = found.segments[run.names[0]]
+        whole = nn.Sequential(pieces[0], tail, *pieces[1:])
+        images = torch.cat([one.test_images for one in rows])
+        judged = judge_plain(whole, (images,), torch.cat([one.test_labels for one in rows]))
+    result = _result(run, judged, watch, began)
+    console.print(_table(result))
+    return result
+
+
+def _result(run: LocalRun, judged: Judged, watch: _Watch, began: float) -> DemoResult:
+    return DemoResult(
+        **asdict(judged),
+        topology=run.topology,
+        clients=len(run.names),
+        dataset=run.data,
+        epochs=run.epochs,
+        cut=run.where,
+        seed=run.seed,
+        dropped=watch.dropped,
+        samples_per_second=watch.samples / max(1e-9, watch.ended - watch.began),
+        bytes_training=watch.bytes_training,
+        seconds=time.monotonic() - began,
+    )
+
+
+class _Watch:
+    """Progress bars: one for the server's rounds, one a client with its link's traffic and its predictions."""
+
+    def __init__(self, run: LocalRun, console: Console, *, simulated: bool = False) -> None:
         self.bytes_training = 0
+        self.samples = 0
+        self.dropped = 0
+        self.began = self.ended = time.monotonic()
         self._progress = Progress(
             TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=8)),
             BarColumn(bar_width=10),
@@ -77,28 +161,27 @@ class _Watch:
             console=console,
         )
         self._run = run
-        self._epochs: dict[str, TaskID] = {}
+        # Of parts of a model the clients report, of everything else the server does.
+        self._alone = run.topology == "halves"
+        self._shown = run.names if self._alone else [SERVER] if simulated else [SERVER, *run.names]
+        self._rounds: dict[str, TaskID] = {}
         self._predicting: dict[str, TaskID] = {}
 
     def __enter__(self) -> _Watch:
         self._progress.start()
-        for name in [SERVER, *self._run.names]:
-            note = "epochs: waiting for all parties"
-            self._epochs[name] = self._progress.add_task(name, total=self._run.epochs, note=note)
+        for name in self._shown:
+            note = "rounds: waiting for all parties"
+            self._rounds[name] = self._progress.add_task(name, total=self._run.epochs, note=note)
         return self
 
     def __exit__(self, *_exc: object) -> None:
         self._progress.stop()
 
     def show(self, event: AnyEvent) -> None:
-        if isinstance(event, RoundDone) and event.party in self._epochs:
-            link = f"{size(event.bytes_sent)} sent, {size(event.bytes_received)} received"
-            if event.party == SERVER:
-                self.bytes_training = event.bytes_sent + event.bytes_received
-                note = f"loss {event.loss:.3f}  accuracy {event.accuracy:.1%}"
-            else:
-                note = link
-            self._progress.update(self._epochs[event.party], completed=event.round, note=note)
+        if isinstance(event, Joined) and event.party == SERVER:
+            self.began = time.monotonic()
+        if isinstance(event, RoundDone) and event.party in self._rounds:
+            self._round(event)
         elif isinstance(event, Predicted):
             if event.party not in self._predicting:
                 self._predicting[event.party] = self._progress.add_task(
@@ -106,102 +189,90 @@ class _Watch:
                 )
             self._progress.update(self._predicting[event.party], completed=event.done)
 
-
-def _judge(run: LocalRun, directory: Path, parts: list[Part], bytes_training: int, began: float) -> DemoResult:
-    # Only the demo may do this: it put both segments and all held-out images together to have something to compare.
-    split = SplitModel(load_model(run.model), run.cut)
-    with safe_open(directory / run.names[0] / "out" / "front.safetensors", "pt") as file:
-        front = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-    with safe_open(directory / SERVER / "out" / "tail.safetensors", "pt") as file:
-        tail = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    split.load_whole_state_dict({**front, **tail})
-    split.eval()
-    encrypted, images, labels = [], [], []
-    online, offline = [], []
-    cost: dict[str, int] = {}
-    for name, part in zip(run.names, parts, strict=True):
-        with safe_open(directory / name / "out" / "predictions.safetensors", "pt") as file:
-            logits, found = file.get_tensor("logits"), json.loads(file.metadata()["json"])
-        encrypted.append(logits)
-        images.append(part.test_images[: len(logits)])
-        labels.append(part.test_labels[: len(logits)])
-        online += found["online_ms"]
-        offline += found["offline_ms"]
-        cost = found
-    opened, pictures, truth = torch.cat(encrypted), torch.cat(images), torch.cat(labels)
-    plain_ms = []
-    with torch.no_grad(), one_thread():
-        for picture in pictures[:200]:
-            start = time.perf_counter()
-            split(picture[None])
-            plain_ms.append((time.perf_counter() - start) * 1e3)
-        plain = split(pictures)
-    return DemoResult(
-        clients=run.clients,
-        dataset=run.dataset,
-        epochs=run.epochs,
-        cut=run.cut,
-        seed=run.seed,
-        accuracy_plain=_share(plain.argmax(1) == truth),
-        accuracy_encrypted=_share(opened.argmax(1) == truth),
-        agreement=_share(opened.argmax(1) == plain.argmax(1)),
-        max_abs_error=(opened - plain).abs().max().item(),
-        encrypted_predictions=len(opened),
-        plain_ms_median=median(plain_ms),
-        online_ms_median=median(online),
-        offline_ms_median=median(offline),
-        total_ms_median=median(one + other for one, other in zip(online, offline, strict=True)),
-        rounds=cost["rounds"],
-        bytes_online=cost["bytes_sent"] + cost["bytes_received"],
-        bytes_offline=cost["bytes_offline"],
-        bytes_training=bytes_training,
-        seconds=time.monotonic() - began,
-    )
-
-
-def _share(hits: torch.Tensor) -> float:
-    return hits.double().mean().item()
+    def _round(self, event: RoundDone) -> None:
+        if event.party == SERVER or self._alone:
+            self.samples += event.samples
+            self.dropped += len(event.dropped)
+            self.ended = time.monotonic()
+            self.bytes_training = max(self.bytes_training, event.bytes_sent + event.bytes_received)
+            note = f"loss {event.loss:.3f}  accuracy {event.accuracy:.1%}"
+            note += f"  without {', '.join(event.dropped)}" if event.dropped else ""
+        else:
+            note = f"{size(event.bytes_sent)} sent, {size(event.bytes_received)} received"
+        self._progress.update(self._rounds[event.party], completed=event.round, total=event.rounds, note=note)
 
 
 def _table(result: DemoResult) -> Table:
-    table = Table(title=f"{result.dataset}, {result.clients} clients, {result.epochs} epochs, cut at '{result.cut}'")
+    cut = f", cut at '{result.cut}'" if result.cut else f", {result.topology}"
+    table = Table(title=f"{result.dataset}, {result.clients} clients, {result.epochs} epochs{cut}")
     table.add_column("")
     table.add_column("plain", justify="right")
     table.add_column("encrypted", justify="right")
-    table.add_row("test accuracy", f"{result.accuracy_plain:.2%}", f"{result.accuracy_encrypted:.2%}")
-    table.add_row("identical labels", "", f"{result.agreement:.2%} of {result.encrypted_predictions}")
-    table.add_row("largest difference of logits", "", f"{result.max_abs_error:.1e}")
-    table.add_row(
-        "time per prediction, online", f"{result.plain_ms_median:.2f} ms", f"{result.online_ms_median:.1f} ms"
-    )
-    table.add_row("time per prediction, offline", "", f"{result.offline_ms_median:.1f} ms")
-    table.add_row("rounds per prediction", "", str(result.rounds))
-    table.add_row("bytes per prediction, online", "", size(result.bytes_online))
-    table.add_row("bytes per prediction, offline", "", size(result.bytes_offline))
-    table.add_row("bytes of training, all links", size(result.bytes_training), "")
+    of = "query" if result.batch > 1 else "prediction"
+    encrypted = "" if result.accuracy_encrypted is None else f"{result.accuracy_encrypted:.2%}"
+    table.add_row("test accuracy", f"{result.accuracy_plain:.2%}", encrypted)
+    if result.auc is not None:
+        joined = "" if result.auc_joined is None else f"{result.auc_joined:.4f}"
+        table.add_row("area under the ROC curve; plain: trained on joined columns", joined, f"{result.auc:.4f}")
+    if result.rounds is not None:
+        table.add_row("identical labels", "", f"{result.agreement:.2%} of {result.encrypted_predictions}")
+        table.add_row("largest difference of logits", "", f"{result.max_abs_error:.1e}")
+        online = f"{result.online_ms_median:.1f} ms"
+        rows = f" of {result.batch}" if result.batch > 1 else ""
+        table.add_row(f"time per {of}{rows}, online", f"{result.plain_ms_median:.2f} ms", online)
+        table.add_row(f"time per {of}{rows}, offline", "", f"{result.offline_ms_median:.1f} ms")
+        table.add_row(f"rounds per {of}", "", str(result.rounds))
+        table.add_row(f"bytes per {of}, online", "", size(result.bytes_online or 0))
+        table.add_row(f"bytes per {of}, offline", "", size(result.bytes_offline or 0))
+    table.add_row("samples per second of training", f"{result.samples_per_second:.0f}", "")
+    if result.dropped:
+        table.add_row("clients dropped from a round", str(result.dropped), "")
+    if result.bytes_training:
+        table.add_row("bytes of training, all links", size(result.bytes_training), "")
     table.add_row("whole demo", "", f"{result.seconds:.1f} s")
     return table
 
 
-def _who_saw_what(cut: str) -> Table:
+_IN_TRAINING = {
+    "horizontal": (
+        "their own part of the data; the combined front",
+        "activations at the cut and labels, in plain; the combined front, no single client's",
+        "seeds and who takes part",
+    ),
+    "u": (
+        "their own part of the data; the combined front and head",
+        "activations at the cut and gradients of the head, in plain, which say something about labels; the combined "
+        "front and head, and the mean loss, no single client's",
+        "seeds and who takes part",
+    ),
+    "vertical": (
+        "their own columns; which of their people the others have too",
+        "activations at the cut and labels, in plain; how many people each client has, but not whom",
+        "seeds and who takes part",
+    ),
+    "halves": (
+        "their own part of the data and of the model",
+        "layers and their shapes, the order of magnitude of values; weights under masks, uniform whatever they are",
+        "seeds of those masks",
+    ),
+}
+
+
+def _who_saw_what(run: LocalRun) -> Table:
+    layout = "u" if run.where and is_u(run.where) else run.topology
+    clients, server, dealer = _IN_TRAINING[layout]
     table = Table(title="who saw what")
     table.add_column("party")
     table.add_column("in training")
     table.add_column("in prediction")
-    table.add_row(
-        "clients",
-        "their own part of the data; the combined front",
-        "their own images and results; the tail's architecture, not its weights",
-    )
-    table.add_row(
-        "server",
-        "activations at the cut and gradients of the head, in plain, which say something about labels; the combined "
-        "front and head, and the mean loss, no single client's"
-        if is_u(cut)
-        else "activations at the cut and labels, in plain; the combined front, no single client's",
-        "shapes and counts; masked values that are uniform whatever the image",
-    )
-    table.add_row("dealer", "seeds and who takes part", "seeds and shapes; nothing made from data or weights")
+    own = "their own images and results; the tail's architecture, not its weights"
+    if layout == "vertical":
+        own = "the one who asks: the results; the others: which rows are asked for"
+    elif layout == "halves":
+        own = "their own images and results; the layers of the others' parts, not their weights"
+    table.add_row("clients", clients, own)
+    table.add_row("server", server, "shapes and counts; masked values that are uniform whatever the input")
+    table.add_row("dealer", dealer, "seeds and shapes; nothing made from data or weights")
     return table
 
 

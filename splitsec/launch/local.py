@@ -2,46 +2,82 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
-from msgspec.structs import asdict
+import msgspec
 
-from splitsec.cut import INPUT, SplitModel, cut_names
+from splitsec.cut import INPUT, SplitModel, cut_names, is_u
 from splitsec.errors import ConfigError
 from splitsec.launch.processes import PartyGroup
 from splitsec.launch.simulation import SERVER_SEED
 from splitsec.models import load_model
-from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, write_config
+from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, Topology, write_config
 from splitsec.parties.events import AnyEvent
 from splitsec.parties.names import DEALER, SERVER
+from splitsec.training.compression import check_compression
 from splitsec.training.data import Part, load_dataset
 from splitsec.training.partition import deal, split_rows
 from splitsec.training.schedule import Combine, Schedule, check_schedule
+from splitsec.training.vertical import Columns, VerticalModel, load_columns
 from splitsec.transport import make_keys
 
 START_SECONDS = 120.0
-BATCH_SIZES = {"digits": 16, "mnist": 32}
-MODELS = {"digits": "splitsec.models:digits_cnn", "mnist": "splitsec.models:mnist_cnn"}
+Layout: TypeAlias = Literal["horizontal", "u", "vertical", "halves"]
+U_CUT = "pool,fc2"
+
+
+@dataclass(frozen=True)
+class DemoData:
+    """A dataset of the demo: the model that it trains in a layout, and the batch size of each client."""
+
+    model: str
+    batch_size: int
+
+
+DATA: dict[Layout, dict[str, DemoData]] = {
+    "horizontal": {
+        "digits": DemoData("splitsec.models:digits_cnn", 16),
+        "mnist": DemoData("splitsec.models:mnist_cnn", 32),
+    },
+    "vertical": {
+        "breast": DemoData("splitsec.models:breast_columns", 32),
+        "credit": DemoData("splitsec.models:credit_columns", 64),
+    },
+    "halves": {
+        "digits": DemoData("splitsec.models:digits_half", 16),
+        "mnist": DemoData("splitsec.models:mnist_half", 32),
+    },
+}
+DATA["u"] = DATA["horizontal"]
+# Clients of a layout where the user names no number.
+CLIENTS: dict[Layout, int] = {"horizontal": 3, "u": 3, "vertical": 2, "halves": 2}
+# Rows of one encrypted query, where they come as a table.
+VERTICAL_BATCH = 32
 
 
 @dataclass(frozen=True)
 class LocalRun:
-    """What a local run does.
+    """What a local run does; with None, what suits the layout or the dataset.
 
     Attributes:
-        batch_size: of each client; None for what suits the dataset.
+        topology: `horizontal` and `u` for clients with rows (labels stay with them in a U), `vertical` for columns,
+            `halves` for parts of a model.
         partition: which rows go to which client, see `split_rows`.
         combine, every, minimum, in_flight, proximal, server_momentum, compress: as in `Schedule`.
-        predictions: encrypted predictions of all clients together; None for every held-out image, at most 1,000.
+        batch_size: of each client.
+        predictions: encrypted predictions of all clients together; at most 1,000 if None, but for columns all.
         timeout: seconds after which the whole run is given up.
     """
 
-    clients: int = 3
+    clients: int | None = None
     epochs: int = 30
-    cut: str = "pool"
-    dataset: str = "digits"
+    topology: Layout = "horizontal"
+    cut: str | None = None
+    dataset: str | None = None
     data_dir: Path | None = None
     seed: int = 0
     predictions: int | None = None
@@ -51,90 +87,192 @@ class LocalRun:
     combine: Combine = "average"
     every: int = 0
     minimum: int = 2
-    in_flight: int = 2
+    in_flight: int | None = None
     proximal: float = 0.0
     server_momentum: float = 0.0
     compress: str = "none"
-    timeout: float = 3600.0
+    timeout: float = 7200.0
 
     @property
     def names(self) -> list[str]:
-        return [f"client-{number}" for number in range(1, self.clients + 1)]
+        count = CLIENTS[self.topology] if self.clients is None else self.clients
+        return [f"client-{number}" for number in range(1, count + 1)]
+
+    @property
+    def data(self) -> str:
+        """The dataset's name."""
+        return next(iter(DATA[self.topology])) if self.dataset is None else self.dataset
 
     @property
     def model(self) -> str:
-        return MODELS[self.dataset]
+        return DATA[self.topology][self.data].model
+
+    @property
+    def where(self) -> str:
+        """The cut; empty where the layout has none."""
+        if self.topology in ("vertical", "halves"):
+            return ""
+        return self.cut or (U_CUT if self.topology == "u" else "pool")
+
+    @property
+    def kind(self) -> Topology:
+        """The layout as the parties' settings have it."""
+        return "horizontal" if self.topology == "u" else self.topology
 
     @property
     def schedule(self) -> Schedule:
-        shared = {name: getattr(self, name) for name in Schedule.__struct_fields__ if hasattr(self, name)}
+        """The server's schedule for clients with rows or columns."""
+        columns = self.topology == "vertical"
         return Schedule(
-            **{**shared, "clients": tuple(self.names), "batch_size": self.batch_size or BATCH_SIZES[self.dataset]}
+            clients=tuple(self.names),
+            epochs=self.epochs,
+            batch_size=self.batch_size or DATA[self.topology][self.data].batch_size,
+            learning_rate=self.learning_rate,
+            combine="none" if columns else self.combine,
+            every=self.every,
+            minimum=self.minimum,
+            # One keeps the steps of columns those of the joined model.
+            in_flight=self.in_flight or (1 if columns else 2),
+            proximal=self.proximal,
+            server_momentum=self.server_momentum,
+            compress=self.compress,
+            join=load_vertical(self.model).join if columns else None,
+            order=self.seed,
         )
 
     def prediction_counts(self, held_out: int) -> list[int]:
-        """How many images each client predicts."""
-        total = min(held_out, 1000 if self.predictions is None else self.predictions)
-        return [total // self.clients + (index < total % self.clients) for index in range(self.clients)]
+        """How many rows each client predicts."""
+        most = held_out if self.topology == "vertical" else 1000
+        total = min(held_out, most if self.predictions is None else self.predictions)
+        if self.topology == "vertical":
+            return [total, *(0 for _ in self.names[1:])]
+        count = len(self.names)
+        return [total // count + (index < total % count) for index in range(count)]
+
+
+def load_vertical(source: str) -> VerticalModel:
+    """The demo's model for columns."""
+    model = load_model(source)
+    assert isinstance(model, VerticalModel)
+    return model
 
 
 def check_run(run: LocalRun) -> None:
     """Raise `ConfigError` or `CutError` for settings that cannot work, before any process is started."""
-    if run.clients < 2:
+    known = DATA[run.topology]
+    if run.data not in known:
+        raise ConfigError(f"a {run.topology} run has no dataset '{run.data}'; choose one of: {', '.join(known)}")
+    count = len(run.names)
+    if count < 2:
         raise ConfigError("a run needs at least two clients: the average over one would show its parameters")
+    if run.topology == "vertical" and count != 2:
+        raise ConfigError("the demo's columns are those of two clients; use the API for more")
     if run.epochs < 1:
         raise ConfigError("a run needs at least one epoch")
-    if run.dataset not in MODELS:
-        raise ConfigError(f"unknown dataset '{run.dataset}'; choose one of: {', '.join(MODELS)}")
-    check_schedule(run.schedule)
-    if run.predictions is not None and run.predictions < run.clients:
-        raise ConfigError(f"{run.predictions} predictions are fewer than the {run.clients} clients that ask for them")
-    if cut_names(run.cut)[0] == INPUT:
+    if run.cut is not None and run.topology in ("vertical", "halves"):
+        raise ConfigError(f"a {run.topology} run has no cut to choose; leave --cut out")
+    if run.topology == "halves":
+        check_compression(run.compress)
+    else:
+        check_schedule(run.schedule)
+    asking = 1 if run.topology == "vertical" else count
+    if run.predictions is not None and run.predictions < asking:
+        raise ConfigError(f"{run.predictions} predictions are fewer than the {asking} clients that ask for them")
+    if not run.where:
+        return
+    if cut_names(run.where)[0] == INPUT:
         raise ConfigError("a cut at the input would train on the clients' inputs in plain; choose a later cut")
-    SplitModel(load_model(run.model), run.cut)
+    if (run.topology == "u") != is_u(run.where) and run.topology == "u":
+        raise ConfigError(f"a U has two cuts, such as {U_CUT}; '{run.where}' is one")
+    SplitModel(load_model(run.model), run.where)
 
 
-def prepare(run: LocalRun, directory: Path) -> list[Part]:
+def make_data(run: LocalRun) -> list[Part] | list[Columns]:
+    """Each client's data; raises `ConfigError` if it is not there, or cannot be dealt."""
+    check_run(run)
+    if run.topology == "vertical":
+        return load_columns(run.data, run.data_dir, run.seed)
+    whole = load_dataset(run.data, run.data_dir, run.seed)
+    return deal(whole, split_rows(run.partition, whole.train_labels, len(run.names), run.seed), run.seed)
+
+
+def prepare(run: LocalRun, directory: Path) -> list[Part] | list[Columns]:
     """Write each party's directory: its secret key, everybody's public keys and, for a client, its part of the data.
 
-    Returns the parts, which the caller may use to judge the results; the parties read only their own file.
+    A directory that an earlier run with the same settings made is used as it is, checkpoints and all.
+
+    Returns the clients' data, which the caller may use to judge the results; the parties read only their own file.
     """
     check_run(run)
-    whole = load_dataset(run.dataset, run.data_dir, run.seed)
-    parts = deal(whole, split_rows(run.partition, whole.train_labels, run.clients, run.seed), run.seed)
     everyone = [DEALER, SERVER, *run.names]
+    note = directory / "run.json"
+    settings = {name: str(value) for name, value in asdict(run).items() if name not in ("predictions", "timeout")}
+    if note.exists():
+        before = json.loads(note.read_text())
+        changed = sorted(name for name in settings if before.get(name) != settings[name])
+        if changed:
+            name = changed[0]
+            raise ConfigError(
+                f"{directory} holds another run: {name} is {before.get(name)} there and {settings[name]} here; choose "
+                "another directory, or the same settings"
+            )
+        kind = Columns if run.topology == "vertical" else Part
+        return [kind.load(directory / name / "part.safetensors") for name in run.names]  # type: ignore[return-value]
+    parts = make_data(run)
     for name in everyone:
         make_keys(directory / name / "keys", [name])
     for name in everyone:
         public = (directory / name / "keys" / f"{name}.key").read_bytes()
         for other in everyone:
             (directory / other / "keys" / f"{name}.key").write_bytes(public)
-    for name, part in zip(run.names, parts, strict=True):
-        part.save(directory / name / "part.safetensors")
+    for index, name in enumerate(run.names):
+        parts[index].save(directory / name / "part.safetensors")
+    # Last, so that a directory that has it is complete.
+    note.write_text(json.dumps(settings, indent=2) + "\n")
     return parts
 
 
 def execute(
-    run: LocalRun, directory: Path, *, held_out: int, on_event: Callable[[AnyEvent], None] | None = None
+    run: LocalRun,
+    directory: Path,
+    *,
+    held_out: int,
+    keep: bool = False,
+    on_event: Callable[[AnyEvent], None] | None = None,
 ) -> dict[str, int]:
     """Start all parties, wait until they are done, end them; returns their process ids.
+
+    Args:
+        held_out: how many rows there are to predict.
+        keep: every party writes checkpoints, and goes on from those that are there.
 
     Raises:
         SplitsecError: what the first failing party said. No process is left behind.
     """
+    checkpoints = "checkpoints" if keep else None
     with PartyGroup() as group:
-        _write(directory / DEALER, DealerConfig(address="tcp://127.0.0.1:*", cpu=1))
+        dealing = DealerConfig(address="tcp://127.0.0.1:*", checkpoints=checkpoints, cpu=1)
+        _write(directory / DEALER, dealing)
         group.start(DEALER, DEALER, directory / DEALER / "party.toml")
         dealer = group.wait_listening(DEALER, START_SECONDS)
+        settings = {
+            name: value
+            for name, value in msgspec.structs.asdict(run.schedule).items()
+            if name in ServerConfig.__struct_fields__
+        }
         server_config = ServerConfig(
+            **settings,
             address="tcp://127.0.0.1:*",
             dealer=dealer,
             model=run.model,
-            cut=run.cut,
-            **{name: value for name, value in asdict(run.schedule).items() if name in ServerConfig.__struct_fields__},
+            cut=run.where,
+            topology=run.kind,
             # Another number than the clients', so that the run can be repeated from one seed.
             seed=run.seed + SERVER_SEED,
             out="out",
+            checkpoints=checkpoints,
+            # Parts of a model come when the slowest client has trained.
+            join_timeout=run.timeout if run.topology == "halves" else 120.0,
             cpu=0,
         )
         _write(directory / SERVER, server_config)
@@ -146,11 +284,17 @@ def execute(
                 server=server,
                 dealer=dealer,
                 model=run.model,
-                cut=run.cut,
+                cut=run.where,
+                topology=run.kind,
                 data="part.safetensors",
                 seed=run.seed,
                 predictions=count,
+                batch_size=VERTICAL_BATCH if run.topology == "vertical" else 1,
+                epochs=run.epochs,
+                train_batch_size=run.schedule.batch_size,
+                learning_rate=run.learning_rate,
                 out="out",
+                checkpoints=checkpoints,
                 # All parties share this machine's processors, so to prepare meanwhile would only take turns.
                 ahead=0,
                 cpu=index + 1,
@@ -159,6 +303,15 @@ def execute(
             group.start("client", name, directory / name / "party.toml")
         group.wait_finished({SERVER, *run.names}, run.timeout, on_event=on_event)
         return group.pids
+
+
+def held_out_rows(run: LocalRun, parts: list[Part] | list[Columns]) -> int:
+    """How many rows there are to predict: of columns, so many of those that all clients have."""
+    if run.topology != "vertical":
+        return sum(len(part.test_labels) for part in parts if isinstance(part, Part))
+    columns = [part for part in parts if isinstance(part, Columns)]
+    common = set(columns[0].ids).intersection(*(part.ids for part in columns[1:]))
+    return int(len(common) * run.schedule.held_out)
 
 
 def _write(directory: Path, config: DealerConfig | ServerConfig | ClientConfig) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Self
 from urllib.parse import urlsplit
 
 import torch
@@ -365,7 +366,7 @@ class Client:
         self._dealer.close()
         self._wire.close()
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:

@@ -150,3 +150,39 @@ def split_aligned(count: int, held_out: float, order: int) -> tuple[list[int], l
     if count - test < 1:
         raise ConfigError(f"{count} common rows leave none to train on")
     return shuffled[test:], shuffled[:test]
+
+
+def load_columns(name: str, data_dir: Path | None, seed: int) -> list[Columns]:
+    """The columns of two clients, the first of which has the labels.
+
+    Args:
+        name: `breast`, the 569 patients inside scikit-learn: the mean of ten measurements at the first hospital, their
+            errors and worst values at the second, each of which has not seen one in twenty; or `credit`, 30,000
+            customers of a bank and its partner.
+        data_dir: for `credit`, the directory above `vertical/default_credit_hetero_guest.csv` and `..._host.csv`.
+        seed: which patients a hospital has not seen, and the order of its rows.
+
+    Raises:
+        ConfigError: an unknown name, or files that are not there.
+    """
+    if name == "breast":
+        from sklearn.datasets import load_breast_cancer
+
+        found = load_breast_cancer()
+        values, labels = torch.from_numpy(found.data).float(), torch.from_numpy(found.target).long()
+        shuffle = np.random.default_rng(seed)
+        parts = []
+        for columns, held in ((slice(0, 10), labels), (slice(10, 30), None)):
+            rows = torch.from_numpy(shuffle.permutation(len(labels))[: len(labels) - len(labels) // 20])
+            ids = tuple(f"patient-{row:04d}" for row in rows.tolist())
+            parts.append(Columns(ids, values[rows][:, columns], None if held is None else held[rows]))
+        return parts
+    if name == "credit":
+        if data_dir is None:
+            raise ConfigError(
+                "the credit-card customers are not part of the package: say where they lie: --data-dir DIR"
+            )
+        return [
+            Columns.load(data_dir / "vertical" / f"default_credit_hetero_{which}.csv") for which in ("guest", "host")
+        ]
+    raise ConfigError(f"unknown columns '{name}'; choose one of: breast, credit")

@@ -1,0 +1,295 @@
+"""Running a party from its settings."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import fx
+
+from splitsec.cut import INPUT, ConstantError, SplitModel, build_segment, is_u, load_part
+from splitsec.cut.segments import Part
+from splitsec.errors import ConfigError
+from splitsec.models import load_model
+from splitsec.parties.client import Client, Predictions
+from splitsec.parties.columns import ColumnsClient
+from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, Topology
+from splitsec.parties.dealer import Dealer
+from splitsec.parties.events import Finished, Report
+from splitsec.parties.halves import HalvesClient
+from splitsec.parties.machine import settle
+from splitsec.parties.names import DEALER, SERVER
+from splitsec.parties.server import Server
+from splitsec.training import data, vertical
+from splitsec.training.randomness import derived_seed
+from splitsec.training.schedule import Schedule
+from splitsec.transport import load_key_pair, load_public_keys
+
+log = logging.getLogger(__name__)
+
+
+def make_dealer(config: DealerConfig, base: Path, report: Report) -> Dealer:
+    """The dealer of a TOML file; paths in it are relative to `base`."""
+    keys = base / config.keys
+    return Dealer(
+        keys=load_key_pair(keys, DEALER),
+        peers=load_public_keys(keys),
+        address=config.address,
+        minimum=config.minimum,
+        checkpoints=_beside(base, config.checkpoints),
+        report=report,
+    )
+
+
+def make_server(config: ServerConfig, base: Path, report: Report, *, processors: Sequence[int] | None = None) -> Server:
+    """The server of a TOML file; paths in it are relative to `base`, `processors` as in `Server`."""
+    keys = base / config.keys
+    pair, peers = load_key_pair(keys, SERVER), load_public_keys(keys)
+    shared = {name: getattr(config, name) for name in Schedule.__struct_fields__ if hasattr(config, name)}
+    _check_cut(config.topology, config.cut)
+    tail: fx.GraphModule | None = None
+    cut = INPUT
+    if config.topology == "vertical":
+        model = load_columns_model(config.model, config.seed)
+        cut, tail = vertical.CUT, SplitModel(model.tail, INPUT).tail
+        if config.weights is not None:
+            load_part(tail, _load_weights(base / config.weights))
+        shared |= {"join": model.join, "combine": "none"}
+    elif config.topology == "halves":
+        shared |= {"halves": True, "epochs": 0, "combine": "none"}
+    else:
+        cut, (tail,) = make_segments(config.model, config.cut, config.seed, ("tail",), _beside(base, config.weights))
+    return Server(
+        tail,
+        cut=cut,
+        schedule=Schedule(**shared),
+        keys=pair,
+        peers=peers,
+        address=config.address,
+        dealer=config.dealer,
+        timeout=config.timeout,
+        round_timeout=config.round_timeout,
+        join_timeout=config.join_timeout,
+        checkpoints=_beside(base, config.checkpoints),
+        seed=None if config.seed is None else derived_seed("tail", config.seed),
+        stay=config.stay,
+        calibration=None if config.calibration is None else _load_weights(base / config.calibration)["activations"],
+        processors=processors,
+        report=report,
+    )
+
+
+def run_dealer(config: DealerConfig, base: Path, report: Report) -> None:
+    """Serve until interrupted."""
+    settle(config.threads, config.cpu)
+    make_dealer(config, base, report).serve()
+
+
+def run_server(config: ServerConfig, base: Path, report: Report) -> None:
+    """Run the schedule; the trained tail is saved even when predictions are interrupted."""
+    processors = settle(config.threads, config.cpu)
+    began = time.monotonic()
+    server = make_server(config, base, report, processors=processors)
+    try:
+        server.serve()
+    finally:
+        if config.out is not None and server.tail is not None:
+            _save(server.tail.state_dict(), base / config.out / "tail.safetensors")
+    report(Finished(SERVER, time.monotonic() - began))
+
+
+def run_client(config: ClientConfig, base: Path, report: Report) -> None:
+    """Train, then predict what is held out encrypted; front and predictions are saved under `out`."""
+    processors = settle(config.threads, config.cpu)
+    began = time.monotonic()
+    _check_cut(config.topology, config.cut)
+    runs = {"horizontal": _run_rows, "vertical": _run_columns, "halves": _run_half}
+    runs[config.topology](config, base, report, processors)
+    report(Finished(config.name, time.monotonic() - began))
+
+
+def _run_rows(config: ClientConfig, base: Path, report: Report, processors: Sequence[int] | None) -> None:
+    keys = base / config.keys
+    pair, peers = load_key_pair(keys, config.name), load_public_keys(keys)
+    part = data.Part.load(base / config.data)
+    wanted: tuple[Part, ...] = ("front", "head") if is_u(config.cut) else ("front",)
+    cut, segments = make_segments(config.model, config.cut, config.seed, wanted, _beside(base, config.weights))
+    with Client(
+        segments[0],
+        head=segments[1] if len(segments) == 2 else None,
+        cut=cut,
+        keys=pair,
+        peers=peers,
+        server=config.server,
+        dealer=config.dealer,
+        timeout=config.timeout,
+        join_timeout=config.join_timeout,
+        processors=processors,
+        report=report,
+    ) as client:
+        if config.train:
+            client.train(
+                part, seed=derived_seed(config.name, config.seed), checkpoints=_beside(base, config.checkpoints)
+            )
+            if config.out is not None:
+                state = {key: value for segment in segments for key, value in segment.state_dict().items()}
+                _save(state, base / config.out / "front.safetensors")
+        count = len(part.test_images) if config.predictions is None else config.predictions
+        images = part.test_images[:count]
+        if len(images):
+            found = client.predict(
+                images,
+                batch_size=config.batch_size,
+                ahead=config.ahead,
+                reveal=config.reveal,
+                checked=config.checked,
+                comparison=config.comparison,
+            )
+            _save_predictions(found, config, base)
+        client.leave()
+
+
+def _run_columns(config: ClientConfig, base: Path, report: Report, processors: Sequence[int] | None) -> None:
+    """The client with the labels asks for the held-out rows, the others contribute."""
+    keys = base / config.keys
+    pair, peers = load_key_pair(keys, config.name), load_public_keys(keys)
+    columns = vertical.Columns.load(base / config.data)
+    model = load_columns_model(config.model, config.seed)
+    if config.name not in model.fronts:
+        raise ConfigError(f"the model has no front for {config.name}; it has: {', '.join(model.fronts)}")
+    front = model.fronts[config.name]
+    with ColumnsClient(
+        front,
+        cut=vertical.CUT,
+        keys=pair,
+        peers=peers,
+        server=config.server,
+        dealer=config.dealer,
+        timeout=config.timeout,
+        join_timeout=config.join_timeout,
+        processors=processors,
+        report=report,
+    ) as client:
+        client.train(
+            columns, seed=derived_seed(config.name, config.seed), checkpoints=_beside(base, config.checkpoints)
+        )
+        if config.out is not None:
+            _save(dict(front.state_dict()), base / config.out / "front.safetensors")
+        if columns.labels is None:
+            client.contribute()
+        else:
+            rows = range(client.training_rows, len(client.columns.ids))
+            rows = rows[: len(rows) if config.predictions is None else config.predictions]
+            if rows:
+                found = client.predict_rows(rows, batch_size=config.batch_size, ahead=config.ahead)
+                _save_predictions(found, config, base)
+        client.leave()
+
+
+def _run_half(config: ClientConfig, base: Path, report: Report, processors: Sequence[int] | None) -> None:
+    keys = base / config.keys
+    part = data.Part.load(base / config.data)
+    # Each client's own first weights: two parts alike would learn the same.
+    torch.manual_seed(derived_seed(f"weights of {config.name}", config.seed))
+    half = load_model(config.model)
+    with HalvesClient.of(
+        half,
+        keys=load_key_pair(keys, config.name),
+        peers=load_public_keys(keys),
+        server=config.server,
+        dealer=config.dealer,
+        timeout=config.timeout,
+        processors=processors,
+        report=report,
+    ) as client:
+        client.learn(
+            part,
+            epochs=config.epochs,
+            batch_size=config.train_batch_size,
+            learning_rate=config.learning_rate,
+            seed=derived_seed(config.name, config.seed),
+        )
+        if config.out is not None:
+            _save(dict(half.state_dict()), base / config.out / "half.safetensors")
+        client.give(part)
+        images = part.test_images[: len(part.test_images) if config.predictions is None else config.predictions]
+        if len(images):
+            _save_predictions(client.predict(images, batch_size=config.batch_size, ahead=config.ahead), config, base)
+        client.leave()
+
+
+def load_columns_model(source: str, seed: int | None) -> vertical.VerticalModel:
+    """The vertical model that a source makes, with first weights from the seed; raises `ConfigError` for another."""
+    if seed is None:
+        torch.seed()
+    else:
+        torch.manual_seed(seed)
+    model = load_model(source)
+    if not isinstance(model, vertical.VerticalModel):
+        raise ConfigError(f"'{source}' makes a {type(model).__name__}; a vertical run needs a splitsec VerticalModel")
+    return model
+
+
+def _check_cut(topology: Topology, cut: str) -> None:
+    if (topology == "horizontal") != bool(cut):
+        wants = "needs a cut: cut = 'NAME'" if not cut else "has no cut of its own; leave it out"
+        raise ConfigError(f"a {topology} run {wants}")
+
+
+def _save_predictions(found: Predictions, config: ClientConfig, base: Path) -> None:
+    if config.out is None:
+        return
+    tensors = {"labels": found.labels} | ({} if found.logits is None else {"logits": found.logits})
+    costs = {name: value for name, value in vars(found).items() if name not in ("labels", "logits")}
+    # Writing costs as metadata keeps what belongs together in one file.
+    _save(tensors, base / config.out / "predictions.safetensors", costs)
+
+
+def make_segments(
+    model: str, cut: str, seed: int | None, wanted: tuple[Part, ...], weights: Path | None = None
+) -> tuple[str, list[fx.GraphModule]]:
+    """The cut as all parties call it, and the wanted segments as `seed` makes their first weights, or with those of a
+    file, where the others are never built."""
+    if weights is not None:
+        try:
+            parts = [build_segment(partial(load_model, model), cut, part, weights=weights) for part in wanted]
+            return parts[0].meta["cut"], parts
+        except ConstantError as error:
+            log.info("the whole model is built: %s", error)
+    if seed is None:
+        torch.seed()
+    else:
+        torch.manual_seed(seed)
+    split = SplitModel(load_model(model), cut)
+    found = [getattr(split, part) for part in wanted]
+    if weights is not None:
+        held = _load_weights(weights)
+        for segment in found:
+            load_part(segment, held)
+    return split.cut, found
+
+
+def _beside(base: Path, path: str | None) -> Path | None:
+    return None if path is None else base / path
+
+
+def _load_weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise ConfigError(f"cannot read weights from {path}: {str(error).splitlines()[0]}") from None
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: object = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    described = None if metadata is None else {"json": json.dumps(metadata)}
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, partial, metadata=described)
+    os.replace(partial, path)
