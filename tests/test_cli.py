@@ -52,6 +52,17 @@ def _parties_of(directory: Path) -> list[str]:
         (["demo", "--clients", "2000"], 2, "cannot be dealt to 2000 clients"),
         (["demo", "--predictions", "1"], 2, "fewer than the 3 clients"),
         (["demo", "--json", "/nowhere/x.json"], 2, "cannot write /nowhere/x.json"),
+        (["demo", "--partition", "rows"], 2, "unknown partition 'rows'; choose one of: iid"),
+        (["demo", "--minimum", "4"], 2, "must lie between 2 and the 3 clients"),
+        (["demo", "--compress", "zip"], 2, "unknown compression 'zip'"),
+        (["demo", "--drop", "0.1"], 2, "--drop needs --simulate"),
+        (["demo", "--simulate", "--drop", "1"], 2, "at least 0 and below 1"),
+        (["demo", "--simulate", "--topology", "halves"], 2, "nothing to simulate"),
+        (["demo", "--topology", "u", "--cut", "pool"], 2, "a U has two cuts"),
+        (["demo", "--topology", "vertical", "--dataset", "digits"], 2, "no dataset 'digits'; choose one of: breast"),
+        (["demo", "--topology", "vertical", "--dataset", "credit"], 2, "--data-dir DIR"),
+        (["demo", "--topology", "vertical", "--clients", "3"], 2, "those of two clients"),
+        (["demo", "--topology", "vertical", "--cut", "pool"], 2, "leave --cut out"),
         (["server", "--config", "/nowhere.toml"], 2, "cannot read /nowhere.toml"),
         (["keys", "--out", "/tmp", "../evil"], 2, "cannot name a party"),
     ],
@@ -84,7 +95,7 @@ def test_keys_and_configs_round_trip(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert set(json.loads((tmp_path / "k.json").read_text())) == {"server", "client-1"}
     assert "exists" in _run("keys", "--out", str(tmp_path / "k"), "server").stderr
-    config = ServerConfig("tcp://*:1", "tcp://x:2", 'm"odel', "cut", ("a", "b"), stay=True, learning_rate=1e-5)
+    config = ServerConfig("tcp://*:1", "tcp://x:2", 'm"odel', ("a", "b"), cut="cut", stay=True, learning_rate=1e-5)
     write_config(tmp_path / "s.toml", config)
     assert read_config(tmp_path / "s.toml", ServerConfig) == config
 
@@ -95,11 +106,21 @@ def _by_hand(directory: Path, run: LocalRun, ports: list[int]) -> dict[str, list
     dealer, server = (f"tcp://127.0.0.1:{port}" for port in ports)
     configs: dict[str, DealerConfig | ServerConfig | ClientConfig] = {
         "dealer": DealerConfig(address=dealer),
-        "server": ServerConfig(server, dealer, run.model, run.cut, tuple(run.names), epochs=run.epochs, out="out"),
+        "server": ServerConfig(
+            server, dealer, run.model, tuple(run.names), cut=run.where, epochs=run.epochs, out="out"
+        ),
     }
     for name in run.names:
         configs[name] = ClientConfig(
-            name, server, dealer, run.model, run.cut, "part.safetensors", predictions=3, out="out", timeout=30
+            name,
+            server,
+            dealer,
+            run.model,
+            "part.safetensors",
+            cut=run.where,
+            predictions=3,
+            out="out",
+            timeout=30,
         )
     for name, config in configs.items():
         write_config(directory / name / "party.toml", config)
@@ -173,6 +194,58 @@ def test_the_demo_end_to_end_with_two_clients(tmp_path: Path) -> None:
     assert found["accuracy_encrypted"] > 0.3
     for text in ("who saw what", "test accuracy", "rounds per prediction", "client-2", "server"):
         assert text in done.stdout
+
+
+def test_a_demo_of_columns_end_to_end(tmp_path: Path) -> None:
+    target = tmp_path / "demo.json"
+    done = _run("demo", "--topology", "vertical", "--epochs", "10", "--json", str(target))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(target.read_text())
+    assert found["topology"] == "vertical"
+    assert found["agreement"] == 1.0
+    assert found["accuracy_encrypted"] > 0.9
+    assert abs(found["auc"] - found["auc_joined"]) < 0.005
+    assert found["samples_per_second"] > 0
+    assert found["dropped"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["u", "halves"])
+def test_a_demo_of_other_layouts_end_to_end(layout: str, tmp_path: Path) -> None:
+    target = tmp_path / "demo.json"
+    done = _run("demo", "--topology", layout, "--epochs", "8", "--clients", "2", "--json", str(target))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(target.read_text())
+    assert (found["topology"], found["agreement"]) == (layout, 1.0)
+    assert found["accuracy_encrypted"] > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["horizontal", "vertical"])
+def test_killed_processes_go_on_from_their_checkpoints(topology: str, tmp_path: Path) -> None:
+    """Every process is killed at some moment of the training; the second start ends like a run that was never."""
+    arguments = ["--topology", topology, "--epochs", "60", "--clients", "2", "--predictions", "4"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert _run("demo", *arguments, "--checkpoints", str(whole)).returncode == 0
+    command = [sys.executable, "-m", "splitsec", "demo", *arguments, "--checkpoints", str(killed)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wanted = killed / "server" / "checkpoints" / "round-000007.json"
+    deadline = time.monotonic() + 60
+    while not wanted.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and str(killed).encode() in _cmdline(entry) and int(entry.name) != process.pid:
+            os.kill(int(entry.name), signal.SIGKILL)
+    process.wait(30)
+    left = sorted(path.name for path in (killed / "server" / "checkpoints").glob("*.json"))
+    assert left[-1] < "round-000060.json", "the run was over before it was killed"
+    done = _run("demo", *arguments, "--checkpoints", str(killed))
+    assert done.returncode == 0, done.stderr
+    for name in ("server/out/tail.safetensors", "client-1/out/front.safetensors"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes()
+    other = _run("demo", *arguments[:-1], "5", "--seed", "1", "--checkpoints", str(killed))
+    assert other.returncode == 2
+    assert "holds another run: seed is 0 there and 1 here" in other.stderr
 
 
 def _start_demo(tmp_path: Path) -> subprocess.Popen[str]:

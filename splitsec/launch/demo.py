@@ -212,8 +212,11 @@ def _table(result: DemoResult) -> Table:
     encrypted = "" if result.accuracy_encrypted is None else f"{result.accuracy_encrypted:.2%}"
     table.add_row("test accuracy", f"{result.accuracy_plain:.2%}", encrypted)
     if result.auc is not None:
-        joined = "" if result.auc_joined is None else f"{result.auc_joined:.4f}"
-        table.add_row("area under the ROC curve; plain: trained on joined columns", joined, f"{result.auc:.4f}")
+        if result.auc_joined is None:
+            table.add_row("area under the ROC curve", f"{result.auc:.4f}", "")
+        else:
+            what = "area under the ROC curve (plain: trained on joined columns)"
+            table.add_row(what, f"{result.auc_joined:.4f}", f"{result.auc:.4f}")
     if result.rounds is not None:
         table.add_row("identical labels", "", f"{result.agreement:.2%} of {result.encrypted_predictions}")
         table.add_row("largest difference of logits", "", f"{result.max_abs_error:.1e}")
