@@ -28,6 +28,78 @@ def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
     zoo.add_argument("--model", metavar="NAME[:CUT][,...]", help="some of them (all)")
     zoo.add_argument("--json", type=Path, metavar="FILE", help="also write the records to this file")
     zoo.set_defaults(run=_bench_models)
+    training = questions.add_parser(
+        "training", parents=[common], help="samples a second of split training against plain PyTorch"
+    )
+    training.add_argument("--dataset", default="digits", metavar="NAME[,NAME]", help="digits, mnist (digits)")
+    training.add_argument("--data-dir", type=Path, metavar="DIR", help="for mnist: the directory above MNIST/raw")
+    training.add_argument("--clients", default="1,3,8", metavar="N[,N]", help="numbers of clients (1,3,8)")
+    training.add_argument("--in-flight", default="2", metavar="N[,N]", help="batches on their way at once (2)")
+    training.add_argument("--compress", default="none", metavar="KIND[,KIND]", help="see splitsec demo (none)")
+    training.add_argument("--turns", type=int, default=3, metavar="N", help="measurements in turn (3)")
+    training.add_argument("--json", type=Path, metavar="FILE", help="also write the records to this file")
+    training.set_defaults(run=_bench_training)
+
+
+def _bench_training(options: argparse.Namespace) -> None:
+    check_writable(options.json)
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from splitsec.bench.training import measure_training
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 130
+    settings = [
+        (dataset, clients, in_flight, compress)
+        for dataset in options.dataset.split(",")
+        for clients in numbers(options.clients, "--clients")
+        for in_flight in numbers(options.in_flight, "--in-flight")
+        for compress in options.compress.split(",")
+    ]
+    records = []
+    with terminated_like_interrupted(), console.status("") as status:
+        for dataset, clients, in_flight, compress in settings:
+            status.update(f"{dataset}, {clients} clients, {in_flight} in flight, compression {compress}")
+            records.append(
+                measure_training(
+                    dataset,
+                    clients,
+                    data_dir=options.data_dir,
+                    in_flight=in_flight,
+                    compress=compress,
+                    turns=options.turns,
+                )
+            )
+    table = Table(title="samples per second of training, one thread a party")
+    for heading in (
+        "dataset",
+        "clients",
+        "in flight",
+        "compression",
+        "split",
+        "plain",
+        "split / plain",
+        "bytes/sample",
+    ):
+        table.add_column(heading, justify="left" if heading in ("dataset", "compression") else "right")
+    for one in records:
+        table.add_row(
+            one.dataset,
+            str(one.clients),
+            str(one.in_flight),
+            one.compress,
+            f"{one.split:.0f}",
+            f"{one.plain:.0f}",
+            str(one.plain_threads),
+            f"{one.share:.2f}",
+            f"{one.bytes_per_sample:.0f}",
+        )
+    console.print(table)
+    write_json(options.json, [asdict(one) for one in records])
 
 
 def _bench_models(options: argparse.Namespace) -> None:

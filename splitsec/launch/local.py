@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -163,7 +164,7 @@ def check_run(run: LocalRun) -> None:
     if run.data not in known:
         raise ConfigError(f"a {run.topology} run has no dataset '{run.data}'; choose one of: {', '.join(known)}")
     count = len(run.names)
-    if count < 2:
+    if count < 2 and (run.combine == "average" or run.kind != "horizontal"):
         raise ConfigError("a run needs at least two clients: the average over one would show its parameters")
     if run.topology == "vertical" and count != 2:
         raise ConfigError("the demo's columns are those of two clients; use the API for more")
@@ -250,6 +251,7 @@ def execute(
         SplitsecError: what the first failing party said. No process is left behind.
     """
     checkpoints = "checkpoints" if keep else None
+    processors = len(os.sched_getaffinity(0))
     with PartyGroup() as group:
         dealing = DealerConfig(address="tcp://127.0.0.1:*", checkpoints=checkpoints, cpu=1)
         _write(directory / DEALER, dealing)
@@ -297,7 +299,8 @@ def execute(
                 checkpoints=checkpoints,
                 # All parties share this machine's processors, so to prepare meanwhile would only take turns.
                 ahead=0,
-                cpu=index + 1,
+                # Not the server's, as long as there are others.
+                cpu=1 + index % max(1, processors - 1),
             )
             _write(directory / name, client_config)
             group.start("client", name, directory / name / "party.toml")
