@@ -126,7 +126,8 @@ class _Simulation:
         self._drop = drop
         self._directory = checkpoints
         self._outer = report
-        self._book = MaskBook(max(2, schedule.minimum))
+        # One process sees everything, so a round that is repeated after a restart gives nothing away.
+        self._book = MaskBook(max(2, schedule.minimum), recorded=True)
         self._to_server: deque[tuple[str, ServerBody, Sequence[torch.Tensor]]] = deque()
         self._to_clients: deque[tuple[str, ServerBody, Sequence[torch.Tensor]]] = deque()
         self._dropping: dict[str, str] = {}

@@ -1,4 +1,5 @@
-"""Private set intersection at the server: it passes points on until every client's have met all others."""
+"""Private set intersection at the server: it passes points on until every client's have met all others, and says which
+are common to all."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ import torch
 
 from splitsec.errors import ConfigError, MessageError
 from splitsec.parties.steps import Send
-from splitsec.training.alignment import POINT_BYTES
-from splitsec.training.messages import Aligned, Points
+from splitsec.training.alignment import POINT_BYTES, common_places
+from splitsec.training.messages import Aligned, Places, Points
 from splitsec.transport import expect_tensor
 
 
@@ -26,11 +27,12 @@ class Aligner:
         self._clients = clients
         self._send = send
         self._met: dict[str, list[str]] = {}
+        self._complete: dict[str, torch.Tensor] = {}
         self._found: dict[str, int] = {}
 
     def points(self, name: str, body: Points, tensors: Sequence[torch.Tensor]) -> None:
         """Take points from a client, its own or another's that it has multiplied, and pass them on."""
-        if len(tensors) != 1 or body.complete:
+        if len(tensors) != 1:
             raise MessageError("points come as one tensor")
         expect_tensor(tensors[0], what="the points", dtype=torch.uint8, shape=(None, POINT_BYTES))
         met = self._met.setdefault(body.owner, [])
@@ -40,8 +42,11 @@ class Aligner:
         if len(met) < len(self._clients):
             self._send(self._next(body.owner), Points(body.owner), tensors)
             return
-        for client in self._clients:
-            self._send(client, Points(body.owner, complete=True), tensors)
+        self._complete[body.owner] = tensors[0]
+        if len(self._complete) == len(self._clients):
+            for client, places in common_places(self._complete).items():
+                self._send(client, Places(), [places])
+            self._complete = {}
 
     def aligned(self, name: str, body: Aligned) -> None:
         """Take a client's number of common rows.

@@ -38,8 +38,10 @@ from splitsec.parties.names import DEALER, SERVER
 from splitsec.training.checkpoints import Checkpoints
 from splitsec.training.data import Part
 from splitsec.training.messages import (
+    Combined,
     DealerBody,
     Leave,
+    Missed,
     OpenSession,
     ServerBody,
     SessionOpened,
@@ -345,10 +347,10 @@ class Client:
         return address if self._reach is None else self._reach(address)
 
     def _answer(self, timeout: float | None = None) -> tuple[ServerBody, list[torch.Tensor]]:
-        """The server's next message that says more than that it waits for others."""
+        """The server's next message that says more than that it waits for others, or is left from training."""
         while True:
             body, tensors = self._server.receive(timeout)
-            if not isinstance(body, Waiting):
+            if not isinstance(body, (Waiting, Missed, Combined)):
                 return body, tensors
 
     def _dealer_link(self) -> Link[DealerBody]:
@@ -359,7 +361,8 @@ class Client:
 
     def leave(self) -> None:
         """Tell the server that nothing more will come."""
-        self._server.request(Leave())
+        self._server.send(Leave())
+        self._answer()
 
     def close(self) -> None:
         self._server.close()

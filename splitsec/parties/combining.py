@@ -41,6 +41,11 @@ class Combiner:
         """Whether an upload carries segments."""
         return self._schedule.combine != "none"
 
+    @property
+    def waits_for_turn(self) -> bool:
+        """Whether this is a relay in which nothing has been handed over since the server's start."""
+        return self._schedule.combine == "relay" and self._handed is None
+
     def combine(
         self, run: str, start: str, round_number: int, uploads: Mapping[str, torch.Tensor], members: Mapping[str, Hello]
     ) -> list[torch.Tensor]:

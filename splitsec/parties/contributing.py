@@ -22,7 +22,6 @@ from splitsec.training.messages import (
     Contribute,
     Contribution,
     ContributionBody,
-    OpenSession,
     Serve,
     SessionOpened,
     Share,
@@ -73,30 +72,21 @@ class Contributors:
         self._send = send
         self._features: dict[str, int] = {}
         self._sessions: dict[str, _Open] = {}
-        self._waiting: dict[str, OpenSession] = {}
 
-    def serve(self, name: str, body: Serve) -> list[tuple[str, OpenSession]]:
-        """A client is there to contribute; who has waited for it can be served now."""
+    def serve(self, name: str, body: Serve) -> None:
+        """A client is there to contribute."""
         if not 1 <= body.features < MOST_FEATURES:
             raise MessageError(f"an activation cannot have {body.features} features")
         self._features[name] = body.features
-        ready = [(asker, wanted) for asker, wanted in self._waiting.items() if self.ready(asker)]
-        for asker, _ in ready:
-            del self._waiting[asker]
-        return ready
 
     def ready(self, asker: str) -> bool:
         """Whether all others are there to contribute."""
         return all(name in self._features for name in self._schedule.clients if name != asker)
 
-    def wait(self, asker: str, wanted: OpenSession) -> None:
-        """Keep a client's wish until all others are there."""
-        self._waiting[asker] = wanted
-
     @property
     def names(self) -> list[str]:
-        """Who must be told that it is not forgotten: who contributes, and who waits for them."""
-        return [*self._features, *self._waiting]
+        """Who contributes."""
+        return list(self._features)
 
     def shares(self, asker: str, width: int) -> tuple[Share, ...]:
         """Whose features are where in the joined activation, where the asking client has `width` of them."""

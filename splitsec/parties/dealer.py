@@ -191,7 +191,10 @@ class Dealer:
             case JoinRun(run, start, first_round):
                 if name == SERVER:
                     raise RandomnessError("the server gets no mask seed: it could open uploads")
-                return RunSeed(*self._book(run).seeds_for(name, start=start, first_round=first_round)), []
+                book = self._book(run)
+                seeds = book.seeds_for(name, start=start, first_round=first_round)
+                self._keep(run, book)
+                return RunSeed(*seeds), []
             case OpenMasks(run, start, round_number, participants, length):
                 if name != SERVER:
                     raise RandomnessError(f"{name} may not open masks; only the server may")
@@ -208,15 +211,13 @@ class Dealer:
         if run not in self._runs:
             while len(self._runs) >= MAX_RUNS:
                 self._runs.pop(next(iter(self._runs)))
-            self._runs[run] = MaskBook(self._minimum, self._kept(run))
+            # Which clients' masks were opened in each round before this dealer was started.
+            path = None if self._checkpoints is None else self._checkpoints / f"{run}.json"
+            recorded = path is not None and path.exists()
+            kept = json.loads(path.read_text()) if path is not None and recorded else {}
+            opened = {int(number): names for number, names in kept.items()}
+            self._runs[run] = MaskBook(self._minimum, opened, recorded)
         return self._runs[run]
-
-    def _kept(self, run: str) -> dict[int, list[str]]:
-        """Which clients' masks were opened in each round before this dealer was started."""
-        path = None if self._checkpoints is None else self._checkpoints / f"{run}.json"
-        if path is None or not path.exists():
-            return {}
-        return {int(number): names for number, names in json.loads(path.read_text()).items()}
 
     def _keep(self, run: str, book: MaskBook) -> None:
         # Names and numbers of rounds: seeds are never written.

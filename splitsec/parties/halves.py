@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from splitsec.cut import INPUT, SplitModel
-from splitsec.errors import ConfigError, MessageError, RefusedError
+from splitsec.errors import ConfigError, MessageError
 from splitsec.mpc.checking import check_program
 from splitsec.mpc.compiler import compile_tail, encode_weights
 from splitsec.mpc.messages import Done
@@ -153,7 +153,7 @@ class HalvesClient(Client):
 
         Raises:
             UnsupportedLayerError: a layer without an encrypted form.
-            RefusedError: the server wants no parts, or has this client's.
+            RefusedError: the server wants no parts.
         """
         images = part.train_images[:CALIBRATION]
         split = SplitModel(self.half, INPUT)
@@ -176,14 +176,11 @@ class Halves:
         self._parts: dict[str, tuple[Half, list[torch.Tensor]]] = {}
 
     def take(self, name: str, half: Half, tensors: Sequence[torch.Tensor]) -> None:
-        """Take a client's part.
+        """Take a client's part, or a new one in the place of that which it gave.
 
         Raises:
-            RefusedError: it has given one.
             MessageError: the part is no program, names another owner, or differs from the others'.
         """
-        if name in self._parts:
-            raise RefusedError(f"{name} has given its part of the model")
         if not half.programs:
             raise MessageError("a part of a model needs a program")
         for program in half.programs:
@@ -194,7 +191,7 @@ class Halves:
             for index, item in enumerate(items):
                 expect_tensor(tensors[2 * index], what="a weight", dtype=torch.int64, shape=item.weight)
                 expect_tensor(tensors[2 * index + 1], what="a bias", dtype=torch.int64, shape=item.bias)
-        for other, _ in self._parts.values():
+        for other, _ in (part for owner, part in self._parts.items() if owner != name):
             if [one.input_shape for one in other.programs] != [one.input_shape for one in half.programs]:
                 raise MessageError("the parts of the model take different inputs")
             merge_programs([other.programs[0], half.programs[0]])

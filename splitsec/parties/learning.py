@@ -32,6 +32,7 @@ from splitsec.training.messages import (
     JoinRun,
     Missed,
     Output,
+    Places,
     Points,
     Return,
     RunSeed,
@@ -96,14 +97,14 @@ class Learner:
         self._saved = () if checkpoints is None else checkpoints.rounds()
         self._combinable = Combinable(segments)
         self._begins = segment_digest(*segments)
+        self._run = ""
         if checkpoints is not None and self._saved:
             _, facts = checkpoints.load(self._saved[-1])
-            self._seed, self._begins = facts["seed"], facts["begins"]
+            self._seed, self._begins, self._run = facts["seed"], facts["begins"], facts["run"]
         self._seeds = RunSeed(b"", b"")
         self._round = 0
         # Batches of this round: how many there are, sent, and answered; and the number of its first one.
         self._alignment: Alignment | None = None
-        self._points: dict[str, torch.Tensor] = {}
         self.columns: Columns | None = None
         self.training_rows = 0
         self._steps = self._sent = self._answered = self._first = 0
@@ -121,6 +122,7 @@ class Learner:
             values=self._combinable.values + (MEANS if self._head is not None else 0),
             samples=len(self._part.ids) if isinstance(self._part, Columns) else len(self._part.train_labels),
             rounds=self._saved or (0,),
+            run=self._run,
         )
         return [(SERVER, hello, [])]
 
@@ -136,8 +138,10 @@ class Learner:
             case RunSeed():
                 self._seeds = body
                 return self._begin_round() if self._alignment is None else self._own_points()
-            case Points(owner, complete):
-                return self._pass_on(owner, complete, tensors)
+            case Points(owner):
+                return self._pass_on(owner, tensors)
+            case Places():
+                return self._align(tensors)
             case Aligned():
                 return self._aligned()
             case Output() if self._fits(body):
@@ -147,7 +151,7 @@ class Learner:
             case Combined():
                 return self._combined(body, tensors)
             case Missed(number):
-                if number < self._round:
+                if number < self._round or self._missed:
                     return []
                 self._missed = True
                 return [(SERVER, Return(number), [])]
@@ -187,6 +191,11 @@ class Learner:
         )
         self._round = welcome.round
         self._missed = welcome.wait
+        if welcome.run != self._run:
+            # What is kept here is of another run.
+            self._run, self._saved = welcome.run, ()
+        if welcome.wait and schedule.combine == "none" and not self._saved:
+            raise ConfigError(f"{self._name} has no checkpoint to come back with, and nothing is combined in this run")
         if welcome.round in self._saved:
             self._restore(welcome.round)
         elif self._saved:
@@ -214,17 +223,16 @@ class Learner:
         assert self._alignment is not None
         return [(SERVER, Points(self._name), [self._alignment.mine()])]
 
-    def _pass_on(self, owner: str, complete: bool, tensors: Sequence[torch.Tensor]) -> list[Out]:
-        if self._alignment is None or self.welcome is None or len(tensors) != 1:
+    def _pass_on(self, owner: str, tensors: Sequence[torch.Tensor]) -> list[Out]:
+        if self._alignment is None or len(tensors) != 1:
             raise MessageError("Points were not due")
-        if not complete:
-            return [(SERVER, Points(owner), [self._alignment.pass_on(tensors[0])])]
-        self._points[owner] = tensors[0]
-        if len(self._points) < len(self.welcome.schedule.clients):
-            return []
-        others = {name: points for name, points in self._points.items() if name != self._name}
+        return [(SERVER, Points(owner), [self._alignment.pass_on(tensors[0])])]
+
+    def _align(self, tensors: Sequence[torch.Tensor]) -> list[Out]:
+        if self._alignment is None or self.welcome is None or len(tensors) != 1:
+            raise MessageError("Places were not due")
         assert isinstance(self._part, Columns)
-        rows = self._alignment.common(self._points[self._name], others)
+        rows = self._alignment.common(tensors[0])
         train, test = split_aligned(len(rows), self.welcome.schedule.held_out, self.welcome.schedule.order)
         self.training_rows = len(train)
         self.columns = self._part.take([rows[one] for one in train + test]).standardised(len(train))
@@ -318,7 +326,7 @@ class Learner:
 
     def _combined(self, done: Combined, tensors: Sequence[torch.Tensor]) -> list[Out]:
         assert self.welcome is not None
-        if done.round + 1 < self._round:
+        if done.round < self._round and not (self._missed and done.round + 1 == self._round):
             return []
         schedule = self.welcome.schedule
         if tensors and schedule.combine == "relay":
@@ -361,7 +369,8 @@ class Learner:
         state = {key: value for segment in self._segments for key, value in segment.state_dict().items()}
         tensors = {f"segment.{name}": one for name, one in state.items()}
         tensors |= optimizer_tensors(self._trainer.optimizer)
-        facts: Mapping[str, Any] = {"name": self._name, "cut": self._cut, "seed": self._seed, "begins": self._begins}
+        facts: Mapping[str, Any] = {"name": self._name, "cut": self._cut, "seed": self._seed}
+        facts = {**facts, "begins": self._begins, "run": self._run}
         self._checkpoints.save(self._round, {**tensors, "randomness": self._trainer.randomness.state}, facts)
 
     def _restore(self, number: int) -> None:

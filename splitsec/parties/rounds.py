@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,10 +20,11 @@ from splitsec.parties.aligning import Aligner
 from splitsec.parties.combining import AskDealer, Combiner, upload_shape
 from splitsec.parties.door import check_hello
 from splitsec.parties.events import Dropped, Joined, Report, RoundDone
+from splitsec.parties.keeping import check_same_run, facts_of, restore, state_of
 from splitsec.parties.learning import MEANS
 from splitsec.parties.names import SERVER
 from splitsec.parties.steps import JoinedSteps, Send, Steps, USteps
-from splitsec.training.checkpoints import Checkpoints, optimizer_tensors, restore_optimizer
+from splitsec.training.checkpoints import Checkpoints
 from splitsec.training.loop import TailTrainer
 from splitsec.training.messages import (
     Aligned,
@@ -99,15 +100,16 @@ class Run:
         self._steps = kind(self._trainer, cut=cut, schedule=schedule, send=send)
         self._aligner = Aligner(schedule.clients, send) if schedule.join else None
         self._combiner = Combiner(schedule, ask_dealer)
-        self._id = secrets.token_hex(16)
         self._start = secrets.token_hex(16)
         self._saved = () if checkpoints is None else checkpoints.rounds()
+        kept: dict[str, Any] = {}
         if checkpoints is not None and self._saved:
-            _check_same_run(checkpoints, self._saved[-1], self._facts())
+            kept = check_same_run(checkpoints, self._saved[-1], facts_of(cut, schedule))
+        self._id = kept.get("run") or secrets.token_hex(16)
         self.members: dict[str, Hello] = {}
         # None before the first round.
         self.round: int | None = None
-        self.rounds = 0
+        self.rounds = int(kept.get("rounds", 0))
         self._active: list[str] = []
         # In a relay, those whose turn it is not.
         self._idle: list[str] = []
@@ -183,6 +185,13 @@ class Run:
         elif silent > self._timeout:
             self._drop(missing, f"sent nothing for {self._timeout:g} s in round {self.round + 1}", now)
 
+    def refresh(self, before: float, now: float) -> None:
+        """The time that handling a message took is nobody's silence: `before` is when it was begun."""
+        if self._progress == before:
+            self._progress = now
+        if self._round_began == before:
+            self._round_began = now
+
     def gone(self, name: str, *, now: float) -> None:
         """Go on at once without a client that is known to be gone."""
         if self.round is not None and name in self._active and name not in self._uploaded:
@@ -210,45 +219,67 @@ class Run:
         check_hello(name, hello, cut=self._cut, schedule=self.schedule, members=self.members)
         if self.finished and self.round is None:
             raise RefusedError("no training is running")
+        if self.round is None:
+            self._progress = now
+        else:
+            self._check_return(name, hello)
         self.members[name] = hello
-        self._progress = now
         self._report(Joined(SERVER, name))
         if self.round is None:
             if len(self.members) == len(self.schedule.clients):
                 self._begin(now)
-        elif self.finished:
+            return
+        # It was started again, whatever is left of its earlier life.
+        if not self.finished and name in self._active and name not in self._uploaded:
+            self._drop([name], "was started again", now)
+        self._steps.drop(name)
+        if self.finished:
+            self._welcome_at_the_end(name)
+            return
+        self._returning.add(name)
+        begun = Welcome(self._id, self._start, self.schedule, self.round + 1, self.rounds, wait=True)
+        self._send(name, begun, [])
+
+    def _check_return(self, name: str, hello: Hello) -> None:
+        """Raise `RefusedError` for a client that cannot come (back) into the run now."""
+        known = self.members.get(name)
+        if known is not None and known.samples != hello.samples:
+            raise RefusedError(f"{name} has {hello.samples} samples now and began with {known.samples}")
+        if self.schedule.join and not self.finished:
+            raise RefusedError(
+                "columns are joined of all clients from the beginning: start all parties again, with checkpoints to go "
+                "on from the last round"
+            )
+        if self._combiner.waits_for_turn and self.round and hello.run != self._id:
+            raise RefusedError(f"there is nothing that {name} could go on from yet; come back after the next turn")
+
+    def _welcome_at_the_end(self, name: str) -> None:
+        if self._last_sent is None:
             self._send(name, Welcome(self._id, self._start, self.schedule, self.rounds, self.rounds), self._last())
         else:
-            if self.schedule.join:
-                raise RefusedError(
-                    "columns are joined of all clients from the beginning: start all parties again, with checkpoints "
-                    "to go on from the last round"
-                )
-            # It was started again, whatever is left of its earlier life.
-            if name in self._active and name not in self._uploaded:
-                self._drop([name], "was started again", now)
-            self._steps.drop(name)
-            self._returning.add(name)
-            begun = Welcome(self._id, self._start, self.schedule, self.round + 1, self.rounds, wait=True)
+            begun = Welcome(self._id, self._start, self.schedule, self.rounds, self.rounds, wait=True)
             self._send(name, begun, [])
+            self._send(name, *self._last_sent)
 
     def _begin(self, now: float) -> None:
         """The first round of this start: the newest that everybody can go on from."""
-        self.rounds = self.schedule.rounds(sum(hello.samples for hello in self.members.values()))
+        # On from checkpoints it is as many as at the beginning, whoever has come this time.
+        self.rounds = self.rounds or self.schedule.rounds(sum(hello.samples for hello in self.members.values()))
+        rounds = {name: hello.rounds if hello.run == self._id else (0,) for name, hello in self.members.items()}
         own = self._saved or (0,)
-        common = [one for one in own if all(one in hello.rounds for hello in self.members.values())]
+        common = [one for one in own if all(one in mine for mine in rounds.values())]
         self.round = common[-1] if common else own[-1]
         if self._checkpoints is not None and self._saved:
-            self._restore(*self._checkpoints.load(self.round))
-        elif self._checkpoints is not None:
+            restore(self._tail, self._trainer, self._combiner, self._checkpoints.load(self.round)[0])
+        else:
             self._save()
-        for name, hello in self.members.items():
+        for name, mine in rounds.items():
             # Who has no checkpoint of this round begins it with the last average.
-            given = [] if self.round in hello.rounds else self._last()
-            if self.round not in hello.rounds and not given:
+            given = [] if self.round in mine else self._last()
+            if self.round not in mine and not given:
                 raise RunFailed(
                     ConfigError(
-                        f"{name} can go on from round {hello.rounds[-1]} and the server from round {self.round}: their "
+                        f"{name} can go on from round {mine[-1]} and the server from round {self.round}: their "
                         "checkpoints are not of one run; remove those of all parties to begin anew"
                     )
                 )
@@ -292,6 +323,8 @@ class Run:
         self._progress = self._round_began = now
         if len(self._active) < self._fewest and self.schedule.combine != "relay":
             raise RunFailed(PartyTimeoutError(self._too_few(self._active)))
+        if not there:
+            raise RunFailed(PartyTimeoutError("no client is left"))
         if not self._active:
             self._end_round(now)
 
@@ -371,9 +404,9 @@ class Run:
         done = Combined(self.round, loss, accuracy, self._combiner.pad, tuple(self._dropped))
         self._last_sent = done, made
         self.round += 1
-        if self._checkpoints is not None:
-            self._save()
-        for name in [*self._active, *self._idle, *sorted(self._returning)]:
+        self._save()
+        # One that vanished after its upload and is back is among both.
+        for name in dict.fromkeys([*self._active, *self._idle, *sorted(self._returning)]):
             self._send(name, done, made)
         sent, received = self._traffic()
         self._report(
@@ -395,42 +428,8 @@ class Run:
     def _last(self) -> list[torch.Tensor]:
         return [] if self._combiner.last is None else [self._combiner.last]
 
-    def _facts(self) -> dict[str, Any]:
-        schedule = self.schedule
-        return {
-            "cut": self._cut,
-            "clients": list(schedule.clients),
-            "batch_size": schedule.batch_size,
-            "learning_rate": schedule.learning_rate,
-            "combine": schedule.combine,
-            "every": schedule.every,
-        }
-
     def _save(self) -> None:
-        assert self._checkpoints is not None
-        assert self.round is not None
-        tensors = {f"tail.{name}": one for name, one in self._tail.state_dict().items()}
-        tensors |= optimizer_tensors(self._trainer.optimizer) | self._combiner.tensors()
-        self._checkpoints.save(
-            self.round, {**tensors, "randomness": self._trainer.randomness.state}, {"run": self._id, **self._facts()}
-        )
-
-    def _restore(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-        self._id = facts["run"]
-        self._tail.load_state_dict(
-            {name.removeprefix("tail."): one for name, one in tensors.items() if name.startswith("tail.")}
-        )
-        restore_optimizer(self._trainer.optimizer, tensors)
-        self._combiner.restore(tensors)
-        self._trainer.randomness.state = tensors["randomness"]
-
-
-def _check_same_run(checkpoints: Checkpoints | None, number: int, facts: Mapping[str, Any]) -> None:
-    assert checkpoints is not None
-    _, held = checkpoints.load(number)
-    for key, value in facts.items():
-        if held.get(key) != value:
-            raise ConfigError(
-                f"the checkpoints in {checkpoints.directory} are of another run: {key} is {held.get(key)!r} there and "
-                f"{value!r} here; remove them to begin anew"
-            )
+        if self._checkpoints is not None:
+            assert self.round is not None
+            facts = {"run": self._id, "rounds": self.rounds, **facts_of(self._cut, self.schedule)}
+            self._checkpoints.save(self.round, state_of(self._tail, self._trainer, self._combiner), facts)

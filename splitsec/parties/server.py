@@ -35,6 +35,7 @@ from splitsec.training.messages import (
     Ask,
     DealerBody,
     Half,
+    Hello,
     Leave,
     OpenSession,
     Serve,
@@ -130,7 +131,9 @@ class Server:
         self._left: set[str] = set()
         self._progress = self._told = time.monotonic()
         self._halves = Halves(schedule) if schedule.halves else None
+        # Sessions that wait for other clients, and since when.
         self._wishes: list[Incoming[ServerBody]] = []
+        self._wished = 0.0
         self._contributors = Contributors(schedule, self._reply) if schedule.join else None
         self._service: PredictionService | None = None
         self._pool = pool
@@ -248,52 +251,74 @@ class Server:
                 self._reply(name, Waiting(), [])
 
     def _handle(self, incoming: Incoming[ServerBody]) -> None:
-        sender = incoming.sender
+        name = incoming.sender.name
         match incoming.body:
             case Half():
                 if self._halves is None:
                     raise RefusedError("this server wants no parts of a model")
-                self._routes[sender.name] = sender
-                self._halves.take(sender.name, incoming.body, incoming.tensors)
-                self._hub.send(sender, Done())
-                wishes, self._wishes = self._wishes, []
-                for wish in wishes:
-                    self._answer(wish)
-            case OpenSession() if self._halves is not None and self._halves.missing:
-                self._routes[sender.name] = sender
-                self._wishes.append(incoming)
+                self._halves.take(name, incoming.body, incoming.tensors)
+                self._routes[name] = incoming.sender
+                self._service = None
+                self._hub.send(incoming.sender, Done())
+                self._grant_wishes()
             case OpenSession():
-                self._routes[sender.name] = sender
-                self._open(sender.name, incoming.body)
+                self._routes[name] = incoming.sender
+                self._open(incoming, incoming.body)
             case Serve():
-                self._routes[sender.name] = sender
-                for asker, wanted in self._contributing().serve(sender.name, incoming.body):
-                    self._open(asker, wanted)
+                self._contributing().serve(name, incoming.body)
+                self._routes[name] = incoming.sender
+                self._grant_wishes()
             case Ask():
-                self._contributing().ask(sender.name, incoming.body)
+                self._contributing().ask(name, incoming.body)
             case Leave():
-                self._left.add(sender.name)
-                self._hub.send(sender, Done())
+                self._left.add(name)
+                self._hub.send(incoming.sender, Done())
                 self._end_contributions()
-            case body:
-                # Who was started again speaks from elsewhere.
-                self._routes[sender.name] = sender
-                self._run.take(sender.name, body, incoming.tensors, now=time.monotonic())
-                self._ready_workers()
+            case Hello():
+                before = self._routes.get(name)
+                self._routes[name] = incoming.sender
+                try:
+                    self._train(incoming)
+                except SplitsecError:
+                    if before is not None:
+                        self._routes[name] = before
+                    raise
+            case _ if self._routes.get(name, incoming.sender).route != incoming.sender.route:
+                # Of a client's earlier life: it was started again and speaks from elsewhere.
+                log.info("a late message of %s's earlier connection is left out", name)
+            case _:
+                self._train(incoming)
 
-    def _open(self, name: str, wanted: OpenSession) -> None:
-        service = self._prediction_service()
-        if self._contributors is None:
-            self._reply(name, service.open(name, wanted)[0], [])
-        elif len(wanted.shape) != 2:
+    def _train(self, incoming: Incoming[ServerBody]) -> None:
+        began = time.monotonic()
+        self._run.take(incoming.sender.name, incoming.body, incoming.tensors, now=began)
+        self._run.refresh(began, time.monotonic())
+        self._ready_workers()
+
+    def _grant_wishes(self) -> None:
+        """Sessions that had to wait for others."""
+        wishes, self._wishes = self._wishes, []
+        for wish in wishes:
+            self._answer(wish)
+
+    def _open(self, incoming: Incoming[ServerBody], wanted: OpenSession) -> None:
+        name = incoming.sender.name
+        contributors = self._contributors
+        if contributors is not None and len(wanted.shape) != 2:
             raise MessageError(f"an activation to be joined has shape (rows, features), not {wanted.shape}")
-        elif not self._contributors.ready(name):
-            self._contributors.wait(name, wanted)
-        else:
-            shares = self._contributors.shares(name, wanted.shape[1])
-            opened, port = service.open(name, wanted, join=self._schedule.join or "", shares=shares)
-            self._contributors.opened(name, opened, port)
-            self._reply(name, opened, [])
+        absent = contributors is not None and not contributors.ready(name)
+        if absent or (self._halves is not None and self._halves.missing):
+            self._wished = time.monotonic()
+            self._wishes.append(incoming)
+            return
+        service = self._prediction_service()
+        if contributors is None:
+            self._reply(name, service.open(name, wanted)[0], [])
+            return
+        shares = contributors.shares(name, wanted.shape[1])
+        opened, port = service.open(name, wanted, join=self._schedule.join or "", shares=shares)
+        contributors.opened(name, opened, port)
+        self._reply(name, opened, [])
 
     def _contributing(self) -> Contributors:
         if self._contributors is None:
@@ -341,7 +366,10 @@ class Server:
         now = time.monotonic()
         if not self._run.finished:
             self._run.tick(now)
-        elif self._halves is not None and self._halves.missing and now - self._progress > self._join_timeout:
+        elif self._halves is not None and self._halves.missing:
+            # Clients train by themselves, silently and as long as they like; but somebody may wait for the others.
+            if not self._wishes or now - self._wished < self._join_timeout:
+                return
             names = ", ".join(self._halves.missing)
             raise PartyTimeoutError(f"{names} gave no part of the model within {self._join_timeout:g} s")
         elif not self._stay and now - self._progress > IDLE_SECONDS and not (self._service and self._service.active):

@@ -122,6 +122,8 @@ def serve_session(
             _Worker(job, peer, dealer, weights, stop, gathered).run()
         except PartyTimeoutError as error:
             log.warning("session %s ended: %s", job.session[:8], error)
+            # It may be another client that was silent.
+            peer.refuse(error)
         except SplitsecError as error:
             log.warning("session %s of %s ended: %s", job.session[:8], job.client, error)
             peer.refuse(error)
@@ -227,7 +229,7 @@ class _Worker:
         supply.wait(query, timeout=self._job.timeout)
         share = None
         if self._gathered is not None:
-            share = self._gathered.share(query, timeout=self._job.timeout, stopped=self._stop.is_set)
+            share = self._gathered.share(query, timeout=self._job.timeout / 2, stopped=self._stop.is_set)
         session.begin(query)
         run_program(self._job.program, session, activation=share, weights=self._weights)
         session.end()

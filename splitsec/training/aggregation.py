@@ -78,10 +78,12 @@ class MaskBook:
     Args:
         minimum: no sum of fewer masks than this is ever opened; at least 2.
         opened: the clients of each round that was opened, in this start of the run or an earlier one.
+        recorded: whether `opened` is all of it: kept since the run's beginning, by this dealer or one before it.
     """
 
     minimum: int = 2
     opened: dict[int, list[str]] = field(default_factory=dict)
+    recorded: bool = False
     _starts: list[str] = field(default_factory=list)
     # Of each client the seeds and the round from which each counts: one that comes back gets a new one.
     _seeds: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict, repr=False)
@@ -100,14 +102,22 @@ class MaskBook:
 
         Raises:
             RandomnessError: the client has had a seed for that round, and a second would let two uploads share a mask;
-                or the run has started again since.
+                or the run has started again since; or it goes on from a round that this dealer has no record of.
         """
+        if not self._starts and first_round and not self.recorded:
+            raise RandomnessError(
+                "this dealer has no record of the run's earlier rounds, so it cannot tell whether a sum would repeat "
+                "one over other clients: begin a new run, and give the dealer checkpoints too"
+            )
         if start not in self._starts:
             self._starts.append(start)
             self._seeds, self._group, self._next_round = {}, fresh_seed(), 0
         elif start != self._starts[-1]:
             raise RandomnessError("the run has started again since; begin anew as well")
         held = self._seeds.setdefault(client, [])
+        if held and first_round == held[-1][0] and first_round > max(0, self._next_round - 1):
+            # It was started twice before that round began: what its earlier life had counts no more.
+            held.pop()
         if held and first_round <= held[-1][0]:
             raise RandomnessError(f"{client} has had its seed of this run; begin a new run")
         held.append((first_round, fresh_seed()))

@@ -6,8 +6,9 @@ intersection: C. Meadows, IEEE S&P 1986; for semi-honest parties R. Agrawal et a
 databases", SIGMOD 2003, section 3.3. Points are x coordinates alone: the curve has prime order, and multiplying P or -P
 gives the same one.
 
-Everybody learns how many ids each client has and, with three clients or more, how many each two have in common. The
-server, which passes the points on, learns these numbers too.
+The server compares what has been multiplied by all, which it cannot connect with any id, and tells each client which
+of its own are common to all. So clients learn how many ids each other has and which of their own all have; the server
+learns how many ids each client has and how many any of them have in common.
 """
 
 from __future__ import annotations
@@ -60,30 +61,39 @@ class Alignment:
         """Another client's points, multiplied, in the same order; raises `MessageError` for what are no points."""
         return _packed([self._multiplied(_point(one)) for one in _unpacked(points)])
 
-    def common(self, own: torch.Tensor, others: Mapping[str, torch.Tensor]) -> list[int]:
+    def common(self, places: torch.Tensor) -> list[int]:
         """This client's rows that all others have too, in the order of their ids, which is everybody's.
 
         Args:
-            own: this client's points, multiplied by everybody, in the order of `mine`.
-            others: the other clients' points, multiplied by everybody.
+            places: which of the points of `mine` are common to all, int64.
 
         Raises:
             ConfigError: there are none.
+            MessageError: places that are not there.
         """
-        points = _unpacked(own)
-        if len(points) != len(self._order):
-            raise MessageError(f"{len(points)} points came back, {len(self._order)} were sent")
-        shared = set(points).intersection(*(_unpacked(one) for one in others.values()))
-        rows = [row for row, point in zip(self._order, points, strict=True) if point in shared]
-        if not rows:
+        expect_tensor(places, what="the places", dtype=torch.int64, shape=(None,))
+        found = places.tolist()
+        if len(set(found)) != len(found) or any(not 0 <= place < len(self._order) for place in found):
+            raise MessageError("places of common rows that are not there")
+        if not found:
             raise ConfigError(
-                f"no id of this client's {len(self._ids)} rows is known to {' and '.join(others)}: check that the ids "
-                "are written alike everywhere"
+                f"no id of this client's {len(self._ids)} rows is known to all other clients: check that the ids are "
+                "written alike everywhere"
             )
-        return sorted(rows, key=lambda row: self._ids[row])
+        return sorted((self._order[place] for place in found), key=lambda row: self._ids[row])
 
     def _multiplied(self, point: ec.EllipticCurvePublicKey) -> bytes:
         return self._key.exchange(ec.ECDH(), point)
+
+
+def common_places(points: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of each client's points, multiplied by everybody, the places of those that all have: int64, at the server."""
+    lists = {name: _unpacked(one) for name, one in points.items()}
+    shared = set.intersection(*(set(one) for one in lists.values()))
+    return {
+        name: torch.tensor([place for place, point in enumerate(one) if point in shared], dtype=torch.int64)
+        for name, one in lists.items()
+    }
 
 
 def _hashed(text: str) -> ec.EllipticCurvePublicKey:

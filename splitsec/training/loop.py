@@ -36,8 +36,8 @@ def make_optimizer(parameters: Sequence[nn.Parameter], learning_rate: float) -> 
 class _Flight:
     """A batch that is on its way: its activation, and the weights that made it, by name."""
 
-    activation: torch.Tensor
-    weights: dict[str, torch.Tensor]
+    activation: torch.Tensor = field(repr=False)
+    weights: dict[str, torch.Tensor] = field(repr=False)
 
 
 class FrontTrainer:

@@ -28,7 +28,8 @@ class Hello(Message, frozen=True):
     """Client to server: who wants to take part.
 
     `segments` names and shapes what is combined, `begins` is a digest of its first values; `parameters` of the
-    `values` are parameters. `rounds` are those at whose beginning the client can go on: 0, or its checkpoints.
+    `values` are parameters. `rounds` are those at whose beginning the client can go on: 0, or its checkpoints, which
+    are of run `run`.
     """
 
     protocol: int
@@ -40,6 +41,7 @@ class Hello(Message, frozen=True):
     values: int
     samples: int
     rounds: tuple[int, ...] = (0,)
+    run: str = ""
 
 
 class Welcome(Message, frozen=True):
@@ -60,10 +62,13 @@ class Welcome(Message, frozen=True):
 
 class Points(Message, frozen=True):
     """A client's points (uint8) in private set intersection: to the server, which sends them to those whom they have
-    not met; and when they have met all, to everybody."""
+    not met."""
 
     owner: str
-    complete: bool = False
+
+
+class Places(Message, frozen=True):
+    """Server to client: which of its points are common to all (int64)."""
 
 
 class Aligned(Message, frozen=True):
@@ -224,6 +229,7 @@ ServerBody: TypeAlias = (
     Hello
     | Welcome
     | Points
+    | Places
     | Aligned
     | Batch
     | Output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +58,9 @@ def joined(outputs: Sequence[torch.Tensor], join: Join) -> torch.Tensor:
 class Columns:
     """One client's columns: `ids` of the rows, `values` float32 (N, columns), at one client `labels` int64 (N,)."""
 
-    ids: tuple[str, ...]
-    values: torch.Tensor
-    labels: torch.Tensor | None = None
+    ids: tuple[str, ...] = field(repr=False)
+    values: torch.Tensor = field(repr=False)
+    labels: torch.Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         rows = {len(self.ids), len(self.values)} | ({len(self.labels)} if self.labels is not None else set())

@@ -267,10 +267,15 @@ def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
     _simulate(checkpoints=tmp_path)
     with pytest.raises(ConfigError, match="of another run: batch_size is 4 there and 8 here"):
         _simulate(checkpoints=tmp_path, batch_size=8)
+    # Without the server's the run begins anew, whatever clients still have of the earlier one.
     for path in (tmp_path / "server").iterdir():
         path.unlink()
-    with pytest.raises(ConfigError, match="checkpoints are not of one run"):
-        _simulate(checkpoints=tmp_path)
+    assert _same(_simulate(), _simulate(checkpoints=tmp_path))
+    _simulate(checkpoints=tmp_path / "none", combine="none")
+    for path in (tmp_path / "none" / "client-2").iterdir():
+        path.unlink()
+    with pytest.raises(ConfigError, match="client-2 can go on from round 0 .* not of one run"):
+        _simulate(checkpoints=tmp_path / "none", combine="none")
 
 
 def test_a_client_that_lost_its_checkpoints_goes_on_with_the_average(tmp_path: Path) -> None:

@@ -109,6 +109,10 @@ def test_a_round_repeated_after_a_restart_opens_for_the_same_clients_only() -> N
         assert not torch.equal(book.open_sum(0, ["c", "b", "a"], 3, start=start), first)
     with pytest.raises(RandomnessError, match="started again since"):
         book.seeds_for("a", start="one", first_round=5)
+    # Without a record it could be that a sum over other clients was opened before.
+    with pytest.raises(RandomnessError, match="no record of the run's earlier rounds"):
+        MaskBook().seeds_for("a", start="four", first_round=1)
+    MaskBook(opened=book.opened, recorded=True).seeds_for("a", start="four", first_round=1)
     # A later round that was never opened is anybody's.
     book.open_sum(1, ["a", "b"], 3, start="three")
 
@@ -120,9 +124,16 @@ def test_who_comes_back_has_a_new_seed_from_then_on() -> None:
     for number, seed in ((0, first["a"]), (1, first["a"]), (2, again), (3, again)):
         expected = sum(Stream(one, number).ring((4,)) for one in (seed, first["b"]))
         assert torch.equal(book.open_sum(number, ["a", "b"], 4), expected)
-    book.seeds_for("c", first_round=5)
-    with pytest.raises(RandomnessError, match="takes no part in round 4"):
-        book.open_sum(4, ["a", "c"], 4)
+    # Started twice before its round began: the later seed counts.
+    book.seeds_for("a", first_round=4)
+    twice = book.seeds_for("a", first_round=4)[0]
+    expected = Stream(twice, 4).ring((4,)) + Stream(first["b"], 4).ring((4,))
+    assert torch.equal(book.open_sum(4, ["a", "b"], 4), expected)
+    with pytest.raises(RandomnessError, match="has had its seed"):
+        book.seeds_for("a", first_round=4)
+    book.seeds_for("c", first_round=6)
+    with pytest.raises(RandomnessError, match="takes no part in round 5"):
+        book.open_sum(5, ["a", "c"], 4)
 
 
 def test_a_thousand_clients() -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from splitsec.errors import ConfigError, MessageError
-from splitsec.training.alignment import Alignment, _hashed
+from splitsec.training.alignment import Alignment, _hashed, common_places
 
 
 def _align(*lists: list[str]) -> list[list[int]]:
@@ -13,10 +13,8 @@ def _align(*lists: list[str]) -> list[list[int]]:
         for other in parties[index + 1 :] + parties[:index]:
             points = other.pass_on(points)
         complete.append(points)
-    return [
-        party.common(complete[index], {str(other): complete[other] for other in range(len(parties)) if other != index})
-        for index, party in enumerate(parties)
-    ]
+    places = common_places({str(index): points for index, points in enumerate(complete)})
+    return [party.common(places[str(index)]) for index, party in enumerate(parties)]
 
 
 def test_common_rows_in_one_order() -> None:
@@ -51,10 +49,11 @@ def test_ids_that_cannot_be_aligned() -> None:
     with pytest.raises(ConfigError, match="no ids"):
         Alignment([])
     with pytest.raises(
-        ConfigError, match="no id of this client's 2 rows is known to 1: check that the ids are written"
+        ConfigError, match="no id of this client's 2 rows is known to all other clients: check that the ids are written"
     ):
         _align(["001", "002"], ["1", "2"])
     with pytest.raises(MessageError, match="no point"):
         Alignment(["a"]).pass_on(torch.full((1, 32), 255, dtype=torch.uint8))
-    with pytest.raises(MessageError, match="points came back"):
-        Alignment(["a", "b"]).common(Alignment(["a"]).mine(), {})
+    for places in ([2], [-1], [0, 0]):
+        with pytest.raises(MessageError, match="not there"):
+            Alignment(["a", "b"]).common(torch.tensor(places))
