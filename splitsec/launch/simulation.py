@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from splitsec.errors import ConfigError, MessageError
+from splitsec.mpc.messages import Done
 from splitsec.parties.events import AnyEvent, Report, RoundDone, ignore
 from splitsec.parties.learning import Learner, Out
 from splitsec.parties.names import DEALER, SERVER
@@ -28,6 +29,7 @@ from splitsec.training.checkpoints import Checkpoints
 from splitsec.training.data import Part
 from splitsec.training.messages import (
     Batch,
+    BeginRun,
     Combined,
     DealerBody,
     JoinRun,
@@ -231,5 +233,8 @@ class _Simulation:
                 self._to_server.append((name, body, tensors))  # type: ignore[arg-type]
 
     def _ask_dealer(self, body: DealerBody) -> tuple[DealerBody, list[torch.Tensor]]:
+        if isinstance(body, BeginRun):
+            self._book.begin(body.start, fresh=body.fresh)
+            return Done(), []
         assert isinstance(body, OpenMasks)
         return MaskSum(body.round), [self._book.open_sum(body.round, body.participants, body.length, start=body.start)]

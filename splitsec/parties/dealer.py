@@ -36,6 +36,7 @@ from splitsec.parties.names import DEALER, SERVER
 from splitsec.training.aggregation import MaskBook
 from splitsec.training.checkpoints import whole_file
 from splitsec.training.messages import (
+    BeginRun,
     DealerBody,
     JoinRun,
     MaskSum,
@@ -188,13 +189,17 @@ class Dealer:
                 return OwnerSeed(*self._owners.new()), []
             case ShareWeights(session, items):
                 return WeightShares(), self._sessions.weight_shares(session, items, name=name)
+            case BeginRun(run, start, fresh):
+                if name != SERVER:
+                    raise RandomnessError(f"{name} may not begin a run; only the server may")
+                book = self._book(run)
+                book.begin(start, fresh=fresh)
+                self._keep(run, book)
+                return Done(), []
             case JoinRun(run, start, first_round):
                 if name == SERVER:
                     raise RandomnessError("the server gets no mask seed: it could open uploads")
-                book = self._book(run)
-                seeds = book.seeds_for(name, start=start, first_round=first_round)
-                self._keep(run, book)
-                return RunSeed(*seeds), []
+                return RunSeed(*self._book(run).seeds_for(name, start=start, first_round=first_round)), []
             case OpenMasks(run, start, round_number, participants, length):
                 if name != SERVER:
                     raise RandomnessError(f"{name} may not open masks; only the server may")

@@ -29,6 +29,7 @@ from splitsec.training.loop import TailTrainer
 from splitsec.training.messages import (
     Aligned,
     Batch,
+    BeginRun,
     Combined,
     HeadGradient,
     Hello,
@@ -91,6 +92,7 @@ class Run:
         self._send = send
         self._report = report
         self._traffic = traffic
+        self._ask_dealer = ask_dealer
         self._timeout = timeout
         self._round_timeout = round_timeout
         self._join_timeout = join_timeout
@@ -273,6 +275,11 @@ class Run:
             restore(self._tail, self._trainer, self._combiner, self._checkpoints.load(self.round)[0])
         else:
             self._save()
+        if self.schedule.combine != "none" or self.schedule.join:
+            try:
+                self._ask_dealer(BeginRun(self._id, self._start, fresh=not self._saved))
+            except SplitsecError as error:
+                raise RunFailed(error) from error
         for name, mine in rounds.items():
             # Who has no checkpoint of this round begins it with the last average.
             given = [] if self.round in mine else self._last()

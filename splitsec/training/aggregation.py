@@ -94,26 +94,36 @@ class MaskBook:
         if self.minimum < 2:
             raise RandomnessError("a sum over fewer than 2 clients would open a single client's parameters")
 
-    def seeds_for(self, client: str, *, start: str = "", first_round: int = 0) -> tuple[bytes, bytes]:
-        """A client's seed for the rounds from `first_round` on, and the one that all clients of the run share.
+    def begin(self, start: str = "", *, fresh: bool = True) -> None:
+        """A start of the run, by the server: all seeds are made anew.
 
         Args:
-            start: which start of the run it is; a new one makes all seeds anew.
+            start: names it.
+            fresh: whether the run has no earlier rounds.
 
         Raises:
-            RandomnessError: the client has had a seed for that round, and a second would let two uploads share a mask;
-                or the run has started again since; or it goes on from a round that this dealer has no record of.
+            RandomnessError: it goes on from rounds that this dealer has no record of, or the start is an old one.
         """
-        if not self._starts and first_round and not self.recorded:
+        if not fresh and not self.recorded:
             raise RandomnessError(
                 "this dealer has no record of the run's earlier rounds, so it cannot tell whether a sum would repeat "
                 "one over other clients: begin a new run, and give the dealer checkpoints too"
             )
-        if start not in self._starts:
-            self._starts.append(start)
-            self._seeds, self._group, self._next_round = {}, fresh_seed(), 0
-        elif start != self._starts[-1]:
-            raise RandomnessError("the run has started again since; begin anew as well")
+        if start in self._starts:
+            raise RandomnessError("the run has had this start")
+        self.recorded = True
+        self._starts.append(start)
+        self._seeds, self._group, self._next_round = {}, fresh_seed(), 0
+
+    def seeds_for(self, client: str, *, start: str = "", first_round: int = 0) -> tuple[bytes, bytes]:
+        """A client's seed for the rounds from `first_round` on, and the one that all clients of the run share.
+
+        Raises:
+            RandomnessError: the client has had a seed for that round, and a second would let two uploads share a mask;
+                or the start is not the run's last one.
+        """
+        if start not in self._starts[-1:]:
+            raise RandomnessError("the run has started again since, or has not begun; begin anew as well")
         held = self._seeds.setdefault(client, [])
         if held and first_round == held[-1][0] and first_round > max(0, self._next_round - 1):
             # It was started twice before that round began: what its earlier life had counts no more.
@@ -136,7 +146,7 @@ class MaskBook:
                 f"masks of {len(names)} clients are not opened; the sum needs at least {self.minimum} different ones"
             )
         if start not in self._starts[-1:]:
-            raise RandomnessError("nobody has joined this start of the run")
+            raise RandomnessError("this is not the last start of the run")
         seeds = {name: self._seed_at(name, round_number) for name in participants}
         unknown = sorted(name for name, seed in seeds.items() if seed is None)
         if unknown:

@@ -256,6 +256,14 @@ ContributionBody: TypeAlias = Contribution | Refused
 contribution_codec: Codec[ContributionBody] = Codec(ContributionBody)
 
 
+class BeginRun(Message, frozen=True):
+    """Server to dealer: a start of a run; `fresh` if it has no earlier rounds."""
+
+    run: str
+    start: str
+    fresh: bool
+
+
 class JoinRun(Message, frozen=True):
     """Client to dealer: seeds for this run, from this round on."""
 
@@ -309,6 +317,7 @@ DealerBody: TypeAlias = (
     | OwnerSeed
     | ShareWeights
     | WeightShares
+    | BeginRun
     | JoinRun
     | RunSeed
     | OpenMasks

@@ -22,7 +22,16 @@ from splitsec.errors import (
     UnsupportedLayerError,
 )
 from splitsec.mpc.prg import fresh_seed
-from splitsec.training.messages import PROTOCOL, Batch, DealerBody, JoinRun, OpenMasks, OpenSession, dealer_codec
+from splitsec.training.messages import (
+    PROTOCOL,
+    Batch,
+    BeginRun,
+    DealerBody,
+    JoinRun,
+    OpenMasks,
+    OpenSession,
+    dealer_codec,
+)
 from splitsec.transport import Link, Wire
 
 CUT = "1"
@@ -236,9 +245,15 @@ def _dealer_link(wire: Wire, here: World) -> Link[DealerBody]:
 
 def test_the_dealer_opens_masks_to_the_server_alone(tmp_path: Path) -> None:
     with world(tmp_path, epochs=0, stay=True) as here:
+        with Wire(here.keys["server"]) as wire:
+            link = _dealer_link(wire, here)
+            link.request(BeginRun(RUN, "start", fresh=True))
+            link.close()
         with Wire(here.keys["client-1"]) as wire:
             link = _dealer_link(wire, here)
             link.request(JoinRun(RUN, "start"))
+            with pytest.raises(RandomnessError, match="client-1 may not begin a run"):
+                link.request(BeginRun(RUN, "other", fresh=True))
             with pytest.raises(RandomnessError, match="client-1 may not open masks"):
                 link.request(OpenMasks(RUN, "start", 0, ("client-1", "client-2"), 3))
             with pytest.raises(RandomnessError, match="has had its seed"):
@@ -428,6 +443,10 @@ def test_a_round_that_cannot_be_combined_ends_the_run_for_all(tmp_path: Path, mo
 class _Unwilling:
     def __init__(self, refuses: Any) -> None:
         self.open_sum = refuses
+        self.opened: dict[int, list[str]] = {}
+
+    def begin(self, _start: str, **_options: Any) -> None:
+        pass
 
     def seeds_for(self, _name: str, **_options: Any) -> tuple[bytes, bytes]:
         return fresh_seed(), fresh_seed()

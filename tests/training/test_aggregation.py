@@ -12,6 +12,12 @@ from splitsec.training.aggregation import MaskBook, combine, hand_over, mask_upl
 from splitsec.training.combinable import Combinable
 
 
+def _book(minimum: int = 2) -> MaskBook:
+    book = MaskBook(minimum)
+    book.begin()
+    return book
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.integers(1, 60_000), min_size=2, max_size=40),
@@ -22,7 +28,7 @@ from splitsec.training.combinable import Combinable
 def test_the_average_is_the_plain_one(weights: list[int], round_number: int, scale: float, seed: int) -> None:
     total = sum(weights)
     names = [f"client-{index}" for index in range(len(weights))]
-    book = MaskBook()
+    book = _book()
     values = (torch.rand(len(weights), 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)) * scale
     uploads = [
         mask_upload(row, weight=weight, seed=book.seeds_for(name)[0], round_number=round_number)
@@ -69,7 +75,7 @@ def test_masks_of_different_rounds_and_clients_differ() -> None:
 
 
 def test_the_dealer_opens_no_single_mask() -> None:
-    book = MaskBook()
+    book = _book()
     for name in ("a", "b", "c"):
         book.seeds_for(name)
     for participants in ([], ["a"], ["a", "a"]):
@@ -96,12 +102,13 @@ def test_parameters_out_of_range_are_refused(bad: float) -> None:
 def test_a_round_repeated_after_a_restart_opens_for_the_same_clients_only() -> None:
     book = MaskBook()
     for start in ("one", "two", "three"):
+        book.begin(start, fresh=start == "one")
         for name in ("a", "b", "c"):
             book.seeds_for(name, start=start)
         if start == "one":
             first = book.open_sum(0, ["a", "b", "c"], 3, start=start)
             continue
-        with pytest.raises(RandomnessError, match="nobody has joined this start"):
+        with pytest.raises(RandomnessError, match="not the last start"):
             book.open_sum(0, ["a", "b", "c"], 3, start="one")
         # Else the difference of the two sums would be one client's parameters, if it trains alike.
         with pytest.raises(RandomnessError, match="round 0 was opened for a, b, c"):
@@ -111,14 +118,16 @@ def test_a_round_repeated_after_a_restart_opens_for_the_same_clients_only() -> N
         book.seeds_for("a", start="one", first_round=5)
     # Without a record it could be that a sum over other clients was opened before.
     with pytest.raises(RandomnessError, match="no record of the run's earlier rounds"):
-        MaskBook().seeds_for("a", start="four", first_round=1)
-    MaskBook(opened=book.opened, recorded=True).seeds_for("a", start="four", first_round=1)
+        MaskBook().begin("four", fresh=False)
+    MaskBook(opened=book.opened, recorded=True).begin("four", fresh=False)
+    with pytest.raises(RandomnessError, match="has had this start"):
+        book.begin("two")
     # A later round that was never opened is anybody's.
     book.open_sum(1, ["a", "b"], 3, start="three")
 
 
 def test_who_comes_back_has_a_new_seed_from_then_on() -> None:
-    book = MaskBook()
+    book = _book()
     first = {name: book.seeds_for(name)[0] for name in ("a", "b")}
     again = book.seeds_for("a", first_round=2)[0]
     for number, seed in ((0, first["a"]), (1, first["a"]), (2, again), (3, again)):
@@ -140,7 +149,7 @@ def test_a_thousand_clients() -> None:
     seed = torch.seed() % 2**31
     print("seed", seed)
     generator = torch.Generator().manual_seed(seed)
-    book, count = MaskBook(minimum=1000), 1000
+    book, count = _book(1000), 1000
     values = (torch.rand(count, 20, generator=generator, dtype=torch.float64) - 0.5) * 8191
     weights = torch.randint(1, 60_000, (count,), generator=generator)
     uploads = [
