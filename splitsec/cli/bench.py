@@ -75,17 +75,9 @@ def _bench_training(options: argparse.Namespace) -> None:
                 )
             )
     table = Table(title="samples per second of training, one thread a party")
-    for heading in (
-        "dataset",
-        "clients",
-        "in flight",
-        "compression",
-        "split",
-        "plain",
-        "split / plain",
-        "bytes/sample",
-    ):
-        table.add_column(heading, justify="left" if heading in ("dataset", "compression") else "right")
+    headings = ("dataset", "clients", "in flight", "compress", "split", "plain", "(threads)", "split/plain", "B/sample")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("dataset", "compress") else "right")
     for one in records:
         table.add_row(
             one.dataset,

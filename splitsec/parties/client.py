@@ -51,7 +51,7 @@ from splitsec.training.messages import (
 )
 from splitsec.training.schedule import Schedule
 from splitsec.training.vertical import Columns
-from splitsec.transport import KeyPair, Link, Peer, Wire
+from splitsec.transport import TRAINING_SPIN_SECONDS, KeyPair, Link, Peer, Wire
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,8 @@ class Client:
                     self._server.send(body, tensors)  # type: ignore[arg-type]
             if not learner.done:
                 timeout = self._join_timeout if learner.welcome is None else None
-                out.extend(learner.take(*self._server.receive(timeout)))
+                message = self._server.receive(timeout, spin=True, spin_seconds=TRAINING_SPIN_SECONDS)
+                out.extend(learner.take(*message))
         assert learner.welcome is not None
         return learner.welcome.schedule
 

@@ -45,7 +45,7 @@ from splitsec.training.messages import (
     server_codec,
 )
 from splitsec.training.schedule import Schedule, check_schedule
-from splitsec.transport import Hub, Incoming, KeyPair, Link, Refused, Sender, Wire
+from splitsec.transport import TRAINING_SPIN_SECONDS, Hub, Incoming, KeyPair, Link, Refused, Sender, Wire
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +185,8 @@ class Server:
         try:
             self._ready_workers()
             while not self._stop.is_set() and not self._everybody_left():
-                incoming = self._hub.receive(0.2, spin=incoming is not None)
+                spin = incoming is not None
+                incoming = self._hub.receive(0.2, spin=spin, spin_seconds=TRAINING_SPIN_SECONDS)
                 if incoming is not None:
                     self._progress = time.monotonic()
                     self._answer(incoming)

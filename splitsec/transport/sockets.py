@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 BodyT = TypeVar("BodyT")
 MAX_FRAME_BYTES = 1 << 30
 SPIN_SECONDS = 0.0005
+# While training: a step takes longer than a round of a protocol, and a processor that has slept between two steps takes
+# twice as long for the next one (docs/performance.md).
+TRAINING_SPIN_SECONDS = 0.003
 _REFUSALS = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
@@ -182,11 +185,13 @@ class Hub(Generic[BodyT]):
         self._poller.register(self._wake, zmq.POLLIN)
         self.traffic: dict[str, Traffic] = {name: Traffic() for name in allowed}
 
-    def receive(self, timeout: float, *, spin: bool = False) -> Incoming[BodyT] | None:
+    def receive(
+        self, timeout: float, *, spin: bool = False, spin_seconds: float = SPIN_SECONDS
+    ) -> Incoming[BodyT] | None:
         """The next well-formed message, or None after `timeout` seconds or a `wake`; `spin` as in `Peer.receive`."""
         deadline = time.monotonic() + timeout
         if spin:
-            spin_until_readable(self._socket)
+            spin_until_readable(self._socket, spin_seconds)
         while True:
             left = max(0, deadline - time.monotonic())
             ready: dict[Any, int] = dict(self._poller.poll(int(left * 1000)))
@@ -263,7 +268,9 @@ class Link(Generic[BodyT]):
         self.traffic.bytes_sent += sum(len(frame) for frame in frames)
         self._socket.send_multipart(frames, copy=False)
 
-    def receive(self, timeout: float | None = None, *, spin: bool = False) -> tuple[BodyT, list[torch.Tensor]]:
+    def receive(
+        self, timeout: float | None = None, *, spin: bool = False, spin_seconds: float = SPIN_SECONDS
+    ) -> tuple[BodyT, list[torch.Tensor]]:
         """The peer's next message; `spin` as in `peer.Peer.receive`.
 
         Raises:
@@ -274,7 +281,7 @@ class Link(Generic[BodyT]):
         limit = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
         if spin:
-            spin_until_readable(self._socket)
+            spin_until_readable(self._socket, spin_seconds)
         while True:
             left = max(0, deadline - time.monotonic())
             ready: dict[Any, int] = dict(self._poller.poll(int(left * 1000)))
@@ -311,9 +318,9 @@ class Link(Generic[BodyT]):
         self._socket.close()
 
 
-def spin_until_readable(socket: zmq.Socket[bytes]) -> None:
-    """Ask for a message again and again for `SPIN_SECONDS`, or until there is one."""
-    deadline = time.perf_counter() + SPIN_SECONDS
+def spin_until_readable(socket: zmq.Socket[bytes], seconds: float = SPIN_SECONDS) -> None:
+    """Ask for a message again and again for so many seconds, or until there is one."""
+    deadline = time.perf_counter() + seconds
     while not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN and time.perf_counter() < deadline:
         # Where there are fewer processors than busy threads, the one that brings the message must get to run.
         os.sched_yield()
