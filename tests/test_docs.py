@@ -27,6 +27,13 @@ def test_the_api_example_runs_as_it_stands() -> None:
     assert done.stdout.count("rounds a prediction") == 2
 
 
+def test_the_page_on_federated_training_runs_as_it_stands() -> None:
+    code = "\n".join(_blocks(ROOT / "docs" / "federated.md", "python"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([5, 2])" in done.stdout
+
+
 def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
     """Every block in its order: files are written, Python is run, commands are typed."""
     text = (ROOT / "docs" / "own-model.md").read_text()

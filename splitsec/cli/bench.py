@@ -74,6 +74,8 @@ def _bench_training(options: argparse.Namespace) -> None:
                     turns=options.turns,
                 )
             )
+            # What took minutes is not lost if the rest is interrupted.
+            write_json(options.json, [asdict(one) for one in records])
     table = Table(title="samples per second of training, one thread a party")
     headings = ("dataset", "clients", "in flight", "compress", "split", "plain", "(threads)", "split/plain", "B/sample")
     for heading in headings:
@@ -91,7 +93,6 @@ def _bench_training(options: argparse.Namespace) -> None:
             f"{one.bytes_per_sample:.0f}",
         )
     console.print(table)
-    write_json(options.json, [asdict(one) for one in records])
 
 
 def _bench_models(options: argparse.Namespace) -> None:

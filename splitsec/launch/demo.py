@@ -211,6 +211,8 @@ def _table(result: DemoResult) -> Table:
     of = "query" if result.batch > 1 else "prediction"
     encrypted = "" if result.accuracy_encrypted is None else f"{result.accuracy_encrypted:.2%}"
     table.add_row("test accuracy", f"{result.accuracy_plain:.2%}", encrypted)
+    if result.encrypted_predictions and result.accuracy_held_out != result.accuracy_plain:
+        table.add_row("test accuracy, all held-out rows", f"{result.accuracy_held_out:.2%}", "")
     if result.auc is not None:
         if result.auc_joined is None:
             table.add_row("area under the ROC curve", f"{result.auc:.4f}", "")

@@ -32,12 +32,14 @@ class Judged:
     """Accuracy and cost of the trained model; what is encrypted is None where nothing was predicted so.
 
     Attributes:
+        accuracy_held_out: plain, of all held-out rows, whether they were predicted encrypted or not.
         batch: rows of a query.
         auc: of two classes, encrypted or else plain; None for more.
         auc_joined: the same of the same model trained by plain torch on the joined columns; None but for columns.
     """
 
     accuracy_plain: float
+    accuracy_held_out: float
     accuracy_encrypted: float | None
     agreement: float | None
     max_abs_error: float | None
@@ -80,6 +82,7 @@ def judge_plain(model: nn.Module, inputs: tuple[torch.Tensor, ...], labels: torc
     plain, milliseconds = _plain(model, [inputs])
     return Judged(
         accuracy_plain=share(plain.argmax(1) == labels),
+        accuracy_held_out=share(plain.argmax(1) == labels),
         accuracy_encrypted=None,
         agreement=None,
         max_abs_error=None,
@@ -132,9 +135,11 @@ def _judged(
         offline += cost["offline_ms"]
     opened, right = torch.cat(encrypted), torch.cat(truth)
     plain, milliseconds = _plain(model, seen)
+    every, _ = _plain(model, inputs)
     queries = max(1, len(online))
     return Judged(
         accuracy_plain=share(plain.argmax(1) == right),
+        accuracy_held_out=share(every.argmax(1) == torch.cat(labels)),
         accuracy_encrypted=share(opened.argmax(1) == right),
         agreement=share(opened.argmax(1) == plain.argmax(1)),
         max_abs_error=(opened - plain).abs().max().item(),
