@@ -65,6 +65,7 @@ def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--server-momentum", type=float, default=0.0, metavar="BETA", help="momentum of the averages (0)"
     )
+    training.add_argument("--decay", action="store_true", help="let the learning rate fall to nothing over the rounds")
     training.add_argument("--batch-size", type=int, metavar="N", help="of each client (16; mnist 32)")
     training.add_argument(
         "--in-flight", type=int, metavar="N", help="batches of a client on their way at once (2; vertical 1)"

@@ -68,7 +68,7 @@ class LocalRun:
         topology: `horizontal` and `u` for clients with rows (labels stay with them in a U), `vertical` for columns,
             `halves` for parts of a model.
         partition: which rows go to which client, see `split_rows`.
-        combine, every, minimum, in_flight, proximal, server_momentum, compress: as in `Schedule`.
+        combine, every, minimum, in_flight, proximal, server_momentum, decay, compress: as in `Schedule`.
         batch_size: of each client.
         predictions: encrypted predictions of all clients together; at most 1,000 if None, but for columns all.
         timeout: seconds after which the whole run is given up.
@@ -91,6 +91,7 @@ class LocalRun:
     in_flight: int | None = None
     proximal: float = 0.0
     server_momentum: float = 0.0
+    decay: bool = False
     compress: str = "none"
     timeout: float = 7200.0
 
@@ -136,6 +137,7 @@ class LocalRun:
             in_flight=self.in_flight or (1 if columns else 2),
             proximal=self.proximal,
             server_momentum=self.server_momentum,
+            decay=self.decay,
             compress=self.compress,
             join=load_vertical(self.model).join if columns else None,
             order=self.seed,

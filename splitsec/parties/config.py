@@ -60,6 +60,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     in_flight: int = 1
     proximal: float = 0.0
     server_momentum: float = 0.0
+    decay: bool = False
     compress: str = "none"
     topology: Topology = "horizontal"
     order: int = 0

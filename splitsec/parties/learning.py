@@ -19,7 +19,7 @@ from splitsec.training.checkpoints import Checkpoints, optimizer_tensors, restor
 from splitsec.training.combinable import Combinable
 from splitsec.training.compression import ActivationCoder, GradientCoder
 from splitsec.training.data import Loader, Part
-from splitsec.training.loop import FrontTrainer, segment_digest
+from splitsec.training.loop import FrontTrainer, segment_digest, set_rate
 from splitsec.training.messages import (
     PROTOCOL,
     Aligned,
@@ -265,6 +265,7 @@ class Learner:
         if self.done or self._missed or not self._turn_is_mine():
             return []
         self._trainer.begin_round()
+        set_rate(self._trainer.optimizer, schedule.rate(self._round, self.welcome.rounds))
         self._steps = schedule.every or self._loader.per_epoch
         rounds = self._round // len(schedule.clients) if schedule.combine == "relay" else self._round
         self._first = rounds * self._steps

@@ -25,7 +25,7 @@ from splitsec.parties.learning import MEANS
 from splitsec.parties.names import SERVER
 from splitsec.parties.steps import JoinedSteps, Send, Steps, USteps
 from splitsec.training.checkpoints import Checkpoints
-from splitsec.training.loop import TailTrainer
+from splitsec.training.loop import TailTrainer, set_rate
 from splitsec.training.messages import (
     Aligned,
     Batch,
@@ -326,6 +326,7 @@ class Run:
                 self._active = []
         else:
             self._active, self._idle = there, []
+        set_rate(self._trainer.optimizer, self.schedule.rate(self.round, self.rounds))
         self._steps.begin({name: self.members[name].samples for name in self._active})
         self._progress = self._round_began = now
         if len(self._active) < self._fewest and self.schedule.combine != "relay":

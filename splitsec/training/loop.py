@@ -32,6 +32,12 @@ def make_optimizer(parameters: Sequence[nn.Parameter], learning_rate: float) -> 
     return torch.optim.Adam(parameters, lr=learning_rate, fused=True) if parameters else None
 
 
+def set_rate(optimizer: torch.optim.Optimizer | None, rate: float) -> None:
+    """Give an optimizer a learning rate."""
+    for group in [] if optimizer is None else optimizer.param_groups:
+        group["lr"] = rate
+
+
 @dataclass
 class _Flight:
     """A batch that is on its way: its activation, and the weights that made it, by name."""

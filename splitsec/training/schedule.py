@@ -31,6 +31,7 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             weights that are so many steps older (see `FrontTrainer`).
         proximal: weight of FedProx's term, which holds a client's segments near the last combined ones.
         server_momentum: of the change from one average to the next.
+        decay: whether the learning rate falls to nothing over the rounds, along a cosine.
         compress: how activations and gradients travel, see `training.compression`.
         join: for clients that hold columns of the same people: how the server joins their activations. Their fronts
             differ and are never combined.
@@ -49,11 +50,18 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     in_flight: int = 1
     proximal: float = 0.0
     server_momentum: float = 0.0
+    decay: bool = False
     compress: str = "none"
     join: Join | None = None
     order: int = 0
     held_out: float = 0.2
     halves: bool = False
+
+    def rate(self, number: int, rounds: int) -> float:
+        """The learning rate in a round; I. Loshchilov and F. Hutter, "SGDR", ICLR 2017, section 3, without restarts."""
+        if not self.decay:
+            return self.learning_rate
+        return self.learning_rate * (1 + math.cos(math.pi * number / rounds)) / 2
 
     def rounds(self, samples: int) -> int:
         """How many rounds the run has, where the clients have so many samples together."""

@@ -155,6 +155,13 @@ def test_fedprox_holds_clients_and_momentum_carries_the_average() -> None:
     assert moved(server_momentum=0.9) > 1.2 * free
 
 
+def test_the_learning_rate_falls_along_a_cosine() -> None:
+    schedule = Schedule(("a", "b"), learning_rate=0.1, decay=True)
+    assert [round(schedule.rate(number, 4), 4) for number in range(4)] == [0.1, 0.0854, 0.05, 0.0146]
+    assert Schedule(("a", "b"), learning_rate=0.1).rate(3, 4) == 0.1
+    assert not _same(_simulate(), _simulate(decay=True))
+
+
 def test_with_one_step_a_round_clients_step_together() -> None:
     found, _ = _simulate(every=1)
     # 41 samples in batches of 4 at 3 clients: 4 steps an epoch.
@@ -222,7 +229,9 @@ class _Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("schedule", [{}, {"in_flight": 2, "server_momentum": 0.5}, {"combine": "relay"}, {"every": 2}])
+@pytest.mark.parametrize(
+    "schedule", [{}, {"in_flight": 2, "server_momentum": 0.5, "decay": True}, {"combine": "relay"}, {"every": 2}]
+)
 def test_killed_at_any_moment_a_run_ends_like_one_that_never_was(
     schedule: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
