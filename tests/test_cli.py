@@ -196,6 +196,7 @@ def test_the_demo_end_to_end_with_two_clients(tmp_path: Path) -> None:
         assert text in done.stdout
 
 
+@pytest.mark.slow
 def test_a_demo_of_columns_end_to_end(tmp_path: Path) -> None:
     target = tmp_path / "demo.json"
     done = _run("demo", "--topology", "vertical", "--epochs", "10", "--json", str(target))

@@ -247,7 +247,7 @@ def test_killed_at_any_moment_a_run_ends_like_one_that_never_was(
     monkeypatch.setattr(simulation._Simulation, "_one_message", counted)
     _simulate(make=_with_dropout, cut="3", **schedule)
     total = count
-    for number, kill in enumerate(range(3, total, max(1, total // 12))):
+    for number, kill in enumerate(range(3, total, max(1, total // 7))):
         count = 0
 
         def killed(self: Any, kill: int = kill) -> None:
