@@ -22,7 +22,7 @@ from splitsec.launch.local import LocalRun, execute, held_out_rows, load_vertica
 from splitsec.launch.simulation import SERVER_SEED, simulate
 from splitsec.parties.events import AnyEvent, Joined, Predicted, RoundDone, size
 from splitsec.parties.names import SERVER
-from splitsec.parties.running import make_segments
+from splitsec.parties.running import load_columns_model, make_segments
 from splitsec.training.data import Part
 from splitsec.training.vertical import CUT, Columns
 
@@ -84,10 +84,9 @@ def simulate_demo(run: LocalRun, console: Console, *, drop: float = 0.0, checkpo
     with _Watch(run, console, simulated=True) as watch:
         named = dict(zip(run.names, parts, strict=True))
         if run.topology == "vertical":
-            torch.manual_seed(run.seed + SERVER_SEED)
-            tail: nn.Module = SplitModel(load_vertical(run.model).tail, INPUT).tail
-            torch.manual_seed(run.seed)
-            fronts = load_vertical(run.model).fronts
+            whole_model = load_columns_model(run.model, run.seed + SERVER_SEED)
+            tail: nn.Module = SplitModel(whole_model.tail, INPUT).tail
+            fronts = load_columns_model(run.model, run.seed).fronts
             begin = {name: [fronts[name]] for name in run.names}
             cut = CUT
         else:

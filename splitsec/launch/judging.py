@@ -22,6 +22,7 @@ from splitsec.launch.simulation import SERVER_SEED
 from splitsec.models import load_model
 from splitsec.parties.halves import Whole
 from splitsec.parties.names import SERVER
+from splitsec.parties.running import load_columns_model
 from splitsec.threads import one_thread
 from splitsec.training.data import Loader, Part
 from splitsec.training.vertical import Columns, VerticalModel, split_aligned
@@ -122,20 +123,22 @@ def _judged(
     *,
     auc_joined: float | None = None,
 ) -> Judged:
-    encrypted, seen, truth = [], [], []
+    encrypted = []
     online, offline = [], []
     cost: dict[str, Any] = {}
-    for name, mine, answers in zip(asking, inputs, labels, strict=True):
+    for name in asking:
         with safe_open(directory / name / "out" / "predictions.safetensors", "pt") as file:
             logits, cost = file.get_tensor("logits"), json.loads(file.metadata()["json"])
         encrypted.append(logits)
-        seen.append(tuple(one[: len(logits)] for one in mine))
-        truth.append(answers[: len(logits)])
         online += cost["online_ms"]
         offline += cost["offline_ms"]
-    opened, right = torch.cat(encrypted), torch.cat(truth)
-    plain, milliseconds = _plain(model, seen)
-    every, _ = _plain(model, inputs)
+    # In plain every held-out row, encrypted the first ones of each client.
+    every, milliseconds = _plain(model, inputs)
+    counts = [len(one) for one in encrypted]
+    parts = every.split([len(one) for one in labels])
+    plain = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    opened = torch.cat(encrypted)
+    right = torch.cat([one[:count] for one, count in zip(labels, counts, strict=True)])
     queries = max(1, len(online))
     return Judged(
         accuracy_plain=share(plain.argmax(1) == right),
@@ -202,7 +205,7 @@ def align_in_plain(run: LocalRun, parts: list[Columns]) -> tuple[list[Columns], 
 
 def train_joined(run: LocalRun, aligned: list[Columns], count: int) -> VerticalModel:
     """The same model with the same first weights and batches, trained by plain torch on the joined columns."""
-    first, second = _seeded(run.seed, run), _seeded(run.seed + SERVER_SEED, run)
+    first, second = (load_columns_model(run.model, seed) for seed in (run.seed, run.seed + SERVER_SEED))
     model = load_vertical(run.model)
     model.fronts.load_state_dict(first.fronts.state_dict())
     model.tail.load_state_dict(second.tail.state_dict())
@@ -219,11 +222,6 @@ def train_joined(run: LocalRun, aligned: list[Columns], count: int) -> VerticalM
             F.cross_entropy(model(*(one.values[rows] for one in aligned)), labels[rows]).backward()
             optimizer.step()
     return model
-
-
-def _seeded(seed: int, run: LocalRun) -> VerticalModel:
-    torch.manual_seed(seed)
-    return load_vertical(run.model)
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:

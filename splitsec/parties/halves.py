@@ -8,7 +8,6 @@ the server under masks (see `mpc.shared`), are put together there, and predictio
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -31,7 +30,6 @@ from splitsec.training.randomness import OwnRandomness, derived_seed
 from splitsec.training.schedule import Schedule
 from splitsec.transport import KeyPair, expect_tensor
 
-log = logging.getLogger(__name__)
 BATCHES = (1, 32)
 # Of a client's images, to measure how large values get where the weights guarantee nothing.
 CALIBRATION = 256

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -103,10 +103,10 @@ class Learner:
             self._seed, self._begins, self._run = facts["seed"], facts["begins"], facts["run"]
         self._seeds = RunSeed(b"", b"")
         self._round = 0
-        # Batches of this round: how many there are, sent, and answered; and the number of its first one.
         self._alignment: Alignment | None = None
         self.columns: Columns | None = None
         self.training_rows = 0
+        # Batches of this round: how many there are, sent, and answered; and the number of its first one.
         self._steps = self._sent = self._answered = self._first = 0
         self._missed = False
 
@@ -119,7 +119,7 @@ class Learner:
             segments=self._combinable.description,
             begins=self._begins,
             parameters=self._combinable.parameters,
-            values=self._combinable.values + (MEANS if self._head is not None else 0),
+            values=self._length,
             samples=len(self._part.ids) if isinstance(self._part, Columns) else len(self._part.train_labels),
             rounds=self._saved or (0,),
             run=self._run,
@@ -331,8 +331,7 @@ class Learner:
             return []
         schedule = self.welcome.schedule
         if tensors and schedule.combine == "relay":
-            values = (self._combinable.values + (MEANS if self._head is not None else 0),)
-            handed = expect_tensor(tensors[0], what="what was handed over", dtype=torch.int64, shape=values)
+            handed = expect_tensor(tensors[0], what="what was handed over", dtype=torch.int64, shape=(self._length,))
             tensors = [take_over(handed, seed=self._seeds.group, round_number=done.pad)]
         if tensors:
             self._load(tensors)
@@ -358,10 +357,14 @@ class Learner:
         )
         return self._begin_round()
 
+    @property
+    def _length(self) -> int:
+        """How many values an upload has."""
+        return self._combinable.values + (MEANS if self._head is not None else 0)
+
     def _load(self, tensors: Sequence[torch.Tensor]) -> None:
-        values = (self._combinable.values + (MEANS if self._head is not None else 0),)
         (average,) = tensors
-        expect_tensor(average, what="the combined segments", dtype=torch.float64, shape=values)
+        expect_tensor(average, what="the combined segments", dtype=torch.float64, shape=(self._length,))
         check_range(average, limit=float("inf"), what="the combined segments")
         self._combinable.load(average[: self._combinable.values])
 
@@ -370,8 +373,7 @@ class Learner:
         state = {key: value for segment in self._segments for key, value in segment.state_dict().items()}
         tensors = {f"segment.{name}": one for name, one in state.items()}
         tensors |= optimizer_tensors(self._trainer.optimizer)
-        facts: Mapping[str, Any] = {"name": self._name, "cut": self._cut, "seed": self._seed}
-        facts = {**facts, "begins": self._begins, "run": self._run}
+        facts = {"name": self._name, "cut": self._cut, "seed": self._seed, "begins": self._begins, "run": self._run}
         self._checkpoints.save(self._round, {**tensors, "randomness": self._trainer.randomness.state}, facts)
 
     def _restore(self, number: int) -> None:

@@ -227,10 +227,7 @@ def _run_half(config: ClientConfig, base: Path, report: Report, processors: Sequ
 
 def load_columns_model(source: str, seed: int | None) -> vertical.VerticalModel:
     """The vertical model that a source makes, with first weights from the seed; raises `ConfigError` for another."""
-    if seed is None:
-        torch.seed()
-    else:
-        torch.manual_seed(seed)
+    _seed_weights(seed)
     model = load_model(source)
     if not isinstance(model, vertical.VerticalModel):
         raise ConfigError(f"'{source}' makes a {type(model).__name__}; a vertical run needs a splitsec VerticalModel")
@@ -263,10 +260,7 @@ def make_segments(
             return parts[0].meta["cut"], parts
         except ConstantError as error:
             log.info("the whole model is built: %s", error)
-    if seed is None:
-        torch.seed()
-    else:
-        torch.manual_seed(seed)
+    _seed_weights(seed)
     split = SplitModel(load_model(model), cut)
     found = [getattr(split, part) for part in wanted]
     if weights is not None:
@@ -274,6 +268,13 @@ def make_segments(
         for segment in found:
             load_part(segment, held)
     return split.cut, found
+
+
+def _seed_weights(seed: int | None) -> None:
+    if seed is None:
+        torch.seed()
+    else:
+        torch.manual_seed(seed)
 
 
 def _beside(base: Path, path: str | None) -> Path | None:

@@ -145,10 +145,10 @@ class Steps:
         for name, one in waiting.items():
             result = results[name]
             self.book.add([(result, len(result.gradient))])
+            self.samples += len(result.gradient)
             self._answer(name, one, result.gradient, result.loss, result.correct)
 
     def _answer(self, name: str, to: Arrived, gradient: torch.Tensor, loss: float, correct: int) -> None:
-        self.samples += len(gradient)
         rows = torch.arange(len(gradient)) if to.rows is None else to.rows
         tensors = self._coders[name][1].pack(gradient, rows)
         self._send(name, Gradient(to.body.round, to.body.step, loss, correct), tensors)
@@ -189,7 +189,7 @@ class JoinedSteps(Steps):
         parts = result.gradient.split(widths, dim=1) if join == "concat" else [result.gradient] * len(outputs)
         for (name, one), part in zip(waiting.items(), parts, strict=True):
             self._answer(name, one, part, result.loss, result.correct)
-        self.samples += len(together) - sum(len(one) for one in outputs)
+        self.samples += len(together)
 
 
 class USteps(Steps):
@@ -259,5 +259,6 @@ class USteps(Steps):
         there = {name: self._gradients.get(name, torch.zeros_like(one)) for name, one in outputs.items()}
         found = self._trainer.backward(there)
         for name in self._gradients:
+            self.samples += len(found[name])
             self._answer(name, self._begun[name], found[name], 0.0, 0)
         self._outputs, self._begun, self._gradients = None, {}, {}

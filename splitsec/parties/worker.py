@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import torch
 import zmq
 
-from splitsec.errors import MessageError, PartyTimeoutError, RefusedError, SplitsecError
+from splitsec.errors import MessageError, RefusedError, SplitsecError
 from splitsec.mpc.context import SERVER
 from splitsec.mpc.costing import predict_cost
 from splitsec.mpc.linear import laid_out
@@ -120,10 +120,6 @@ def serve_session(
         bound(urlsplit(address).port or 0, contributions)
         try:
             _Worker(job, peer, dealer, weights, stop, gathered).run()
-        except PartyTimeoutError as error:
-            log.warning("session %s ended: %s", job.session[:8], error)
-            # It may be another client that was silent.
-            peer.refuse(error)
         except SplitsecError as error:
             log.warning("session %s of %s ended: %s", job.session[:8], job.client, error)
             peer.refuse(error)

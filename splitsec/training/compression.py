@@ -4,9 +4,8 @@
 
 - An activation is sent as the change against what the receiver holds for the same row since the last epoch, so what is
   left out now is sent later; a row's first one travels whole, as bfloat16: J. Wang et al., "Fine-tuning language
-  models over slow networks using activation
-  compression with guarantees", NeurIPS 2022, section 3 (AQ-SGD); the same idea for gradients is EF21, P. Richtarik et
-  al., NeurIPS 2021.
+  models over slow networks using activation compression with guarantees", NeurIPS 2022, section 3 (AQ-SGD); the same
+  idea for gradients is EF21, P. Richtarik et al., NeurIPS 2021.
 - Of a gradient the sender keeps what it left out and adds it to the row's next one: S. P. Karimireddy et al., "Error
   feedback fixes SignSGD and other gradient compression schemes", ICML 2019, algorithm 2.
 
