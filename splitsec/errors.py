@@ -73,6 +73,12 @@ class RandomnessError(SplitsecError):
     exit_code = 8
 
 
+class BudgetError(SplitsecError):
+    """A privacy budget that is spent."""
+
+    exit_code = 9
+
+
 class InsecureProviderError(SplitsecError):
     """An attempt to use one of CrypTen's own sources of randomness."""
 

@@ -11,8 +11,8 @@ import splitsec
 PACKAGE = Path(splitsec.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 SECRET_PLACES = ["mpc", "transport", "training/aggregation.py", "parties"]
-LAYERS = {"transport": 0, "cut": 0, "mpc": 1, "training": 2, "choosing": 2, "parties": 3, "launch": 4, "bench": 5}
-LAYERS["cli"] = 6
+LAYERS = {"transport": 0, "cut": 0, "mpc": 1, "privacy": 2, "training": 3, "choosing": 3, "parties": 4, "launch": 5}
+LAYERS |= {"bench": 6, "cli": 7}
 
 
 def _names(path: Path) -> set[str]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from splitsec import __version__
-from splitsec.cli import bench, modelling, running
+from splitsec.cli import bench, modelling, privacy, running
 from splitsec.errors import SplitsecError
 
 
@@ -56,6 +56,6 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--verbose", action="store_true", help="log everything, and show the trace of an error")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    for module in (running, modelling, bench):
+    for module in (running, modelling, privacy, bench):
         module.add_commands(commands, common)
     return parser

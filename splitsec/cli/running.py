@@ -76,6 +76,7 @@ def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
         metavar="KIND",
         help="how activations and gradients travel: none, float16, bfloat16 or topk:FRACTION (none)",
     )
+    _privacy_options(demo.add_argument_group("privacy of what is trained"))
     demo.add_argument(
         "--simulate", action="store_true", help="virtual clients in one process; predictions are plain then"
     )
@@ -102,6 +103,27 @@ def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
         party.add_argument("--config", type=Path, required=True, metavar="FILE", help="the party's TOML file")
         party.add_argument("--events", choices=["text", "json"], default="text", help="how to report progress (text)")
         party.set_defaults(run=_party, role=role, party=role)
+
+
+def _privacy_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--dp-epsilon", type=float, metavar="E", help="train with differential privacy within this budget (none)")
+    add("--dp-delta", type=float, default=1e-5, metavar="D", help="at this delta, at most 1 / records (1e-5)")
+    add("--dp-unit", choices=["record", "client"], default="record", help="whom the budget protects (record)")
+    add("--dp-clip", type=float, default=1.0, metavar="C", help="norm to which gradients or updates are clipped (1)")
+    add("--dp-accountant", choices=["prv", "rdp"], default="prv", help="Opacus's accountant (prv)")
+    add("--dp-local", action="store_true", help="by record: every client adds all of the noise, not a share of it")
+    add("--activation-clip", type=float, default=0.0, metavar="C", help="norm to which activations are clipped (none)")
+    add(
+        "--activation-noise",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="noise on activations in training, as a multiple of their clip (0)",
+    )
+    add(
+        "--nopeek", type=float, default=0.0, metavar="W", help="weight of NoPeek's distance correlation in the loss (0)"
+    )
 
 
 def _demo(options: argparse.Namespace) -> None:

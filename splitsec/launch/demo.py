@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from splitsec.launch.simulation import SERVER_SEED, simulate
 from splitsec.parties.events import AnyEvent, Joined, Predicted, RoundDone, size
 from splitsec.parties.names import SERVER
 from splitsec.parties.running import load_columns_model, make_segments
+from splitsec.privacy.ledger import Ledger, find_ledgers
 from splitsec.training.data import Part
 from splitsec.training.vertical import CUT, Columns
 
@@ -31,7 +33,8 @@ from splitsec.training.vertical import CUT, Columns
 class DemoResult(Judged):
     """The demo's figures: times in milliseconds a query, bytes of one query both ways, `seconds` of the whole demo.
 
-    `dropped` counts how often a client did not finish a round; `samples_per_second` is that of training.
+    `dropped` counts how often a client did not finish a round; `samples_per_second` is that of training. `epsilon` is
+    what the run has spent at `delta`, of the client that spent most; None where it promises nothing.
     """
 
     topology: str
@@ -44,6 +47,8 @@ class DemoResult(Judged):
     samples_per_second: float
     bytes_training: int
     seconds: float
+    epsilon: float | None
+    delta: float | None
 
 
 def run_demo(run: LocalRun, console: Console, *, checkpoints: Path | None = None) -> DemoResult:
@@ -64,7 +69,9 @@ def run_demo(run: LocalRun, console: Console, *, checkpoints: Path | None = None
         with _Watch(run, console) as watch:
             held_out = held_out_rows(run, parts)
             execute(run, directory, held_out=held_out, keep=checkpoints is not None, on_event=watch.show)
-        result = _result(run, judge(run, directory, parts), watch, began)
+        judged = judge(run, directory, parts)
+        ledgers = find_ledgers(directory) if run.privacy.epsilon else []
+        result = _result(run, judged, watch, began, ledgers)
     console.print(_table(result))
     console.print(_who_saw_what(run))
     return result
@@ -123,12 +130,13 @@ def simulate_demo(run: LocalRun, console: Console, *, drop: float = 0.0, checkpo
         whole = nn.Sequential(pieces[0], tail, *pieces[1:])
         images = torch.cat([one.test_images for one in rows])
         judged = judge_plain(whole, (images,), torch.cat([one.test_labels for one in rows]))
-    result = _result(run, judged, watch, began)
+    result = _result(run, judged, watch, began, list(found.ledgers.values()))
     console.print(_table(result))
     return result
 
 
-def _result(run: LocalRun, judged: Judged, watch: _Watch, began: float) -> DemoResult:
+def _result(run: LocalRun, judged: Judged, watch: _Watch, began: float, ledgers: Sequence[Ledger]) -> DemoResult:
+    spent = [one.spent for one in ledgers] if run.privacy.epsilon else []
     return DemoResult(
         **asdict(judged),
         topology=run.topology,
@@ -141,6 +149,8 @@ def _result(run: LocalRun, judged: Judged, watch: _Watch, began: float) -> DemoR
         samples_per_second=watch.samples / max(1e-9, watch.ended - watch.began),
         bytes_training=watch.bytes_training,
         seconds=time.monotonic() - began,
+        epsilon=max(spent) if spent else None,
+        delta=run.dp_delta if spent else None,
     )
 
 
@@ -229,6 +239,8 @@ def _table(result: DemoResult) -> Table:
         table.add_row(f"bytes per {of}, online", "", size(result.bytes_online or 0))
         table.add_row(f"bytes per {of}, offline", "", size(result.bytes_offline or 0))
     table.add_row("samples per second of training", f"{result.samples_per_second:.0f}", "")
+    if result.epsilon is not None:
+        table.add_row("privacy spent in training", f"epsilon {result.epsilon:.3f} at delta {result.delta:g}", "")
     if result.dropped:
         table.add_row("clients dropped from a round", str(result.dropped), "")
     if result.bytes_training:

@@ -23,6 +23,7 @@ from splitsec.models import load_model
 from splitsec.parties.halves import Whole
 from splitsec.parties.names import SERVER
 from splitsec.parties.running import load_columns_model
+from splitsec.privacy.activations import Guard
 from splitsec.threads import one_thread
 from splitsec.training.data import Loader, Part
 from splitsec.training.vertical import Columns, VerticalModel, split_aligned
@@ -73,6 +74,8 @@ def judge(run: LocalRun, directory: Path, parts: list[Part] | list[Columns]) -> 
         front = _tensors(directory / run.names[0] / "out" / "front.safetensors")
         tail = _tensors(directory / SERVER / "out" / "tail.safetensors")
         split.load_whole_state_dict({**front, **tail})
+        if run.activation_clip:
+            Guard(split.front, clip=run.activation_clip)
         whole = split
     inputs = [(part.test_images,) for part in rows]
     return _judged(run, directory, whole, inputs, [part.test_labels for part in rows], run.names)

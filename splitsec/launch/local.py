@@ -19,6 +19,7 @@ from splitsec.models import load_model
 from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, Topology, write_config
 from splitsec.parties.events import AnyEvent
 from splitsec.parties.names import DEALER, SERVER
+from splitsec.privacy.rules import Accountant, Privacy, Unit, check_delta, check_epsilon
 from splitsec.training.compression import check_compression
 from splitsec.training.data import Part, load_dataset
 from splitsec.training.partition import deal, split_rows
@@ -29,14 +30,18 @@ from splitsec.transport import make_keys
 START_SECONDS = 120.0
 Layout: TypeAlias = Literal["horizontal", "u", "vertical", "halves"]
 U_CUT = "pool,fc2"
+LEARNING_RATE = 2e-3
 
 
 @dataclass(frozen=True)
 class DemoData:
-    """A dataset of the demo: the model that it trains in a layout, and the batch size of each client."""
+    """A dataset of the demo: the model that it trains in a layout, the batch size of each client, and with a privacy
+    budget the samples of a step that all clients have together on average, and the learning rate."""
 
     model: str
     batch_size: int
+    private_batch: int = 256
+    private_rate: float = 2e-3
 
 
 DATA: dict[Layout, dict[str, DemoData]] = {
@@ -69,6 +74,8 @@ class LocalRun:
             `halves` for parts of a model.
         partition: which rows go to which client, see `split_rows`.
         combine, every, minimum, in_flight, proximal, server_momentum, decay, compress: as in `Schedule`.
+        dp_epsilon, dp_delta, dp_unit, dp_clip, dp_accountant, dp_local: as in `Privacy`, without the `dp`.
+        activation_clip, activation_noise, nopeek: as there.
         batch_size: of each client.
         predictions: encrypted predictions of all clients together; at most 1,000 if None, but for columns all.
         timeout: seconds after which the whole run is given up.
@@ -83,7 +90,7 @@ class LocalRun:
     seed: int = 0
     predictions: int | None = None
     batch_size: int | None = None
-    learning_rate: float = 2e-3
+    learning_rate: float | None = None
     partition: str = "iid"
     combine: Combine = "average"
     every: int = 0
@@ -93,6 +100,15 @@ class LocalRun:
     server_momentum: float = 0.0
     decay: bool = False
     compress: str = "none"
+    dp_epsilon: float | None = None
+    dp_delta: float = 1e-5
+    dp_unit: Unit = "record"
+    dp_clip: float = 1.0
+    dp_accountant: Accountant = "prv"
+    dp_local: bool = False
+    activation_clip: float = 0.0
+    activation_noise: float = 0.0
+    nopeek: float = 0.0
     timeout: float = 7200.0
 
     @property
@@ -122,25 +138,51 @@ class LocalRun:
         return "horizontal" if self.topology == "u" else self.topology
 
     @property
+    def rate(self) -> float:
+        """The learning rate."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return DATA[self.topology][self.data].private_rate if self.privacy.by_record else LEARNING_RATE
+
+    @property
+    def privacy(self) -> Privacy:
+        """What the run promises."""
+        return Privacy(
+            epsilon=self.dp_epsilon or 0.0,
+            delta=self.dp_delta,
+            unit=self.dp_unit,
+            clip=self.dp_clip,
+            accountant=self.dp_accountant,
+            local=self.dp_local,
+            activation_clip=self.activation_clip,
+            activation_noise=self.activation_noise,
+            nopeek=self.nopeek,
+        )
+
+    @property
     def schedule(self) -> Schedule:
         """The server's schedule for clients with rows or columns."""
         columns = self.topology == "vertical"
+        data = DATA[self.topology][self.data]
+        by_record = self.privacy.by_record
+        usual = max(1, data.private_batch // len(self.names)) if by_record else data.batch_size
         return Schedule(
             clients=tuple(self.names),
             epochs=self.epochs,
-            batch_size=self.batch_size or DATA[self.topology][self.data].batch_size,
-            learning_rate=self.learning_rate,
+            batch_size=self.batch_size or usual,
+            learning_rate=self.rate,
             combine="none" if columns else self.combine,
-            every=self.every,
+            every=self.every or int(self.privacy.sums_steps),
             minimum=self.minimum,
-            # One keeps the steps of columns those of the joined model.
-            in_flight=self.in_flight or (1 if columns else 2),
+            # One keeps the steps of columns those of the joined model, and noise that of the weights it is for.
+            in_flight=self.in_flight or (1 if columns or by_record else 2),
             proximal=self.proximal,
             server_momentum=self.server_momentum,
             decay=self.decay,
             compress=self.compress,
             join=load_vertical(self.model).join if columns else None,
             order=self.seed,
+            privacy=self.privacy,
         )
 
     def prediction_counts(self, held_out: int) -> list[int]:
@@ -170,12 +212,15 @@ def check_run(run: LocalRun) -> None:
         raise ConfigError("a run needs at least two clients: the average over one would show its parameters")
     if run.topology == "vertical" and count != 2:
         raise ConfigError("the demo's columns are those of two clients; use the API for more")
+    if run.dp_epsilon is not None:
+        check_epsilon(run.dp_epsilon)
     if run.epochs < 1:
         raise ConfigError("a run needs at least one epoch")
     if run.cut is not None and run.topology in ("vertical", "halves"):
         raise ConfigError(f"a {run.topology} run has no cut to choose; leave --cut out")
     if run.topology == "halves":
         check_compression(run.compress)
+        _no_privacy_of_halves(run)
     else:
         check_schedule(run.schedule)
     asking = 1 if run.topology == "vertical" else count
@@ -190,12 +235,19 @@ def check_run(run: LocalRun) -> None:
     SplitModel(load_model(run.model), run.where)
 
 
+def _no_privacy_of_halves(run: LocalRun) -> None:
+    if run.privacy != Privacy(delta=run.dp_delta):
+        raise ConfigError("a part of a model is trained by its client alone: train it with Opacus, and give the result")
+
+
 def make_data(run: LocalRun) -> list[Part] | list[Columns]:
     """Each client's data; raises `ConfigError` if it is not there, or cannot be dealt."""
     check_run(run)
     if run.topology == "vertical":
         return load_columns(run.data, run.data_dir, run.seed)
     whole = load_dataset(run.data, run.data_dir, run.seed)
+    if run.privacy.by_record:
+        check_delta(run.dp_delta, len(whole.train_labels))
     return deal(whole, split_rows(run.partition, whole.train_labels, len(run.names), run.seed), run.seed)
 
 
@@ -296,7 +348,7 @@ def execute(
                 batch_size=VERTICAL_BATCH if run.topology == "vertical" else 1,
                 epochs=run.epochs,
                 train_batch_size=run.schedule.batch_size,
-                learning_rate=run.learning_rate,
+                learning_rate=run.rate,
                 out="out",
                 checkpoints=checkpoints,
                 # All parties share this machine's processors, so to prepare meanwhile would only take turns.

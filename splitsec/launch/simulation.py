@@ -23,6 +23,7 @@ from splitsec.parties.events import AnyEvent, Report, RoundDone, ignore
 from splitsec.parties.learning import Learner, Out
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.parties.rounds import Run, RunFailed
+from splitsec.privacy.ledger import Ledger
 from splitsec.threads import one_thread
 from splitsec.training.aggregation import MaskBook
 from splitsec.training.checkpoints import Checkpoints
@@ -56,6 +57,7 @@ class Simulated:
 
     Attributes:
         segments: of each client at the end, by name.
+        ledgers: of each client with a privacy budget or a guard, by name.
         rounds: the server's report of each round.
         dropped: how often a client did not finish a round, or vanished after its upload.
         seconds: of the training.
@@ -65,6 +67,7 @@ class Simulated:
     rounds: list[RoundDone]
     dropped: int
     seconds: float
+    ledgers: dict[str, Ledger] = field(default_factory=dict, repr=False)
 
     @property
     def samples_per_second(self) -> float:
@@ -81,6 +84,7 @@ def simulate(
     seed: int,
     drop: float = 0.0,
     checkpoints: Path | None = None,
+    ledgers: Path | None = None,
     report: Report = ignore,
 ) -> Simulated:
     """Run a schedule's training in this process.
@@ -93,6 +97,7 @@ def simulate(
         drop: the share of clients that drops out in each round, at the beginning, in the middle or after the upload in
             turn.
         checkpoints: a directory in which each party keeps its own.
+        ledgers: a directory in which each client keeps its privacy ledger; None for that of the checkpoints.
 
     Raises:
         ConfigError: the schedule does not fit.
@@ -104,7 +109,7 @@ def simulate(
     if not 0 <= drop < 1:
         raise ConfigError("the share of clients that drops out must be at least 0 and below 1")
     with one_thread():
-        return _Simulation(tail, segments, parts, cut, schedule, seed, drop, checkpoints, report).run()
+        return _Simulation(tail, segments, parts, cut, schedule, seed, drop, checkpoints, ledgers, report).run()
 
 
 class _Simulation:
@@ -118,6 +123,7 @@ class _Simulation:
         seed: int,
         drop: float,
         checkpoints: Path | None,
+        ledgers: Path | None,
         report: Report,
     ) -> None:
         self._make = segments
@@ -127,6 +133,7 @@ class _Simulation:
         self._seed = seed
         self._drop = drop
         self._directory = checkpoints
+        self._ledgers = checkpoints if ledgers is None else ledgers
         self._outer = report
         # One process sees everything, so a round that is repeated after a restart gives nothing away.
         self._book = MaskBook(max(2, schedule.minimum), recorded=True)
@@ -161,6 +168,8 @@ class _Simulation:
         except RunFailed as failed:
             raise failed.reason from None
         self._result.seconds = time.monotonic() - began
+        protections = {name: one.protection for name, one in self._clients.items()}
+        self._result.ledgers = {name: one.ledger for name, one in protections.items() if one and one.ledger}
         return self._result
 
     def _one_message(self) -> None:
@@ -218,6 +227,7 @@ class _Simulation:
             traffic=lambda: (0, 0),
             report=self._outer,
             checkpoints=self._kept(name),
+            ledgers=None if self._ledgers is None else self._ledgers / name,
         )
 
     def _kept(self, name: str) -> Checkpoints | None:
@@ -227,7 +237,7 @@ class _Simulation:
         for to, body, tensors in out:
             if to == DEALER:
                 assert isinstance(body, JoinRun)
-                seeds = self._book.seeds_for(name, start=body.start, first_round=body.round)
+                seeds = self._book.seeds_for(name, start=body.start, first_round=body.round, noise=body.noise)
                 self._say(name, self._clients[name].take(RunSeed(*seeds), []))
             else:
                 self._to_server.append((name, body, tensors))  # type: ignore[arg-type]

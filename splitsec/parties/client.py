@@ -152,7 +152,14 @@ class Client:
             self._wire.close()
             raise
 
-    def train(self, part: Part | Columns, *, seed: int | None = None, checkpoints: Path | None = None) -> Schedule:
+    def train(
+        self,
+        part: Part | Columns,
+        *,
+        seed: int | None = None,
+        checkpoints: Path | None = None,
+        ledgers: Path | None = None,
+    ) -> Schedule:
         """Take part in the server's run with this client's data; `front` holds the combined segment afterwards.
 
         Args:
@@ -160,9 +167,12 @@ class Client:
             seed: the order of the batches, dropout and the like; None for a random one.
             checkpoints: a directory of this client's own; a run that was killed goes on from the last round that all
                 its parties have finished.
+            ledgers: a directory for the ledger of what the run costs this client's privacy; None puts it beside the
+                checkpoints, if there are any.
 
         Raises:
             ConfigError: the checkpoints are of another run.
+            BudgetError: the run's privacy budget is spent.
             PartyTimeoutError, AuthenticationError, RefusedError: the server or the dealer does not play along.
             RangeError: an activation or a parameter is not finite or out of range.
         """
@@ -175,6 +185,7 @@ class Client:
             traffic=lambda: (self._server.traffic.bytes_sent, self._server.traffic.bytes_received),
             report=self._report,
             checkpoints=None if checkpoints is None else Checkpoints(checkpoints),
+            ledgers=checkpoints if ledgers is None else ledgers,
         )
         out = deque(learner.begin())
         while not learner.done:

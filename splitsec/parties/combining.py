@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
+from torch import nn
 
 from splitsec.errors import MessageError
 from splitsec.training.aggregation import combine
+from splitsec.training.checkpoints import optimizer_tensors, restore_optimizer
+from splitsec.training.loop import make_optimizer, set_rate
 from splitsec.training.messages import DealerBody, Hello, MaskSum, OpenMasks
 from splitsec.training.schedule import Schedule
 from splitsec.transport import expect_tensor
@@ -21,6 +24,10 @@ class Combiner:
 
     The server's momentum acts on parameters alone: T.-M. H. Hsu et al., "Measuring the effects of non-identical data
     distribution for federated visual classification" (FedAvgM), 2019, section 4.3.
+
+    Where gradients are summed in every step, Adam steps here, as one optimizer for all clients (S. Reddi et al.,
+    "Adaptive federated optimization", ICLR 2021, algorithm 2 with FedAdam), and what is sent is how far the segments
+    have come from their first values.
 
     Attributes:
         last: the segments that clients begin the next round with, float64; None before the first average, and in a
@@ -35,6 +42,8 @@ class Combiner:
         self.pad = -1
         self._handed: torch.Tensor | None = None
         self._velocity: torch.Tensor | None = None
+        self._way = nn.Parameter(torch.empty(0, dtype=torch.float64))
+        self._adam: torch.optim.Optimizer | None = None
 
     @property
     def uploads_values(self) -> bool:
@@ -47,9 +56,20 @@ class Combiner:
         return self._schedule.combine == "relay" and self._handed is None
 
     def combine(
-        self, run: str, start: str, round_number: int, uploads: Mapping[str, torch.Tensor], members: Mapping[str, Hello]
+        self,
+        run: str,
+        start: str,
+        round_number: int,
+        uploads: Mapping[str, torch.Tensor],
+        members: Mapping[str, Hello],
+        *,
+        rate: float = 0.0,
+        expected: float = 1.0,
     ) -> list[torch.Tensor]:
         """What every client is sent at the end of a round.
+
+        Args:
+            rate, expected: where gradients are summed, the learning rate, and of how many samples they are on average.
 
         Raises:
             RandomnessError: the dealer does not open the masks.
@@ -66,7 +86,12 @@ class Combiner:
         if not isinstance(answer, MaskSum) or answer.round != round_number or len(tensors) != 1:
             raise MessageError("the dealer answered another request")
         mask_sum = expect_tensor(tensors[0], what="the sum of masks", dtype=torch.int64, shape=(length,))
-        weight = sum(members[name].samples for name in names)
+        privacy = self._schedule.privacy
+        weight = len(names) if privacy.by_client else sum(members[name].samples for name in names)
+        if privacy.sums_steps:
+            summed = combine(uploads.values(), mask_sum, total_weight=1)
+            self.last = self._stepped(summed / expected, rate)
+            return [self.last]
         average = combine(uploads.values(), mask_sum, total_weight=weight)
         self.last = self._with_momentum(average, members[names[0]].parameters)
         return [self.last]
@@ -81,15 +106,33 @@ class Combiner:
         moved[:parameters] = self.last[:parameters] + self._velocity
         return moved
 
+    def _stepped(self, gradient: torch.Tensor, rate: float) -> torch.Tensor:
+        if self._adam is None:
+            self._start_adam(torch.zeros_like(gradient))
+        assert self._adam is not None
+        set_rate(self._adam, rate)
+        self._way.grad = gradient
+        self._adam.step()
+        return self._way.detach().clone()
+
+    def _start_adam(self, way: torch.Tensor) -> None:
+        self._way = nn.Parameter(way.clone())
+        self._adam = make_optimizer([self._way], self._schedule.learning_rate)
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a checkpoint keeps."""
         held = {"combined.last": self.last, "combined.velocity": self._velocity}
-        return {name: tensor for name, tensor in held.items() if tensor is not None}
+        adam = {f"combined.{name}": one for name, one in optimizer_tensors(self._adam).items()}
+        return {name: tensor for name, tensor in held.items() if tensor is not None} | adam
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Go on from what `tensors` gave."""
         self.last = tensors.get("combined.last")
         self._velocity = tensors.get("combined.velocity")
+        adam = {name.removeprefix("combined."): one for name, one in tensors.items() if name.startswith("combined.")}
+        if self._schedule.privacy.sums_steps and self.last is not None:
+            self._start_adam(self.last)
+            restore_optimizer(self._adam, adam)
 
 
 def upload_shape(tensors: Sequence[torch.Tensor], *, values: int, expected: bool) -> torch.Tensor | None:

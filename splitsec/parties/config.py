@@ -16,6 +16,7 @@ import msgspec
 from splitsec.errors import ConfigError
 from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.program import Reveal
+from splitsec.privacy.rules import Privacy
 from splitsec.training.schedule import Combine
 
 Topology: TypeAlias = Literal["horizontal", "vertical", "halves"]
@@ -62,6 +63,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server_momentum: float = 0.0
     decay: bool = False
     compress: str = "none"
+    privacy: Privacy = Privacy()
     topology: Topology = "horizontal"
     order: int = 0
     held_out: float = 0.2
@@ -85,7 +87,9 @@ class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `VerticalModel`; with `halves`, the model is this client's part, trained for `epochs` with `train_batch_size` and
     `learning_rate`. Neither has a cut.
 
-    `ahead`, `reveal`, `checked` and `comparison` are those of `Client.predict`.
+    `ahead`, `reveal`, `checked` and `comparison` are those of `Client.predict`. `out` also receives the ledger of a run
+    with a privacy budget. `activation_clip` is for a client that does not train: that of the run in which its front was
+    trained.
     """
 
     name: str
@@ -110,6 +114,7 @@ class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     out: str | None = None
     checkpoints: str | None = None
     train: bool = True
+    activation_clip: float = 0.0
     timeout: float = 60.0
     join_timeout: float = 120.0
     threads: int = 1
@@ -132,5 +137,11 @@ def read_config(path: Path, kind: type[ConfigT]) -> ConfigT:
 def write_config(path: Path, config: DealerConfig | ServerConfig | ClientConfig) -> None:
     """Write a TOML file that `read_config` reads back; settings that are None are left out."""
     fields = {name: value for name, value in msgspec.structs.asdict(config).items() if value is not None}
+    path.write_text("".join(f"{name} = {_toml(value)}\n" for name, value in fields.items()))
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, msgspec.Struct):
+        return "{" + ", ".join(f"{key} = {_toml(one)}" for key, one in msgspec.structs.asdict(value).items()) + "}"
     # A JSON string, number, boolean or array of strings is written alike in TOML.
-    path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in fields.items()))
+    return json.dumps(value)

@@ -196,10 +196,11 @@ class Dealer:
                 book.begin(start, fresh=fresh)
                 self._keep(run, book)
                 return Done(), []
-            case JoinRun(run, start, first_round):
+            case JoinRun(run, start, first_round, noise):
                 if name == SERVER:
                     raise RandomnessError("the server gets no mask seed: it could open uploads")
-                return RunSeed(*self._book(run).seeds_for(name, start=start, first_round=first_round)), []
+                seeds = self._book(run).seeds_for(name, start=start, first_round=first_round, noise=noise)
+                return RunSeed(*seeds), []
             case OpenMasks(run, start, round_number, participants, length):
                 if name != SERVER:
                     raise RandomnessError(f"{name} may not open masks; only the server may")

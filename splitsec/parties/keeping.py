@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -24,6 +25,7 @@ def facts_of(cut: str, schedule: Schedule) -> dict[str, Any]:
         "learning_rate": schedule.learning_rate,
         "combine": schedule.combine,
         "every": schedule.every,
+        "privacy": msgspec.to_builtins(schedule.privacy),
     }
 
 

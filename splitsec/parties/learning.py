@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -13,13 +14,15 @@ from splitsec.errors import ConfigError, MessageError
 from splitsec.mpc.ring import check_range
 from splitsec.parties.events import Joined, Report, RoundDone
 from splitsec.parties.names import DEALER, SERVER
+from splitsec.parties.protecting import Protection
+from splitsec.privacy.record import check_private
 from splitsec.training.aggregation import hand_over, mask_upload, take_over
 from splitsec.training.alignment import Alignment
 from splitsec.training.checkpoints import Checkpoints, optimizer_tensors, restore_optimizer
 from splitsec.training.combinable import Combinable
 from splitsec.training.compression import ActivationCoder, GradientCoder
 from splitsec.training.data import Loader, Part
-from splitsec.training.loop import FrontTrainer, segment_digest, set_rate
+from splitsec.training.loop import EpochBook, FrontTrainer, StepResult, segment_digest, set_rate
 from splitsec.training.messages import (
     PROTOCOL,
     Aligned,
@@ -62,6 +65,7 @@ class Learner:
         seed: the order of the batches, dropout and the like; None for a random one.
         traffic: bytes sent to and received from the server so far.
         checkpoints: where to keep and find them; None keeps none.
+        ledgers: the directory of this client's privacy ledgers; None keeps none.
 
     Attributes:
         done: the run is over and the segments are final.
@@ -69,6 +73,7 @@ class Learner:
         columns: of the rows that all clients have, in everybody's order, those for training first; standardised by the
             latter. None where rows are not aligned.
         training_rows: how many of them are for training.
+        protection: what the run does for this client's privacy; None before the welcome.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class Learner:
         traffic: Callable[[], tuple[int, int]],
         report: Report,
         checkpoints: Checkpoints | None = None,
+        ledgers: Path | None = None,
     ) -> None:
         self.done = False
         self.welcome: Welcome | None = None
@@ -94,13 +100,20 @@ class Learner:
         self._traffic = traffic
         self._report = report
         self._checkpoints = checkpoints
+        self._ledgers = ledgers
+        self.protection: Protection | None = None
+        # Of its own batches, for itself.
+        self._book = EpochBook()
         self._saved = () if checkpoints is None else checkpoints.rounds()
         self._combinable = Combinable(segments)
+        # Where gradients are summed the server sends how far the values have come from these.
+        self._origin = self._combinable.flat()
         self._begins = segment_digest(*segments)
         self._run = ""
         if checkpoints is not None and self._saved:
             _, facts = checkpoints.load(self._saved[-1])
             self._seed, self._begins, self._run = facts["seed"], facts["begins"], facts["run"]
+        self._trainer: FrontTrainer
         self._seeds = RunSeed(b"", b"")
         self._round = 0
         self._alignment: Alignment | None = None
@@ -147,7 +160,7 @@ class Learner:
             case Output() if self._fits(body):
                 return self._turn(body, tensors)
             case Gradient() if self._fits(body):
-                return self._learn(tensors)
+                return self._learn(body, tensors)
             case Combined():
                 return self._combined(body, tensors)
             case Missed(number):
@@ -175,11 +188,20 @@ class Learner:
             raise ConfigError(
                 f"{self._name} has {has} of the data, but the server's run is one of clients with {wants}"
             )
+        if self.protection is not None:
+            # Its front may be called in plain, so what another welcome put around it comes off.
+            self._trainer.close()
+        samples = len(self._part.ids) if isinstance(self._part, Columns) else len(self._part.train_labels)
+        protection = self.protection = Protection(
+            self._name, welcome, samples=samples, values=self._combinable.values, directory=self._ledgers
+        )
+        if schedule.privacy.epsilon:
+            for segment in self._segments:
+                check_private(segment)
         if isinstance(self._part, Columns):
             self._alignment = Alignment(self._part.ids)
         else:
-            part = self._part
-            self._load_from(part.train_images, part.train_labels, self._seed)
+            self._load_from(protection.loader(self._part, self._seed))
         self._trainer = FrontTrainer(
             self._segments[0],
             head=self._head,
@@ -188,6 +210,7 @@ class Learner:
             in_flight=schedule.in_flight,
             proximal=schedule.proximal,
             randomness=OwnRandomness(derived_seed("training", self._seed)),
+            privacy=protection.front(),
         )
         self._round = welcome.round
         self._missed = welcome.wait
@@ -212,11 +235,10 @@ class Learner:
             self._save()
         if schedule.join is None and (self.done or schedule.combine == "none"):
             return self._begin_round()
-        return [(DEALER, JoinRun(welcome.run, welcome.start, welcome.round), [])]
+        return [(DEALER, JoinRun(welcome.run, welcome.start, welcome.round, protection.shares()), [])]
 
-    def _load_from(self, inputs: torch.Tensor, labels: torch.Tensor | None, seed: int) -> None:
-        assert self.welcome is not None
-        self._loader = Loader(inputs, labels, batch_size=self.welcome.schedule.batch_size, seed=seed)
+    def _load_from(self, loader: Loader) -> None:
+        self._loader = loader
         self._forget()
 
     def _own_points(self) -> list[Out]:
@@ -243,8 +265,9 @@ class Learner:
             raise MessageError("Aligned was not due")
         labels = self.columns.labels
         count = self.training_rows
-        order = self.welcome.schedule.order
-        self._load_from(self.columns.values[:count], None if labels is None else labels[:count], order)
+        schedule = self.welcome.schedule
+        rows = self.columns.values[:count], None if labels is None else labels[:count]
+        self._load_from(Loader(*rows, batch_size=schedule.batch_size, seed=schedule.order))
         self.done = self._round >= self.welcome.rounds
         return self._begin_round()
 
@@ -262,14 +285,20 @@ class Learner:
     def _begin_round(self) -> list[Out]:
         assert self.welcome is not None
         schedule = self.welcome.schedule
+        if self.done:
+            self._trainer.close()
         if self.done or self._missed or not self._turn_is_mine():
             return []
+        assert self.protection is not None
         self._trainer.begin_round()
         set_rate(self._trainer.optimizer, schedule.rate(self._round, self.welcome.rounds))
-        self._steps = schedule.every or self._loader.per_epoch
+        self._steps = self.protection.steps or schedule.every or self._loader.per_epoch
         rounds = self._round // len(schedule.clients) if schedule.combine == "relay" else self._round
         self._first = rounds * self._steps
         self._sent = self._answered = 0
+        self._book = EpochBook()
+        batches = (self._loader.rows(self._first + step) for step in range(self._steps))
+        self.protection.begin_round(self._combinable.flat(), batches)
         return self._next()
 
     def _turn_is_mine(self) -> bool:
@@ -303,11 +332,13 @@ class Learner:
         gradient = self._trainer.turn(tensors[0], labels)
         return [(SERVER, HeadGradient(output.round, output.step), [gradient])]
 
-    def _learn(self, tensors: Sequence[torch.Tensor]) -> list[Out]:
+    def _learn(self, body: Gradient, tensors: Sequence[torch.Tensor]) -> list[Out]:
         shape = self._trainer.due
         if shape is None:
             raise MessageError("Gradient was not due")
-        self._trainer.backward(self._coders[1].unpack(tensors, shape))
+        gradient = self._coders[1].unpack(tensors, shape)
+        self._book.add([(StepResult(body.loss, body.correct, gradient), len(gradient))])
+        self._trainer.backward(gradient)
         self._answered += 1
         return self._next()
 
@@ -316,14 +347,26 @@ class Learner:
         combine = self.welcome.schedule.combine
         if combine == "none":
             return []
-        flat = self._combinable.flat()
+        assert self.protection is not None
+        if self.protection.sums_steps:
+            flat = self._combinable.arranged(self._trainer.take_sum())
+        else:
+            flat = self._combinable.flat()
         if self._head is not None:
-            loss, accuracy = self._trainer.take_means()
-            flat = torch.cat([flat, torch.tensor([min(loss, _LARGEST_LOSS), accuracy], dtype=torch.float64)])
+            loss, accuracy = self._own_means()
+            means = [0.0, 0.0] if self.protection.silent else [min(loss, _LARGEST_LOSS), accuracy]
+            flat = torch.cat([flat, torch.tensor(means, dtype=torch.float64)])
         if combine == "relay":
             return [hand_over(flat, seed=self._seeds.group, round_number=self._round)]
+        if self.protection.noisy:
+            return [self.protection.upload(flat, seed=self._seeds.seed, round_number=self._round)]
         weight = self._loader.samples
         return [mask_upload(flat, weight=weight, seed=self._seeds.seed, round_number=self._round)]
+
+    def _own_means(self) -> tuple[float, float]:
+        """Mean loss and accuracy of this client's own batches of the round."""
+        book = self._book if self._head is None else self._trainer.book
+        return book.loss, book.accuracy
 
     def _combined(self, done: Combined, tensors: Sequence[torch.Tensor]) -> list[Out]:
         assert self.welcome is not None
@@ -342,14 +385,19 @@ class Learner:
         self.done = self._round >= self.welcome.rounds
         if self._checkpoints is not None:
             self._save()
+        assert self.protection is not None
+        loss, accuracy = self._own_means() if self.protection.silent else (done.loss, done.accuracy)
+        mine = (self._own_means()[1] if self._answered else None) if self.protection.ledger else None
+        epoch = (self._first + self._answered) / max(1, self._loader.per_epoch)
+        self.protection.end_round(self._round, epoch=epoch, accuracy=mine)
         sent, received = self._traffic()
         self._report(
             RoundDone(
                 self._name,
                 round=self._round,
                 rounds=self.welcome.rounds,
-                loss=done.loss,
-                accuracy=done.accuracy,
+                loss=loss,
+                accuracy=accuracy,
                 bytes_sent=sent,
                 bytes_received=received,
                 dropped=done.dropped,
@@ -366,7 +414,10 @@ class Learner:
         (average,) = tensors
         expect_tensor(average, what="the combined segments", dtype=torch.float64, shape=(self._length,))
         check_range(average, limit=float("inf"), what="the combined segments")
-        self._combinable.load(average[: self._combinable.values])
+        values = average[: self._combinable.values]
+        assert self.welcome is not None
+        summed = self.welcome.schedule.privacy.sums_steps
+        self._combinable.load(self._origin + values if summed else values)
 
     def _save(self) -> None:
         assert self._checkpoints is not None

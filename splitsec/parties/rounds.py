@@ -11,11 +11,12 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
 from splitsec.cut import is_u
-from splitsec.errors import ConfigError, MessageError, PartyTimeoutError, RefusedError, SplitsecError
+from splitsec.errors import BudgetError, ConfigError, MessageError, PartyTimeoutError, RefusedError, SplitsecError
 from splitsec.parties.aligning import Aligner
 from splitsec.parties.combining import AskDealer, Combiner, upload_shape
 from splitsec.parties.door import check_hello
@@ -24,7 +25,10 @@ from splitsec.parties.keeping import check_same_run, facts_of, restore, state_of
 from splitsec.parties.learning import MEANS
 from splitsec.parties.names import SERVER
 from splitsec.parties.steps import JoinedSteps, Send, Steps, USteps
+from splitsec.privacy.plan import PrivacyPlan, make_plan
+from splitsec.privacy.record import check_private
 from splitsec.training.checkpoints import Checkpoints
+from splitsec.training.clienttails import ClientTails
 from splitsec.training.loop import TailTrainer, set_rate
 from splitsec.training.messages import (
     Aligned,
@@ -97,7 +101,10 @@ class Run:
         self._round_timeout = round_timeout
         self._join_timeout = join_timeout
         self._checkpoints = checkpoints
-        self._trainer = TailTrainer(tail, learning_rate=schedule.learning_rate, randomness=OwnRandomness(seed))
+        learns = ClientTails if schedule.privacy.by_client else TailTrainer
+        self._trainer = learns(tail, learning_rate=schedule.learning_rate, randomness=OwnRandomness(seed))
+        if schedule.privacy.epsilon:
+            check_private(tail)
         kind = JoinedSteps if schedule.join else USteps if is_u(cut) else Steps
         self._steps = kind(self._trainer, cut=cut, schedule=schedule, send=send)
         self._aligner = Aligner(schedule.clients, send) if schedule.join else None
@@ -112,6 +119,9 @@ class Run:
         # None before the first round.
         self.round: int | None = None
         self.rounds = int(kept.get("rounds", 0))
+        self._plan = msgspec.convert(kept.get("plan"), PrivacyPlan | None)
+        # Steps of the plan's mechanism so far, those of rounds that were lost among them.
+        self._charged = int(kept.get("charged", 0))
         self._active: list[str] = []
         # In a relay, those whose turn it is not.
         self._idle: list[str] = []
@@ -239,8 +249,7 @@ class Run:
             self._welcome_at_the_end(name)
             return
         self._returning.add(name)
-        begun = Welcome(self._id, self._start, self.schedule, self.round + 1, self.rounds, wait=True)
-        self._send(name, begun, [])
+        self._send(name, self._welcome_to(self.round + 1, wait=True), [])
 
     def _check_return(self, name: str, hello: Hello) -> None:
         """Raise `RefusedError` for a client that cannot come (back) into the run now."""
@@ -257,11 +266,13 @@ class Run:
 
     def _welcome_at_the_end(self, name: str) -> None:
         if self._last_sent is None:
-            self._send(name, Welcome(self._id, self._start, self.schedule, self.rounds, self.rounds), self._last())
+            self._send(name, self._welcome_to(self.rounds), self._last())
         else:
-            begun = Welcome(self._id, self._start, self.schedule, self.rounds, self.rounds, wait=True)
-            self._send(name, begun, [])
+            self._send(name, self._welcome_to(self.rounds, wait=True), [])
             self._send(name, *self._last_sent)
+
+    def _welcome_to(self, number: int, *, wait: bool = False) -> Welcome:
+        return Welcome(self._id, self._start, self.schedule, number, self.rounds, wait, self._plan)
 
     def _begin(self, now: float) -> None:
         """The first round of this start: the newest that everybody can go on from."""
@@ -273,7 +284,11 @@ class Run:
         self.round = common[-1] if common else own[-1]
         if self._checkpoints is not None and self._saved:
             restore(self._tail, self._trainer, self._combiner, self._checkpoints.load(self.round)[0])
-        else:
+        try:
+            self._plan_privacy()
+        except SplitsecError as error:
+            raise RunFailed(error) from error
+        if self._checkpoints is None or not self._saved or self._plan is not None:
             self._save()
         if self.schedule.combine != "none" or self.schedule.join:
             try:
@@ -290,11 +305,37 @@ class Run:
                         "checkpoints are not of one run; remove those of all parties to begin anew"
                     )
                 )
-            self._send(name, Welcome(self._id, self._start, self.schedule, self.round, self.rounds), given)
+            self._send(name, self._welcome_to(self.round), given)
         self._active = list(self.members)
         self._progress = now
         if not self._aligning:
             self._next_round(now)
+
+    def _plan_privacy(self) -> None:
+        """Find the noise that keeps the budget, and end the run before it would exceed it."""
+        rules = self.schedule.privacy
+        if not rules.epsilon or self.round is None or not self.rounds:
+            return
+        if self._plan is None:
+            self._plan = make_plan(
+                rules,
+                samples=sum(hello.samples for hello in self.members.values()),
+                clients=len(self.schedule.clients),
+                batch_size=self.schedule.batch_size,
+                every=self.schedule.every,
+                rounds=self.rounds,
+            )
+        plan = self._plan
+        allowed = plan.allowed(rules, plan.steps * self.rounds)
+        left = max(0, allowed - self._charged) // plan.steps
+        if not left and self.round < self.rounds:
+            raise BudgetError(
+                f"the budget of epsilon {rules.epsilon:g} at delta {rules.delta:g} is spent: {self._charged} of "
+                f"{allowed} steps are taken, and a round has {plan.steps}; predict with the model as it is, or begin a "
+                "new run with a larger epsilon"
+            )
+        self.rounds = min(self.rounds, self.round + left)
+        self._trainer.protect(plan.tail(rules))
 
     def _align(self, name: str, body: Points | Aligned, tensors: Sequence[torch.Tensor], now: float) -> None:
         if self._aligner is None or self.round is None or not self._aligning:
@@ -316,6 +357,7 @@ class Run:
         assert self.round is not None
         if self.round >= self.rounds:
             self.finished = True
+            self._trainer.close()
             return
         there = [name for name in self.schedule.clients if name in self._active or name in self._returning]
         self._returning, self._uploads, self._uploaded, self._dropped = set(), {}, set(), []
@@ -327,7 +369,11 @@ class Run:
         else:
             self._active, self._idle = there, []
         set_rate(self._trainer.optimizer, self.schedule.rate(self.round, self.rounds))
-        self._steps.begin({name: self.members[name].samples for name in self._active})
+        samples = {name: self.members[name].samples for name in self._active}
+        self._steps.begin(samples)
+        self._trainer.begin_round(samples)
+        if self._plan is not None:
+            self._trainer.expected = {name: self._plan.rate * count for name, count in samples.items()}
         self._progress = self._round_began = now
         if len(self._active) < self._fewest and self.schedule.combine != "relay":
             raise RunFailed(PartyTimeoutError(self._too_few(self._active)))
@@ -402,16 +448,28 @@ class Run:
         # In the schedule's order, so that who was faster does not decide about rounding.
         ordered = {name: self._uploads[name] for name in self.schedule.clients if name in self._uploads}
         try:
-            made = self._combiner.combine(self._id, self._start, self.round, ordered, self.members)
+            made = self._combiner.combine(
+                self._id,
+                self._start,
+                self.round,
+                ordered,
+                self.members,
+                rate=self.schedule.rate(self.round, self.rounds),
+                expected=sum(self._trainer.expected.get(name, 0.0) for name in ordered),
+            )
         except SplitsecError as error:
             raise RunFailed(error) from error
+        self._trainer.end_round(list(ordered))
         loss, accuracy = self._steps.book.loss, self._steps.book.accuracy
         if is_u(self._cut) and made and self.schedule.combine == "average":
             # What only clients know comes with their uploads, of all together.
             loss, accuracy = made[0][-MEANS:].tolist()
-        done = Combined(self.round, loss, accuracy, self._combiner.pad, tuple(self._dropped))
+        # What others lost on their batches is beyond any budget.
+        told = (0.0, 0.0) if self._plan is not None else (loss, accuracy)
+        done = Combined(self.round, *told, self._combiner.pad, tuple(self._dropped))
         self._last_sent = done, made
         self.round += 1
+        self._charged += 0 if self._plan is None else self._plan.steps
         self._save()
         # One that vanished after its upload and is back is among both.
         for name in dict.fromkeys([*self._active, *self._idle, *sorted(self._returning)]):
@@ -440,4 +498,8 @@ class Run:
         if self._checkpoints is not None:
             assert self.round is not None
             facts = {"run": self._id, "rounds": self.rounds, **facts_of(self._cut, self.schedule)}
+            if self._plan is not None:
+                # The round that begins now is charged, whether it comes to its end or not.
+                begun = self._plan.steps if self.round < self.rounds else 0
+                facts |= {"plan": msgspec.to_builtins(self._plan), "charged": self._charged + begun}
             self._checkpoints.save(self.round, state_of(self._tail, self._trainer, self._combiner), facts)

@@ -27,6 +27,7 @@ from splitsec.parties.halves import HalvesClient
 from splitsec.parties.machine import settle
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.parties.server import Server
+from splitsec.privacy.activations import Guard
 from splitsec.training import data, vertical
 from splitsec.training.randomness import derived_seed
 from splitsec.training.schedule import Schedule
@@ -136,11 +137,16 @@ def _run_rows(config: ClientConfig, base: Path, report: Report, processors: Sequ
     ) as client:
         if config.train:
             client.train(
-                part, seed=derived_seed(config.name, config.seed), checkpoints=_beside(base, config.checkpoints)
+                part,
+                seed=derived_seed(config.name, config.seed),
+                checkpoints=_beside(base, config.checkpoints),
+                ledgers=_beside(base, config.out),
             )
             if config.out is not None:
                 state = {key: value for segment in segments for key, value in segment.state_dict().items()}
                 _save(state, base / config.out / "front.safetensors")
+        elif config.activation_clip:
+            Guard(segments[0], clip=config.activation_clip)
         count = len(part.test_images) if config.predictions is None else config.predictions
         images = part.test_images[:count]
         if len(images):

@@ -51,11 +51,13 @@ class Steps:
         self._schedule = schedule
         self._send = send
         self._queues: dict[str, deque[Arrived]] = {}
+        self._samples: Mapping[str, int] = {}
         self._coders: dict[str, tuple[ActivationCoder, GradientCoder]] = {}
 
     def begin(self, samples: Mapping[str, int]) -> None:
         """Forget what is on its way and begin a round with these clients and their numbers of samples."""
         self._queues = {name: deque() for name in samples}
+        self._samples = samples
         self.book = EpochBook()
         self.samples = 0
         for name, count in samples.items():
@@ -116,12 +118,13 @@ class Steps:
     def _activation(
         self, name: str, body: Batch, tensors: Sequence[torch.Tensor], labels: torch.Tensor | None
     ) -> Arrived:
+        # Where rows are sampled one by one, there may be none or all of them.
+        sampled = self._schedule.privacy.by_record
+        least, most = (0, self._samples.get(name, 0)) if sampled else (1, self._schedule.batch_size)
         for tensor in tensors:
             # Before anything is remembered of it.
-            if not len(tensor.reshape(-1)) >= 1 or tensor.dim() < 1 or len(tensor) > self._schedule.batch_size:
-                raise MessageError(
-                    f"the activation has shape {tuple(tensor.shape)}; expected 1 to {self._schedule.batch_size} rows"
-                )
+            if tensor.dim() < 1 or not least <= len(tensor) <= most or (len(tensor) and not tensor.numel()):
+                raise MessageError(f"the activation has shape {tuple(tensor.shape)}; expected {least} to {most} rows")
             if tensor.is_floating_point():
                 check_range(tensor, limit=float("inf"), what=f"the activation of {name} at cut '{self._cut}'")
         count = len(tensors[0]) if tensors else 0

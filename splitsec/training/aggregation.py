@@ -19,11 +19,13 @@ import torch
 from splitsec.errors import MessageError, RandomnessError
 from splitsec.mpc.prg import Stream, fresh_seed
 from splitsec.mpc.ring import check_range
+from splitsec.privacy.updates import NoiseShares, check_shares
 
 FRACTION_BITS = 24
 PARAMETER_LIMIT = 2.0**12
 MAX_TOTAL_WEIGHT = 1 << 26
 MAX_LENGTH = 1 << 28
+MAX_CLIENTS = 1 << 20
 
 
 def mask_upload(flat: torch.Tensor, *, weight: int, seed: bytes, round_number: int) -> torch.Tensor:
@@ -40,6 +42,20 @@ def mask_upload(flat: torch.Tensor, *, weight: int, seed: bytes, round_number: i
     check_range(flat, limit=PARAMETER_LIMIT, what="a parameter of the front", why="the range of averaging")
     encoded = torch.round(flat * (1 << FRACTION_BITS)).to(torch.int64) * weight
     return encoded + Stream(seed, round_number).ring(flat.shape)
+
+
+def mask_update(
+    begun: torch.Tensor, update: torch.Tensor, *, noise: torch.Tensor, seed: bytes, round_number: int
+) -> torch.Tensor:
+    """The upload of a client whose part is differentially private: `begun + update` with noise, of weight 1.
+
+    Args:
+        begun: what all clients have in common, float64: the values that they began the round with.
+        update: clipped, float64. It is rounded by itself, which moves it by at most half a unit a value.
+        noise: this client's share, in units of 2**-24, int64.
+    """
+    encoded = torch.round(update * (1 << FRACTION_BITS)).to(torch.int64)
+    return mask_upload(begun, weight=1, seed=seed, round_number=round_number) + encoded + noise
 
 
 def combine(uploads: Iterable[torch.Tensor], mask_sum: torch.Tensor, *, total_weight: int) -> torch.Tensor:
@@ -88,6 +104,7 @@ class MaskBook:
     # Of each client the seeds and the round from which each counts: one that comes back gets a new one.
     _seeds: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict, repr=False)
     _group: bytes = field(default=b"", repr=False)
+    _noise: NoiseShares | None = None
     _next_round: int = 0
 
     def __post_init__(self) -> None:
@@ -113,10 +130,16 @@ class MaskBook:
             raise RandomnessError("the run has had this start")
         self.recorded = True
         self._starts.append(start)
-        self._seeds, self._group, self._next_round = {}, fresh_seed(), 0
+        self._seeds, self._group, self._noise, self._next_round = {}, fresh_seed(), None, 0
 
-    def seeds_for(self, client: str, *, start: str = "", first_round: int = 0) -> tuple[bytes, bytes]:
+    def seeds_for(
+        self, client: str, *, start: str = "", first_round: int = 0, noise: NoiseShares | None = None
+    ) -> tuple[bytes, bytes]:
         """A client's seed for the rounds from `first_round` on, and the one that all clients of the run share.
+
+        Args:
+            noise: what the sum of all clients' uploads carries, the same at all of them. Shares of clients that are
+                not there are added to the masks that `open_sum` gives.
 
         Raises:
             RandomnessError: the client has had a seed for that round, and a second would let two uploads share a mask;
@@ -124,6 +147,11 @@ class MaskBook:
         """
         if start not in self._starts[-1:]:
             raise RandomnessError("the run has started again since, or has not begun; begin anew as well")
+        if self._seeds and noise != self._noise:
+            raise RandomnessError(f"{client} adds other noise than the clients before it; use the server's schedule")
+        if noise is not None:
+            check_shares(noise, MAX_CLIENTS)
+        self._noise = noise
         held = self._seeds.setdefault(client, [])
         if held and first_round == held[-1][0] and first_round > max(0, self._next_round - 1):
             # It was started twice before that round began: what its earlier life had counts no more.
@@ -167,6 +195,8 @@ class MaskBook:
         for seed in seeds.values():
             assert seed is not None
             total += Stream(seed, round_number).ring((length,))
+        if self._noise is not None:
+            total -= self._noise.missing(length, len(names))
         return total
 
     def _seed_at(self, client: str, round_number: int) -> bytes | None:

@@ -8,7 +8,7 @@ buffers are averaged. Whole numbers, such as batch norm's count of batches, stay
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -47,6 +47,14 @@ class Combinable:
         for variance, mean in self._pooled.items():
             state[variance] = state[variance] + state[mean] ** 2
         return torch.cat([state[name].flatten() for name in self._names] + [torch.empty(0, dtype=torch.float64)])
+
+    def arranged(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Values by name in the order of `flat`, float64, with zeros for those that are not given."""
+        state = self._state()
+        parts = [
+            values[name].double() if name in values else torch.zeros(state[name].shape).double() for name in self._names
+        ]
+        return torch.cat([part.flatten() for part in parts] + [torch.empty(0, dtype=torch.float64)])
 
     def load(self, flat: torch.Tensor) -> None:
         """Give the segments the values of a vector that `flat` made, or of an average of such."""

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import BatchSampler, RandomSampler
 
 from splitsec.errors import ConfigError, first_line
+from splitsec.mpc.prg import SEED_BYTES, Stream
 from splitsec.training.randomness import derived_seed
 
 DATASETS = ("digits", "mnist")
@@ -124,3 +125,28 @@ class Loader:
         """Inputs, labels where there are some, and row numbers of a batch."""
         rows = self.rows(index)
         return self._inputs[rows], None if self._labels is None else self._labels[rows], rows
+
+
+class PoissonLoader(Loader):
+    """Batches for differential privacy: each row is in each batch with the same probability, whatever the others do.
+
+    Who could tell which rows are in a batch would undo the gain by sampling, so they come from a secret seed.
+
+    Args:
+        rate: the probability.
+        per_epoch: batches that count as an epoch.
+        seed: 16 bytes.
+    """
+
+    def __init__(
+        self, inputs: torch.Tensor, labels: torch.Tensor | None, *, rate: float, per_epoch: int, seed: bytes
+    ) -> None:
+        super().__init__(inputs, labels, batch_size=len(inputs), seed=0)
+        self._rate = rate
+        self._key = seed[:SEED_BYTES]
+        self.per_epoch = per_epoch
+
+    def rows(self, index: int) -> torch.Tensor:
+        # The top 53 of 64 random bits, as a number in [0, 1).
+        uniform = (Stream(self._key, index).bytes(8 * self.samples).view(np.uint64) >> 11).astype(np.float64) * 2.0**-53
+        return torch.from_numpy(np.flatnonzero(uniform < self._rate))

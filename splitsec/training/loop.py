@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,8 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from splitsec.cut import check_batch
-from splitsec.errors import MessageError, first_line
+from splitsec.errors import ConfigError, MessageError, first_line
 from splitsec.mpc.ring import check_range
+from splitsec.privacy.activations import Guard, distance_correlation
+from splitsec.privacy.record import GradientNoise, PrivateStep
 from splitsec.training.randomness import OwnRandomness
 
 
@@ -40,10 +42,28 @@ def set_rate(optimizer: torch.optim.Optimizer | None, rate: float) -> None:
 
 @dataclass
 class _Flight:
-    """A batch that is on its way: its activation, and the weights that made it, by name."""
+    """A batch that is on its way: its activation, the weights that made it, by name, and NoPeek's term."""
 
     activation: torch.Tensor = field(repr=False)
     weights: dict[str, torch.Tensor] = field(repr=False)
+    leak: torch.Tensor | None = field(repr=False)
+
+
+@dataclass(frozen=True)
+class FrontPrivacy:
+    """What protects a client's data in the steps of its front.
+
+    Attributes:
+        gradients: for differential privacy by record; a step then takes the sum of per-sample gradients, of which so
+            many are `expected`; with 0 expected it is not taken here, and `take_sum` gives the sum.
+        guard: clip and noise of the activation, see `Guard`; None for neither.
+        nopeek: weight of the distance correlation.
+    """
+
+    gradients: GradientNoise | None = None
+    expected: float = 0.0
+    guard: tuple[float, float] | None = None
+    nopeek: float = 0.0
 
 
 class FrontTrainer:
@@ -69,6 +89,7 @@ class FrontTrainer:
         in_flight: int = 1,
         proximal: float = 0.0,
         randomness: OwnRandomness | None = None,
+        privacy: FrontPrivacy | None = None,
     ) -> None:
         self.front = front
         self.head = head
@@ -76,17 +97,31 @@ class FrontTrainer:
         modules = [front] if head is None else [front, head]
         self._trained = [one for module in modules for one in module.parameters() if one.requires_grad]
         self.optimizer = make_optimizer(self._trained, learning_rate)
+        self._privacy = FrontPrivacy() if privacy is None else privacy
+        self._sum: list[torch.Tensor] = []
+        self._private: PrivateStep | None = None
+        if self._privacy.gradients is not None and self.optimizer is not None:
+            self._private = PrivateStep(modules, self.optimizer, self._privacy.gradients)
+        self.guard = None
+        if self._privacy.guard is not None:
+            clip, noise = self._privacy.guard
+            if self._private is not None and any(True for _ in front.parameters(recurse=False)):
+                raise ConfigError(
+                    "this front has parameters outside of its layers, whose gradient of a single record cannot be told "
+                    "from that of a clipped activation: leave --activation-clip out, or put them into a layer"
+                )
+            self.guard = Guard(front, clip=clip, noise=noise)
         self._in_flight = in_flight
         self._proximal = proximal
         self._begun: list[torch.Tensor] = []
         self._flights: deque[_Flight] = deque()
-        self._book = EpochBook()
+        self.book = EpochBook()
         self.randomness = OwnRandomness(None) if randomness is None else randomness
 
     def begin_round(self) -> None:
         """The weights of now are those that FedProx holds to; batches on their way are forgotten."""
         self._flights.clear()
-        self._book = EpochBook()
+        self.book = EpochBook()
         if self._proximal:
             self._begun = [one.detach().clone() for one in self._trained]
 
@@ -94,6 +129,10 @@ class FrontTrainer:
         """The activation to send, float32; raises `RangeError` if it is not finite."""
         self.front.train()
         weights: dict[str, torch.Tensor] = {}
+        if self._private is not None:
+            self._private.zero()
+        # Layers need not take a batch of no rows: one row in its place, which is cut away again.
+        rows, images = len(images), images if len(images) else images.new_zeros(1, *images.shape[1:])
         with self.randomness:
             if self._in_flight == 1:
                 activation: torch.Tensor = self.front(images)
@@ -105,12 +144,18 @@ class FrontTrainer:
                 }
                 activation = torch.func.functional_call(self.front, weights, (images,))
         check_batch(activation, images, self._cut)
+        activation = activation[:rows]
         check_range(activation, limit=float("inf"), what=f"the activation at cut '{self._cut}'")
-        self._flights.append(_Flight(activation, weights))
+        leak = None
+        if self._privacy.nopeek and rows > 1:
+            leak = self._privacy.nopeek * distance_correlation(images, activation)
+        self._flights.append(_Flight(activation, weights, leak))
         return activation.detach().float()
 
     def turn(self, output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The gradient of this client's mean loss by the tail's output, float32, which its head makes logits of.
+        """The gradient of this client's loss by the tail's output, float32, which its head makes logits of.
+
+        The loss is the mean over the samples; for differential privacy by record their sum.
 
         Raises:
             MessageError: the head cannot take the output, or a label has no logit.
@@ -119,18 +164,17 @@ class FrontTrainer:
         self.head.train()
         taken = output.detach().to(next(self.head.parameters(), output).dtype).requires_grad_()
         try:
-            # A clone, so that a head that begins with an in-place layer does not write into a leaf.
             with self.randomness:
-                logits = self.head(taken.clone())
+                logits = call_with_rows(self.head, taken)
         except (RuntimeError, ValueError) as error:
             raise MessageError(f"the head cannot take the tail's output: {first_line(error)}") from None
         check_logits(logits, labels)
-        loss = F.cross_entropy(logits, labels)
+        losses = F.cross_entropy(logits, labels, reduction="none")
         for parameter in self.head.parameters():
             parameter.grad = None
-        loss.backward()
+        (losses.mean() if self._private is None else losses.sum()).backward()
         correct = int((logits.detach().argmax(1) == labels).sum())
-        self._book.add([(StepResult(loss.item(), correct, output), len(labels))])
+        self.book.add([(StepResult(_mean(losses), correct, output), len(labels))])
         gradient = taken.grad
         assert gradient is not None
         return gradient.float()
@@ -150,8 +194,16 @@ class FrontTrainer:
         for parameter in self.front.parameters():
             parameter.grad = None
         if flight.activation.requires_grad:
+            if flight.leak is not None:
+                flight.leak.backward(retain_graph=True)
             # A copy, since what comes from a socket need not be aligned, which slows convolutions by half.
             flight.activation.backward(gradient.to(flight.activation.dtype, copy=True))
+        if self._private is not None:
+            if self._privacy.expected:
+                self._private.step(self._privacy.expected)
+            else:
+                self._sum = self._private.take_sum()
+            return
         own = dict(self.front.named_parameters()) if flight.weights else {}
         for name, one in flight.weights.items():
             own[name].grad = one.grad
@@ -160,10 +212,31 @@ class FrontTrainer:
                 parameter.grad.add_(parameter.detach() - begun, alpha=self._proximal)
         self.optimizer.step()
 
-    def take_means(self) -> tuple[float, float]:
-        """Mean loss and accuracy of this client's own batches since the last call, where it has a head."""
-        book, self._book = self._book, EpochBook()
-        return book.loss, book.accuracy
+    def take_sum(self) -> dict[str, torch.Tensor]:
+        """The sum of the last batch's clipped gradients, float64, by the names of parameters."""
+        modules = [self.front] if self.head is None else [self.front, self.head]
+        named = [name for module in modules for name, one in module.named_parameters() if one.requires_grad]
+        return dict(zip(named, self._sum, strict=True))
+
+    def close(self) -> None:
+        """Take out of the segments what training alone needed."""
+        if self._private is not None:
+            self._private.close()
+
+
+def call_with_rows(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    """A module's output for a batch that may have no rows, which not every layer takes."""
+    if len(batch):
+        # A clone, so that a module that begins with an in-place layer does not write into a leaf.
+        output: torch.Tensor = module(batch.clone())
+        return output
+    output = module(torch.cat([batch, batch.new_zeros(1, *batch.shape[1:])]))
+    return output[:0]
+
+
+def _mean(losses: torch.Tensor) -> float:
+    """The mean loss; 0 of no samples."""
+    return losses.sum().item() / max(1, len(losses))
 
 
 def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
@@ -191,15 +264,29 @@ class StepResult:
 
 
 class TailTrainer:
-    """The server's half: one step of the tail on the batches of all clients together."""
+    """The server's half: one step of the tail on the batches of all clients together.
+
+    Attributes:
+        expected: of each client, how many samples a step of it has on average, where they are sampled.
+    """
 
     def __init__(self, tail: nn.Module, *, learning_rate: float, randomness: OwnRandomness | None = None) -> None:
         self.tail = tail
         parameters = [parameter for parameter in tail.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(parameters, learning_rate)
+        self.expected: Mapping[str, float] = {}
+        self._private: PrivateStep | None = None
+        self._by_sample = False
         self._checked: dict[torch.Size, torch.Size] = {}
         self.randomness = OwnRandomness(None) if randomness is None else randomness
         self._step: tuple[torch.Tensor, torch.Tensor, list[int]] | None = None
+
+    def protect(self, noise: GradientNoise) -> None:
+        """Learn with differential privacy by record. The gradients that clients send and get are from now on those of
+        each sample's own loss."""
+        self._by_sample = True
+        if self.optimizer is not None:
+            self._private = PrivateStep([self.tail], self.optimizer, noise)
 
     def check(self, activation: torch.Tensor, labels: torch.Tensor) -> None:
         """Try a client's first sample without learning from it.
@@ -220,7 +307,8 @@ class TailTrainer:
         self.tail.eval()
         try:
             with torch.no_grad():
-                output: torch.Tensor = self.tail(activation[:1].clone())
+                one = activation[:1].clone() if len(activation) else activation.new_zeros(1, *activation.shape[1:])
+                output: torch.Tensor = self.tail(one)
         except (RuntimeError, ValueError) as error:
             shape = "x".join(map(str, activation.shape))
             raise MessageError(f"the tail cannot take an activation of shape {shape}: {first_line(error)}") from None
@@ -234,24 +322,22 @@ class TailTrainer:
         self.tail.train()
         counts = [len(one) for one in activations.values()]
         whole = torch.cat(list(activations.values())).requires_grad_()
+        self._zero()
         with self.randomness:
-            output = self.tail(whole.clone())
+            output = call_with_rows(self.tail, whole)
         self._step = (whole, output, counts)
         return dict(zip(activations, output.detach().float().split(counts), strict=True))
 
     def backward(self, gradients: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Learn from the gradients of each client's own mean loss by its output; those by its activation."""
+        """Learn from the gradients of each client's own loss by its output; those by its activation."""
         assert self._step is not None
         whole, output, counts = self._step
         self._step = None
-        # The tail's loss is the mean over all samples, a client's that over its own.
-        shares = [count / sum(counts) for count in counts]
+        # The tail's loss is the mean over all samples, a client's that over its own; by record both are sums.
+        shares = [1.0 if self._by_sample else count / sum(counts) for count in counts]
         joined = torch.cat([one * share for one, share in zip(gradients.values(), shares, strict=True)])
-        if self.optimizer is not None:
-            self.optimizer.zero_grad()
         output.backward(joined.to(output.dtype))
-        if self.optimizer is not None:
-            self.optimizer.step()
+        self._learn(gradients)
         gradient = whole.grad
         assert gradient is not None
         parts = [part / share for part, share in zip(gradient.split(counts), shares, strict=True)]
@@ -263,25 +349,47 @@ class TailTrainer:
         counts = [len(labels) for _, labels in batches.values()]
         activation = torch.cat([one for one, _ in batches.values()]).requires_grad_()
         labels = torch.cat([one for _, one in batches.values()])
-        # A clone, so that a tail that begins with an in-place layer does not write into a leaf.
+        self._zero()
         with self.randomness:
-            logits = self.tail(activation.clone())
+            logits = call_with_rows(self.tail, activation)
         losses = F.cross_entropy(logits, labels, reduction="none")
-        if self.optimizer is not None:
-            self.optimizer.zero_grad()
-        losses.mean().backward()
-        if self.optimizer is not None:
-            self.optimizer.step()
+        (losses.sum() if self._by_sample else losses.mean()).backward()
+        self._learn(batches)
         correct = (logits.detach().argmax(1) == labels).split(counts)
         gradient = activation.grad
         assert gradient is not None
         # Each client steps on its own mean loss, so undo the division by everybody's samples.
-        parts = [part * (sum(counts) / count) for part, count in zip(gradient.split(counts), counts, strict=True)]
+        shares = [1.0 if self._by_sample else sum(counts) / count for count in counts]
+        parts = [part * share for part, share in zip(gradient.split(counts), shares, strict=True)]
         own = losses.detach().split(counts)
         return {
-            name: StepResult(own[index].mean().item(), int(correct[index].sum()), parts[index])
+            name: StepResult(_mean(own[index]), int(correct[index].sum()), parts[index])
             for index, name in enumerate(batches)
         }
+
+    def _zero(self) -> None:
+        if self._private is not None:
+            self._private.zero()
+        elif self.optimizer is not None:
+            self.optimizer.zero_grad()
+
+    def _learn(self, names: Iterable[str]) -> None:
+        """Step by the gradients that a backward pass of these clients' samples has left."""
+        if self._private is not None:
+            self._private.step(sum(self.expected[name] for name in names))
+        elif self.optimizer is not None:
+            self.optimizer.step()
+
+    def begin_round(self, samples: Mapping[str, int]) -> None:
+        """A round of these clients begins."""
+
+    def end_round(self, participants: Sequence[str]) -> None:
+        """A round is over, and these clients' segments are combined."""
+
+    def close(self) -> None:
+        """Take out of the tail what training alone needed."""
+        if self._private is not None:
+            self._private.close()
 
 
 @dataclass

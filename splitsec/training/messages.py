@@ -18,10 +18,12 @@ from splitsec.mpc.messages import (
     WeightShares,
 )
 from splitsec.mpc.program import Program, Reveal
+from splitsec.privacy.plan import PrivacyPlan
+from splitsec.privacy.updates import NoiseShares
 from splitsec.training.schedule import Schedule
 from splitsec.transport.codec import Codec, Message, Refused
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 
 class Hello(Message, frozen=True):
@@ -49,7 +51,7 @@ class Welcome(Message, frozen=True):
     server starts.
 
     With one vector (float64), the last combined segments, for a client that cannot go on by itself; a client that
-    comes back in the middle of a round waits for `Combined`.
+    comes back in the middle of a round waits for `Combined`. Where the schedule has a budget, `plan` is how it is kept.
     """
 
     run: str
@@ -58,6 +60,7 @@ class Welcome(Message, frozen=True):
     round: int
     rounds: int
     wait: bool = False
+    plan: PrivacyPlan | None = None
 
 
 class Points(Message, frozen=True):
@@ -96,15 +99,17 @@ class Output(Message, frozen=True):
 
 
 class HeadGradient(Message, frozen=True):
-    """Client of a U to server, with the gradient of its mean loss by the tail's output (float32)."""
+    """Client of a U to server, with the gradient of its mean loss by the tail's output (float32); for differential
+    privacy by record that of each row's own loss."""
 
     round: int
     step: int
 
 
 class Gradient(Message, frozen=True):
-    """Server to client, with the gradient of the client's mean loss by its activation (see `compression`); of a U the
-    server knows neither loss nor correct labels and says 0."""
+    """Server to client, with the gradient of the client's mean loss by its activation (see `compression`), or for
+    differential privacy by record that of each row's own loss; of a U the server knows neither loss nor correct labels
+    and says 0."""
 
     round: int
     step: int
@@ -132,7 +137,7 @@ class Return(Message, frozen=True):
 
 class Combined(Message, frozen=True):
     """Server to client at the end of a round, with the average (float64), or in a relay what was handed over (int64)
-    under the pad of round `pad`."""
+    under the pad of round `pad`. With a privacy budget the loss and the accuracy are 0: they are not covered by it."""
 
     round: int
     loss: float
@@ -265,11 +270,12 @@ class BeginRun(Message, frozen=True):
 
 
 class JoinRun(Message, frozen=True):
-    """Client to dealer: seeds for this run, from this round on."""
+    """Client to dealer: seeds for this run, from this round on; and the noise that sums of the run carry, if any."""
 
     run: str
     start: str
     round: int = 0
+    noise: NoiseShares | None = None
 
 
 class RunSeed(Message, frozen=True):

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from splitsec.errors import ConfigError
+from splitsec.privacy.rules import Privacy, check_privacy
 from splitsec.training.compression import check_compression
 
 Combine: TypeAlias = Literal["average", "relay", "none"]
@@ -38,6 +39,7 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         order: for such clients, the seed of the order of rows, which all must use.
         held_out: for such clients, the share of common rows that is not trained on.
         halves: every client trains a part of the model by itself and gives it under a mask; nobody knows the whole.
+        privacy: what the run promises.
     """
 
     clients: tuple[str, ...]
@@ -56,6 +58,7 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     order: int = 0
     held_out: float = 0.2
     halves: bool = False
+    privacy: Privacy = Privacy()
 
     def rate(self, number: int, rounds: int) -> float:
         """The learning rate in a round; I. Loshchilov and F. Hutter, "SGDR", ICLR 2017, section 3, without restarts."""
@@ -107,3 +110,37 @@ def check_schedule(schedule: Schedule) -> None:
     if schedule.combine != "average" and (schedule.server_momentum or schedule.proximal):
         raise ConfigError("the server's momentum and FedProx need averages; leave them at 0 or use combine = 'average'")
     check_compression(schedule.compress)
+    _check_private(schedule)
+
+
+def _check_private(schedule: Schedule) -> None:
+    rules = schedule.privacy
+    check_privacy(rules)
+    if rules == Privacy():
+        return
+    if schedule.halves:
+        raise ConfigError("a part of a model is trained by its client alone: train it with Opacus, and give the result")
+    if schedule.join is not None and (rules.epsilon or rules.nopeek):
+        raise ConfigError(
+            "clients whose columns are joined get gradients row by row, which depend on the others' columns of the "
+            "same person: no noise in the steps would hide those from them, so a budget promises nothing; leave it out"
+        )
+    if rules.by_client and schedule.combine != "average":
+        raise ConfigError("differential privacy by client lies in the average: combine = 'average'")
+    if not rules.by_record:
+        return
+    if rules.sums_steps and (schedule.combine != "average" or schedule.every != 1):
+        raise ConfigError(
+            "noise in shares is added to the sum of each step: combine = 'average' and every = 1; or let every client "
+            "add all of the noise by itself: local = true (--dp-local)"
+        )
+    if rules.sums_steps and schedule.server_momentum:
+        raise ConfigError("where gradients are summed in every step, Adam has its own momentum: server_momentum = 0")
+    if schedule.combine == "relay":
+        raise ConfigError(
+            "differential privacy by record takes all clients in each step: combine = 'average' or 'none'"
+        )
+    if schedule.in_flight > 1:
+        raise ConfigError("differential privacy by record goes step by step: in_flight = 1")
+    if schedule.proximal:
+        raise ConfigError("FedProx is not built for differential privacy by record: proximal = 0")

@@ -1,0 +1,236 @@
+"""What a client does for its privacy in a run: checks the plan, samples, clips, adds noise, and keeps the ledger."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from splitsec.errors import ConfigError
+from splitsec.mpc.prg import fresh_seed
+from splitsec.privacy.accounting import check_left, epsilon_of
+from splitsec.privacy.ledger import CLIENT, NOISY, RECORD, Ledger, Point, ledger_path, read_ledger
+from splitsec.privacy.plan import PrivacyPlan
+from splitsec.privacy.rules import check_delta
+from splitsec.privacy.updates import NoiseShares, clip_update, noise_of_sum
+from splitsec.training.aggregation import FRACTION_BITS, mask_update
+from splitsec.training.data import Loader, Part, PoissonLoader
+from splitsec.training.loop import FrontPrivacy
+from splitsec.training.messages import Welcome
+
+
+class Protection:
+    """One client's side of a run's privacy.
+
+    Args:
+        samples: of this client.
+        values: how many values it uploads that are part of its update.
+        directory: where to keep the ledger; None keeps it in memory.
+
+    Attributes:
+        ledger: None where the run has neither a budget nor a guard.
+
+    Raises:
+        ConfigError, BudgetError: the plan does not keep the budget, or it is spent.
+    """
+
+    def __init__(
+        self, name: str, welcome: Welcome, *, samples: int, values: int, directory: Path | None = None
+    ) -> None:
+        self._welcome = welcome
+        self._rules = rules = welcome.schedule.privacy
+        self._samples = samples
+        self._values = values
+        self._plan = welcome.plan
+        self._begun = torch.empty(0, dtype=torch.float64)
+        self._sent = torch.zeros(samples, dtype=torch.int64)
+        # Since the last point.
+        self._accuracies: list[float] = []
+        # Steps of the mechanism that have begun, those of an earlier life among them.
+        self._taken = 0
+        self._path = None if directory is None else ledger_path(directory, welcome.run)
+        self._allowed = 0
+        self.ledger: Ledger | None = None
+        if rules.epsilon:
+            if self._plan is None or not self._plan.noise > 0 or not 0 < self._plan.rate <= 1 or self._plan.steps < 1:
+                raise ConfigError("the server names a budget and no plan to keep it; update it")
+            if rules.by_record:
+                check_delta(rules.delta, samples)
+        if rules.epsilon or rules.activation_clip or rules.nopeek:
+            self.ledger = Ledger(name, welcome.run, rules.epsilon, rules.delta, rules.accountant)
+            if self._path is not None and self._path.exists():
+                self.ledger = read_ledger(self._path)
+        if self._plan is not None and self.ledger is not None:
+            # By this client's own accounting, whatever the server's is.
+            self._taken = self.ledger.steps_of(self._mechanism)
+            most = self._plan.steps * welcome.rounds + self._taken
+            self._allowed = self._plan.allowed(rules, most)
+
+    @property
+    def _mechanism(self) -> str:
+        return RECORD if self._rules.by_record else CLIENT if self._rules.by_client else NOISY
+
+    @property
+    def sums_steps(self) -> bool:
+        """Whether an upload is the gradient of a step."""
+        return self._rules.sums_steps
+
+    @property
+    def noisy(self) -> bool:
+        """Whether uploads carry this client's share of the noise."""
+        return self._rules.by_client or self._rules.sums_steps
+
+    @property
+    def silent(self) -> bool:
+        """Whether losses stay with the client, since no budget covers them."""
+        return self._rules.epsilon > 0
+
+    @property
+    def steps(self) -> int | None:
+        """Training steps in a round, where the plan says; None leaves it to the schedule."""
+        return self._plan.steps if self._plan is not None and self._rules.by_record else None
+
+    def loader(self, part: Part, seed: int) -> Loader:
+        """The batches of this client's rows."""
+        schedule = self._welcome.schedule
+        if self._rules.by_record and self._plan is not None:
+            return PoissonLoader(
+                part.train_images,
+                part.train_labels,
+                rate=self._plan.rate,
+                per_epoch=self._plan.per_epoch,
+                seed=fresh_seed(),
+            )
+        return Loader(part.train_images, part.train_labels, batch_size=schedule.batch_size, seed=seed)
+
+    def front(self) -> FrontPrivacy:
+        """What protects the front's steps."""
+        rules, gradients, expected = self._rules, None, 0.0
+        if rules.by_record and self._plan is not None:
+            gradients = self._plan.front(rules)
+            expected = self._plan.rate * self._samples if rules.local else 0.0
+        guard = (rules.activation_clip, rules.activation_noise) if rules.activation_clip else None
+        return FrontPrivacy(gradients, expected, guard, rules.nopeek)
+
+    def shares(self) -> NoiseShares | None:
+        """The noise that the sum of all clients' uploads carries."""
+        if not self.noisy or self._plan is None:
+            return None
+        return noise_of_sum(
+            clip=self._rules.clip,
+            noise=self._plan.noise,
+            part=self._rules.front_clip,
+            length=self._values,
+            shares=len(self._welcome.schedule.clients),
+            bits=FRACTION_BITS,
+        )
+
+    def begin_round(self, begun: torch.Tensor, batches: Iterable[torch.Tensor]) -> None:
+        """Charge a round before its first step.
+
+        Args:
+            begun: the values that the round begins with, float64.
+            batches: rows of its batches.
+
+        Raises:
+            BudgetError: the round would exceed the budget.
+        """
+        rules, ledger = self._rules, self.ledger
+        if ledger is None:
+            return
+        if rules.by_client:
+            self._begun = begun
+        if self._plan is not None:
+            steps = self._plan.steps
+            check_left(steps, spent=self._taken, allowed=self._allowed, epsilon=rules.epsilon, delta=rules.delta)
+            self._taken += steps
+            charged = ledger.steps_of(self._mechanism)
+            if self._taken > charged:
+                self._charge(ledger, self._plan, charged)
+        if rules.activation_clip:
+            before = int(self._sent.max())
+            for rows in batches:
+                self._sent[rows] += 1
+            most = int(self._sent.max())
+            name = NOISY if rules.activation_noise else "clip of activations"
+            ledger.charge(
+                name,
+                covers="the input of one row, not its label, in the activations that the server is sent",
+                # As in `epsilon_of_activations`: a row that is replaced moves its activation by up to twice the clip.
+                noise=rules.activation_noise / 2,
+                rate=1.0,
+                steps=most - before,
+                parameters={"clip": rules.activation_clip, "noise": rules.activation_noise},
+                accountant="rdp",
+            )
+        if rules.nopeek:
+            ledger.charge(
+                "NoPeek", covers="promises nothing", noise=0, rate=1.0, steps=1, parameters={"weight": rules.nopeek}
+            )
+
+    def _charge(self, ledger: Ledger, plan: PrivacyPlan, charged: int) -> None:
+        """Charge what is begun now, and as much as comes with it up to the end of an epoch: accounting takes time."""
+        rules = self._rules
+        ahead = min(self._allowed, -(-self._taken // plan.per_epoch) * plan.per_epoch) if rules.by_record else 0
+        total = max(self._taken, ahead)
+        parameters = {"clip": rules.clip}
+        if self.noisy:
+            clients = len(self._welcome.schedule.clients)
+            # Another client can take its own share off again.
+            less = plan.noise * math.sqrt((clients - 1) / clients)
+            parameters["epsilon_against_another_client"] = epsilon_of(
+                [(less, plan.rate, total)], delta=rules.delta, accountant=rules.accountant
+            )
+        whom = "one record of this client" if rules.by_record else "all data of this client"
+        ledger.charge(
+            self._mechanism,
+            covers=f"{whom}, in what is trained, against everybody but the server",
+            noise=plan.noise,
+            rate=plan.rate,
+            steps=total - charged,
+            parameters=parameters,
+        )
+        self._save()
+
+    def upload(self, flat: torch.Tensor, *, seed: bytes, round_number: int) -> torch.Tensor:
+        """The upload with this client's share of the noise, under its mask.
+
+        Args:
+            flat: by client the values now, whose change is clipped; else the sum of a step's clipped gradients.
+        """
+        noise = self.shares()
+        assert noise is not None
+        count = self._values
+        update, begun = torch.zeros_like(flat), torch.zeros_like(flat)
+        if self._rules.by_client:
+            begun[:count] = self._begun
+            update[:count] = clip_update(flat[:count] - self._begun, self._rules.front_clip)
+        else:
+            update[:count] = flat[:count]
+        share = torch.zeros(len(flat), dtype=torch.int64)
+        share[:count] = noise.one(count)
+        return mask_update(begun, update, noise=share, seed=seed, round_number=round_number)
+
+    def end_round(self, number: int, *, epoch: float, accuracy: float | None) -> None:
+        """Note what has been spent when a round is over."""
+        ledger = self.ledger
+        if ledger is None:
+            return
+        if accuracy is not None:
+            self._accuracies.append(accuracy)
+        before = ledger.points[-1].epoch if ledger.points else 0.0
+        # A point an epoch.
+        if epoch < int(before) + 1 and number < self._welcome.rounds:
+            return
+        known = [one for one in ledger.entries if one.mechanism == self._mechanism]
+        mean = sum(self._accuracies) / len(self._accuracies) if self._accuracies else None
+        self._accuracies = []
+        steps, epsilon = (known[0].steps, known[0].epsilon or 0.0) if known else (0, 0.0)
+        ledger.points.append(Point(number, epoch, steps, epsilon, mean))
+        self._save()
+
+    def _save(self) -> None:
+        if self.ledger is not None and self._path is not None:
+            self.ledger.save(self._path)

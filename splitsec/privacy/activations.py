@@ -1,0 +1,78 @@
+"""What a client may do to the activations that cross the cut in plain training: clipping, noise, decorrelation.
+
+None of the three is the guarantee of DP-SGD. Clipping alone promises nothing. Noise makes each activation that is sent
+differentially private by itself, at the epsilon that `epsilon_of_activations` says; a row is sent again in every epoch,
+its label goes along in plain, and at useful accuracies epsilon is far above what protects. NoPeek lowers a statistic.
+What they are worth against a given attack is what `splitsec audit` measures.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from splitsec.mpc.prg import Stream, fresh_seed
+from splitsec.privacy.accounting import epsilon_of
+from splitsec.privacy.noise import gaussian
+
+
+def clip_rows(activation: torch.Tensor, limit: float) -> torch.Tensor:
+    """Each row scaled down to L2 norm `limit` if it is longer; differentiable."""
+    norms = activation.flatten(1).norm(dim=1).clamp(min=1e-12)
+    factors = (limit / norms).clamp(max=1.0)
+    clipped: torch.Tensor = activation * factors.view(-1, *[1] * (activation.dim() - 1))
+    return clipped
+
+
+class Guard:
+    """Clips a front's output, and in training adds noise to it; `remove` takes it off again.
+
+    The clip stays for predictions: the tail has learned from clipped activations.
+
+    Args:
+        clip: L2 norm of a row.
+        noise: standard deviation as a multiple of the clip.
+    """
+
+    def __init__(self, front: nn.Module, *, clip: float, noise: float = 0.0) -> None:
+        self._clip = clip
+        self._std = noise * clip
+        self._stream = Stream(fresh_seed())
+        self._handle = front.register_forward_hook(self._apply)
+
+    def _apply(self, front: nn.Module, _inputs: object, activation: torch.Tensor) -> torch.Tensor:
+        clipped = clip_rows(activation, self._clip)
+        if front.training and self._std:
+            clipped = clipped + gaussian(self._stream, clipped.shape, self._std).to(clipped)
+        return clipped
+
+    def remove(self) -> None:
+        """The front's output is its own again."""
+        self._handle.remove()
+
+
+def epsilon_of_activations(*, noise: float, delta: float, releases: int = 1) -> float:
+    """Epsilon of so many releases of one row's activation with noise of `noise` times its clip, by replacement: the
+    row's input may change, its label is known. A clipped vector moves by at most twice the clip."""
+    return epsilon_of([(noise / 2, 1.0, releases)], delta=delta, accountant="rdp")
+
+
+def distance_correlation(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Distance correlation of the rows of two batches, from 0 (independent) to 1; differentiable.
+
+    G. Székely, M. Rizzo and N. Bakirov, "Measuring and testing dependence by correlation of distances", Annals of
+    Statistics 2007, definition 5; as a term of a loss: P. Vepakomma et al., "NoPeek: information leakage reduction to
+    share activations in distributed deep learning", ICDM workshops 2020, section 3.
+    """
+    one, other = _centred(first), _centred(second)
+    between = (one * other).mean()
+    alone = (one * one).mean() * (other * other).mean()
+    squared = between.clamp(min=0) / alone.clamp(min=1e-24).sqrt()
+    return (squared + 1e-12).sqrt()
+
+
+def _centred(rows: torch.Tensor) -> torch.Tensor:
+    flat = rows.flatten(1).double()
+    # A tiny number under the root keeps its gradient finite on the diagonal.
+    distances = ((flat[:, None] - flat[None]).pow(2).sum(-1) + 1e-12).sqrt()
+    return distances - distances.mean(0, keepdim=True) - distances.mean(1, keepdim=True) + distances.mean()

@@ -1,0 +1,161 @@
+"""The ledger: what a client's data has been used for in a run, and what that has cost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from splitsec.errors import ConfigError
+from splitsec.privacy.accounting import epsilon_of
+from splitsec.privacy.rules import Accountant
+
+# Mechanisms, by the names that ledgers have them under.
+RECORD = "DP-SGD"
+CLIENT = "distributed discrete Gaussian"
+NOISY = "noise on activations"
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A mechanism's use.
+
+    Attributes:
+        mechanism: what it is.
+        covers: whom or what its epsilon protects.
+        parameters: as they were set.
+        noise, rate, steps: of the sampled Gaussian mechanism that it is.
+        epsilon: of all its steps, at the ledger's delta; infinite for one without noise.
+    """
+
+    mechanism: str
+    covers: str
+    parameters: dict[str, float]
+    noise: float
+    rate: float
+    steps: int
+    epsilon: float | None
+
+
+class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What had been spent when a round was over; accuracy is that of this client's own batches, None if unknown."""
+
+    round: int
+    epoch: float
+    steps: int
+    epsilon: float
+    accuracy: float | None
+
+
+class Ledger(msgspec.Struct, forbid_unknown_fields=True):
+    """One client's ledger of one run.
+
+    Steps are charged before they are taken: a run that is killed and goes on has paid for what was lost.
+
+    Attributes:
+        budget: epsilon that the run may spend at `delta`; 0 for none.
+    """
+
+    client: str
+    run: str
+    budget: float
+    delta: float
+    accountant: Accountant
+    entries: list[Entry] = msgspec.field(default_factory=list)
+    points: list[Point] = msgspec.field(default_factory=list)
+
+    @property
+    def spent(self) -> float:
+        """Epsilon of the mechanism that the budget is for; 0 where nothing has been spent."""
+        return max((one.epsilon or 0.0 for one in self.entries if one.mechanism in (RECORD, CLIENT)), default=0.0)
+
+    def charge(
+        self,
+        mechanism: str,
+        *,
+        covers: str,
+        noise: float,
+        rate: float,
+        steps: int,
+        parameters: dict[str, float],
+        accountant: Accountant | None = None,
+    ) -> float:
+        """Note so many more steps of a mechanism; returns its epsilon so far.
+
+        Args:
+            accountant: another than the ledger's.
+        """
+        before = next((one for one in self.entries if one.mechanism == mechanism), None)
+        if before is not None and (before.noise, before.rate) != (noise, rate):
+            raise ConfigError(f"the ledger of {self.client} has {mechanism} with other parameters")
+        total = steps + (0 if before is None else before.steps)
+        if noise:
+            epsilon = epsilon_of([(noise, rate, total)], delta=self.delta, accountant=accountant or self.accountant)
+        entry = Entry(mechanism, covers, parameters, noise, rate, total, epsilon if noise else None)
+        self.entries = [one for one in self.entries if one.mechanism != mechanism] + [entry]
+        return epsilon if noise else 0.0
+
+    def steps_of(self, mechanism: str) -> int:
+        """How many steps of a mechanism are noted."""
+        return next((one.steps for one in self.entries if one.mechanism == mechanism), 0)
+
+    def save(self, path: Path) -> None:
+        """Write it as a whole."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode(self)) + b"\n")
+        os.replace(partial, path)
+
+
+def read_ledger(path: Path) -> Ledger:
+    """Read a ledger; raises `ConfigError` for a file that is none."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Ledger)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"{path} is not a ledger: {error}") from None
+
+
+def ledger_path(directory: Path, run: str) -> Path:
+    """Where a client keeps the ledger of a run, among those of other runs."""
+    return directory / f"ledger-{run[:8]}.json"
+
+
+def find_ledgers(place: Path) -> list[Ledger]:
+    """The ledger of a file, or all below a directory; raises `ConfigError` if there is none."""
+    if place.is_file():
+        return [read_ledger(place)]
+    found = sorted(place.rglob("ledger-*.json"))
+    if not found:
+        raise ConfigError(
+            f"no ledger in {place}: point to the directory of a run with a privacy budget, such as the one of "
+            "splitsec demo --dp-epsilon 3 --checkpoints DIR"
+        )
+    return [read_ledger(path) for path in found]
+
+
+def plot_ledgers(ledgers: Sequence[Ledger], path: Path) -> None:
+    """Draw epsilon against accuracy over the epochs, one line a client."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    spent, exchange = figure.subplots(1, 2)
+    for ledger in ledgers:
+        name = f"{ledger.client} ({ledger.run[:8]})" if len({one.run for one in ledgers}) > 1 else ledger.client
+        spent.plot([one.epoch for one in ledger.points], [one.epsilon for one in ledger.points], label=name)
+        known = [one for one in ledger.points if one.accuracy is not None]
+        exchange.plot(
+            [one.epsilon for one in known], [100 * (one.accuracy or 0) for one in known], ".-", ms=3, lw=0.8, label=name
+        )
+        if ledger.budget:
+            spent.axhline(ledger.budget, color="0.5", ls="--", lw=0.8)
+    spent.set_xlabel("epoch")
+    spent.set_ylabel("epsilon spent (dashed: the budget)")
+    exchange.set_xlabel("epsilon spent")
+    exchange.set_ylabel("accuracy on the client's own batches, %")
+    spent.legend(fontsize=8)
+    for axis in (spent, exchange):
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,154 @@
+"""Differential privacy by record: a step from per-sample gradients, each clipped, with noise in their sum.
+
+DP-SGD: M. Abadi et al., "Deep learning with differential privacy", CCS 2016, algorithm 1. A model that is cut has its
+gradient in two places. Each side clips its part of every record's gradient to its part of `clip`, so that both together
+are within `clip`, and noise of `noise * clip` is added to every value: one Gaussian mechanism on the joined vector
+(H. B. McMahan et al., "A general approach to adding differential privacy to iterative training procedures", 2018,
+section 2).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from opacus.grad_sample import GradSampleModule
+from opacus.optimizers import DPOptimizer
+from opacus.validators import ModuleValidator
+from torch import fx, nn
+
+from splitsec.errors import ConfigError, first_line
+from splitsec.mpc.prg import Stream, fresh_seed
+from splitsec.privacy.noise import gaussian
+
+# A front's inputs need no gradient, and the hooks do not mind.
+warnings.filterwarnings("ignore", message="Full backward hook is firing")
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    """How one side of the cut makes its step.
+
+    Attributes:
+        clip: L2 norm of one record's gradient at this side.
+        std: of the noise on every value of the sum; 0 where it is added to a sum over all clients.
+    """
+
+    clip: float
+    std: float
+
+
+class _SecureOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
+    """Opacus's optimizer with noise from the AES-CTR generator."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, rules: GradientNoise) -> None:
+        super().__init__(
+            optimizer,
+            noise_multiplier=rules.std / rules.clip,
+            max_grad_norm=rules.clip,
+            expected_batch_size=1,
+            loss_reduction="mean",
+        )
+        self._std = rules.std
+        self._stream = Stream(fresh_seed())
+
+    def add_noise(self) -> None:
+        for parameter in self.params:
+            summed: torch.Tensor = parameter.summed_grad  # type: ignore[attr-defined]  # Opacus puts it there
+            noise = gaussian(self._stream, summed.shape, self._std)
+            parameter.grad = (summed + noise.to(summed)).view_as(parameter)
+
+
+class PrivateStep:
+    """Makes an optimizer's steps differentially private; the segments may be called as before.
+
+    After a backward pass of the *sum* of the samples' losses, `step` clips, sums, adds noise and steps.
+
+    Args:
+        segments: of one party, clipped together.
+        optimizer: over what they train.
+    """
+
+    def __init__(self, segments: Sequence[nn.Module], optimizer: torch.optim.Optimizer, rules: GradientNoise) -> None:
+        for segment in segments:
+            check_private(segment)
+            for module in segment.modules():
+                # A layer that works in place would change what the layer before it remembers for the gradient.
+                if getattr(module, "inplace", False):
+                    module.inplace = False  # type: ignore[assignment]
+        self._hooked = [_hooked(one) for one in segments if any(True for _ in _trained(one))]
+        self._optimizer = _SecureOptimizer(optimizer, rules)
+
+    def zero(self) -> None:
+        """Forget the gradients of the step before."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def step(self, expected: float) -> None:
+        """Step by the noisy sum of clipped gradients divided by the expected number of records."""
+        self._optimizer.expected_batch_size = expected
+        self._optimizer.step()
+        self.zero()
+
+    def take_sum(self) -> list[torch.Tensor]:
+        """The sum of clipped gradients, without noise or a step, in the order of the optimizer's parameters."""
+        self._optimizer.clip_and_accumulate()
+        found = [one.summed_grad.detach().view_as(one).double() for one in self._optimizer.params]
+        self.zero()
+        return found
+
+    def close(self) -> None:
+        """Take everything out of the segments that per-sample gradients needed."""
+        for one in self._hooked:
+            one.to_standard_module()
+
+
+def _trained(segment: nn.Module) -> Any:
+    return (one for one in segment.parameters() if one.requires_grad)
+
+
+def _hooked(segment: nn.Module) -> GradSampleModule:
+    try:
+        return GradSampleModule(segment, loss_reduction="sum")
+    except (NotImplementedError, ValueError) as error:
+        raise ConfigError(f"Opacus finds no gradient of a single record in this segment: {first_line(error)}") from None
+
+
+def check_private(model: nn.Module) -> None:
+    """Raise `ConfigError` for a layer that mixes the rows of a batch, naming it and what to put in its place."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BATCH_NORMS):
+            raise ConfigError(
+                f"the batch norm '{name}' makes each row depend on the others of its batch, so that no record's "
+                "part can be clipped: replace batch norms by group norms with splitsec.privacy.record.with_group_norm("
+                "model), or write MODEL as a function that does"
+            )
+    for node in (
+        [node for node in model.graph.nodes if node.op == "call_function"] if isinstance(model, fx.GraphModule) else []
+    ):
+        if node.target in (nn.functional.batch_norm, torch.batch_norm):
+            raise ConfigError(
+                f"the batch norm '{node.name}' makes each row depend on the others of its batch, so that no record's "
+                "part can be clipped: use nn.functional.group_norm in its place"
+            )
+    problems = ModuleValidator.validate(model.train())
+    if problems:
+        raise ConfigError(f"a segment cannot be trained privately: {first_line(problems[0])}")
+
+
+def with_group_norm(model: nn.Module) -> nn.Module:
+    """A copy of a model with a group norm in the place of every batch norm: as many as 32 groups, of its channels.
+
+    The new layers begin anew: weights of the batch norms, and what they have seen, are not taken over.
+
+    Example:
+        >>> from torchvision.models import resnet18
+        >>> private = with_group_norm(resnet18(num_classes=10))
+        >>> any(isinstance(one, torch.nn.BatchNorm2d) for one in private.modules())
+        False
+    """
+    fixed: nn.Module = ModuleValidator.fix(model)
+    return fixed
