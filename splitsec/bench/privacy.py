@@ -56,12 +56,20 @@ def measure_private_training(
     cut: str = "pool",
     delta: float = 1e-5,
     data_dir: Path | None = None,
+    epochs: int = 30,
     seeds: int = 3,
 ) -> PrivateTraining:
     """Train both ways with the demo's settings for private training, in turn for each seed."""
     runs = [
         LocalRun(
-            clients=clients, dataset=dataset, data_dir=data_dir, cut=cut, seed=seed, dp_epsilon=budget, dp_delta=delta
+            epochs=epochs,
+            clients=clients,
+            dataset=dataset,
+            data_dir=data_dir,
+            cut=cut,
+            seed=seed,
+            dp_epsilon=budget,
+            dp_delta=delta,
         )
         for seed in range(seeds)
     ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from splitsec.choosing.leaking import Leak, mark_dominated, measure_leaks
 from splitsec.choosing.speed import Link, Speed
 from splitsec.cut import INPUT, CutGraph, SplitModel, trace, vocabulary
 from splitsec.errors import ConfigError, SplitsecError, first_line
@@ -18,6 +19,9 @@ from splitsec.mpc.compiler import ShapeNotes, compile_tail
 from splitsec.mpc.context import CLIENT, SERVER
 from splitsec.mpc.costing import StepMemory, predict_cost
 from splitsec.mpc.plan import correction_count
+
+# To measure leakage with.
+LEAST_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,9 @@ class Encrypted:
 class CutCost:
     """One clean cut: what crosses it, what each side holds and computes, and what the encrypted tail costs.
 
+    `leak` is what plain training at it says about inputs, `dominated_by` a cut that is at least as good in leakage,
+    latency and bytes, and better in one; both are None unless inputs were given.
+
     `shape` is that of one sample's activation. Multiply-adds are those of one sample in plain. Without an encrypted
     form `encrypted` is None and `reason` names the layer.
     """
@@ -53,6 +60,8 @@ class CutCost:
     tail_macs: int
     encrypted: Encrypted | None
     reason: str = ""
+    leak: Leak | None = None
+    dominated_by: str | None = None
 
 
 class _Counting(ShapeNotes):
@@ -84,6 +93,7 @@ def list_cuts(
     *,
     link: Link | None = None,
     speed: Speed | None = None,
+    images: torch.Tensor | None = None,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> list[CutCost]:
     """Every clean cut of a model in eval mode, in its own order, the cut at the input first.
@@ -92,6 +102,7 @@ def list_cuts(
         shape: of one input, without the batch dimension.
         link: between the parties; None for this machine's own.
         speed: of this machine; None to measure it.
+        images: to measure leakage with, at least 64: (N, *shape); None leaves it out.
         progress: called with how many cuts are done, of how many.
 
     Raises:
@@ -105,13 +116,31 @@ def list_cuts(
     values, macs = _run(traced, shape, set(nodes.values()))
     speed, link = speed or Speed(), link or Link()
     memories = Memory(), StepMemory()
+    usable = {name: node for name, node in nodes.items() if _crosses(values[node])}
+    leaks = {} if images is None else _leaks(traced, [*usable.values()], shape, images)
     found = []
     for done, (name, node) in enumerate(nodes.items(), 1):
-        value = values[node]
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape[:1] == (1,):
-            found.append(_cost(traced, graph, name, node, value, macs, speed, link, memories))
+        if name in usable:
+            cost = _cost(traced, graph, name, node, values[node], macs, speed, link, memories)
+            found.append(replace(cost, leak=leaks.get(node)))
         progress(done, len(nodes))
-    return found
+    return mark_dominated(found)
+
+
+def _crosses(value: Any) -> bool:
+    """Whether a value may be sent: real numbers with a batch dimension."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape[:1] == (1,)
+
+
+def _leaks(
+    traced: fx.GraphModule, nodes: list[fx.Node], shape: tuple[int, ...], images: torch.Tensor
+) -> dict[fx.Node, Leak]:
+    if tuple(images.shape[1:]) != shape or len(images) < LEAST_ROWS:
+        text = "x".join(map(str, images.shape))
+        raise ConfigError(
+            f"to measure leakage give at least {LEAST_ROWS} inputs of shape {'x'.join(map(str, shape))}, not {text}"
+        )
+    return measure_leaks(traced, nodes, images.to(next(traced.parameters(), images).dtype))
 
 
 def _run(

@@ -39,6 +39,75 @@ def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
     training.add_argument("--turns", type=int, default=3, metavar="N", help="measurements in turn (3)")
     training.add_argument("--json", type=Path, metavar="FILE", help="also write the records to this file")
     training.set_defaults(run=_bench_training)
+    private = questions.add_parser(
+        "privacy", parents=[common], help="accuracy at a privacy budget, split against Opacus on the uncut model"
+    )
+    private.add_argument("--dataset", default="digits", metavar="NAME[,NAME]", help="digits, mnist (digits)")
+    private.add_argument("--data-dir", type=Path, metavar="DIR", help="for mnist: the directory above MNIST/raw")
+    private.add_argument("--epsilon", default="1,3,8", metavar="E[,E]", help="budgets (1,3,8)")
+    private.add_argument("--delta", type=float, default=1e-5, metavar="D", help="at this delta (1e-5)")
+    private.add_argument("--clients", type=int, default=3, metavar="N", help="number of clients (3)")
+    private.add_argument("--epochs", type=int, default=30, metavar="N", help="epochs of training (30)")
+    private.add_argument("--seeds", type=int, default=5, metavar="N", help="runs of each, in turn (5)")
+    private.add_argument("--json", type=Path, metavar="FILE", help="also write the records to this file")
+    private.set_defaults(run=_bench_privacy)
+
+
+def _bench_privacy(options: argparse.Namespace) -> None:
+    check_writable(options.json)
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from splitsec.bench.privacy import check_dataset, measure_private_training
+
+    try:
+        budgets = [float(one) for one in options.epsilon.split(",")]
+    except ValueError:
+        raise ConfigError(f"--epsilon {options.epsilon}: write numbers with commas between them") from None
+    if options.seeds < 1:
+        raise ConfigError("--seeds takes whole numbers of at least 1")
+    names = options.dataset.split(",")
+    for name in names:
+        check_dataset(name)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 130
+    records = []
+    with terminated_like_interrupted(), console.status("") as status:
+        for dataset in names:
+            for budget in budgets:
+                status.update(f"{dataset}, epsilon {budget:g}")
+                records.append(
+                    measure_private_training(
+                        dataset,
+                        budget,
+                        clients=options.clients,
+                        delta=options.delta,
+                        data_dir=options.data_dir,
+                        epochs=options.epochs,
+                        seeds=options.seeds,
+                    )
+                )
+                write_json(options.json, [asdict(one) for one in records])
+    table = Table(title=f"differential privacy by record at delta {options.delta:g}, {options.clients} clients")
+    for heading in ("dataset", "budget", "noise", "rate", "steps", "epsilon", "Opacus's", "split", "Opacus", "seeds"):
+        table.add_column(heading, justify="left" if heading == "dataset" else "right")
+    for one in records:
+        table.add_row(
+            one.dataset,
+            f"{one.budget:g}",
+            f"{one.noise:.3f}",
+            f"{one.rate:.4f}",
+            str(one.steps),
+            f"{one.epsilon_split:.6f}",
+            f"{one.epsilon_opacus:.6f}",
+            f"{one.accuracy_split:.2%}",
+            f"{one.accuracy_opacus:.2%}",
+            str(one.seeds),
+        )
+    console.print(table)
 
 
 def _bench_training(options: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from splitsec.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
     from rich.console import Console
 
     from splitsec.choosing import CutCost
@@ -29,6 +30,13 @@ def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
     cuts.add_argument("--weights", type=Path, metavar="FILE", help="safetensors with the model's weights")
     cuts.add_argument("--rtt", type=float, default=0.0, metavar="MS", help="round trip of the links (this machine's)")
     cuts.add_argument("--bandwidth", type=float, metavar="MBIT", help="of the links, a second (this machine's)")
+    cuts.add_argument(
+        "--leakage",
+        metavar="DATA",
+        help="also measure what each cut leaks of these inputs, and mark dominated cuts: an npz file with images, "
+        "digits, or mnist",
+    )
+    cuts.add_argument("--data-dir", type=Path, metavar="DIR", help="for --leakage mnist: the directory above MNIST/raw")
     cuts.add_argument("--json", type=Path, metavar="FILE", help="also write the table to this file")
     cuts.add_argument("--plot", type=Path, metavar="FILE", help="draw cost along the model: .png, .svg or .pdf")
     cuts.set_defaults(run=_cuts)
@@ -74,8 +82,15 @@ def _cuts(options: argparse.Namespace) -> None:
         model = load_model(options.model)
         if options.weights is not None:
             load_weights(model, options.weights)
+        images = None if options.leakage is None else _inputs(options.leakage, options.data_dir)
         link = Link(options.rtt) if options.bandwidth is None else Link(options.rtt, options.bandwidth)
-        costs = list_cuts(model, shape, link=link, progress=lambda done, whole: status.update(f"cut {done} of {whole}"))
+        costs = list_cuts(
+            model,
+            shape,
+            link=link,
+            images=images,
+            progress=lambda done, whole: status.update(f"cut {done} of {whole}"),
+        )
     where = "this machine's own links"
     if options.rtt or options.bandwidth is not None:
         limit = "unlimited" if options.bandwidth is None else f"{options.bandwidth:g}"
@@ -88,15 +103,27 @@ def _cuts(options: argparse.Namespace) -> None:
     write_json(options.json, [asdict(one) for one in costs])
 
 
+def _inputs(source: str, data_dir: Path | None) -> torch.Tensor:
+    from splitsec.launch.prediction import Samples
+    from splitsec.training.data import DATASETS, load_dataset
+
+    if source in DATASETS:
+        return load_dataset(source, data_dir, 0).test_images
+    return Samples.load(Path(source)).images.float()
+
+
 def _show_cuts(costs: Sequence[CutCost], link: str, model: str, console: Console) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     longest = max(len("cut after"), *(len(one.name) for one in costs))
-    wide = not console.is_terminal or console.width >= _WIDE + longest
+    needed = _WIDE + longest
+    if any(one.leak is not None for one in costs):
+        needed += 20 + longest
+    wide = not console.is_terminal or console.width >= needed
     if not console.is_terminal:
-        console.width = max(console.width, _WIDE + longest)
+        console.width = max(console.width, needed)
     table = Table(
         title=f"{model}: one encrypted prediction by the tail ({link})",
         box=box.SIMPLE_HEAD,
@@ -105,8 +132,10 @@ def _show_cuts(costs: Sequence[CutCost], link: str, model: str, console: Console
         pad_edge=False,
     )
     table.add_column("cut after", no_wrap=wide, overflow="fold", min_width=min(longest, 24))
-    for heading in _HEADINGS if wide else _HEADINGS[:1] + _HEADINGS[-5:]:
-        table.add_column(heading, justify="right", no_wrap=True)
+    leaking = any(one.leak is not None for one in costs)
+    headings = _HEADINGS if wide else _HEADINGS[:1] + _HEADINGS[-5:]
+    for heading in headings + (_LEAKING if leaking else ()):
+        table.add_column(heading, justify="right", no_wrap=heading != _LEAKING[-1])
     reasons: dict[str, int] = {}
     for one in costs:
         row = ["x".join(map(str, one.shape))]
@@ -120,7 +149,11 @@ def _show_cuts(costs: Sequence[CutCost], link: str, model: str, console: Console
             found = one.encrypted
             row += [str(found.rounds), _short(found.bytes_online), _short(found.bytes_offline)]
             row += [f"{ms:.3g}" if ms < 1000 else f"{ms:.0f}" for ms in (found.online_ms, found.offline_ms)]
-        table.add_row(Text(one.name), *map(Text, row))
+        if leaking:
+            found_leak = ("", "") if one.leak is None else (one.leak.recovered, one.leak.distance_correlation)
+            row += [value if isinstance(value, str) else f"{value:.2f}" for value in found_leak]
+            row.append("" if one.dominated_by is None else f"by {one.dominated_by}")
+        table.add_row(Text(one.name), *map(Text, row), style="dim" if one.dominated_by else None)
     console.print(table)
     for reason, number in reasons.items():
         console.print(Text(f"[{number}] {reason}"))
@@ -129,11 +162,20 @@ def _show_cuts(costs: Sequence[CutCost], link: str, model: str, console: Console
         "milliseconds are predicted, one thread a party.",
         soft_wrap=True,
     )
+    if leaking:
+        console.print(
+            "Leaks: in plain training; the share of the inputs' variance that a linear reconstruction recovers "
+            "(splitsec audit attacks harder), and distance correlation. A dominated cut has another that leaks no more, "
+            "takes no longer and moves no more: what may still speak for it is how little the client holds and "
+            "computes. Encrypted predictions leak nothing of it at any cut.",
+            soft_wrap=True,
+        )
     if not wide:
-        console.print(f"A terminal of {_WIDE + longest} columns shows weights and multiply-adds too, as --json does.")
+        console.print(f"A terminal of {needed} columns shows weights and multiply-adds too, as --json does.")
 
 
 _WIDE = 102
+_LEAKING = ("leaks\nlinear", "\ndistance", "\ndominated")
 _HEADINGS = (
     "sends",
     "values",

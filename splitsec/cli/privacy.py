@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+from dataclasses import asdict
 from pathlib import Path
 
-from splitsec.cli.common import Commands, check_writable, write_json
+from splitsec.cli.common import Commands, check_writable, terminated_like_interrupted, write_json
 from splitsec.errors import ConfigError
 
 
@@ -18,6 +20,126 @@ def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
     ledger.add_argument("--json", type=Path, metavar="FILE", help="also write the ledgers to this file")
     ledger.add_argument("--plot", type=Path, metavar="FILE", help="draw epsilon against accuracy (png, pdf, svg)")
     ledger.set_defaults(run=_ledger)
+
+    pate = commands.add_parser(
+        "pate",
+        parents=[common],
+        help="learn from noisy votes of teachers that are counted on shares, all on this machine",
+    )
+    pate.add_argument("--dataset", choices=["digits", "mnist"], default="digits", help="real data to use (digits)")
+    pate.add_argument("--data-dir", type=Path, metavar="DIR", help="for mnist: the directory above MNIST/raw")
+    pate.add_argument("--teachers", type=int, metavar="N", help="each with rows of its own (10; mnist 50)")
+    pate.add_argument("--queries", type=int, metavar="N", help="public rows to vote on (22; mnist 800)")
+    pate.add_argument("--threshold", type=float, metavar="VOTES", help="least for an answer (1; mnist 10)")
+    pate.add_argument("--threshold-noise", type=float, metavar="VOTES", help="standard deviation (2.5; mnist 12)")
+    pate.add_argument("--vote-noise", type=float, metavar="VOTES", help="on each count (1.5; mnist 7)")
+    pate.add_argument("--delta", type=float, default=1e-5, metavar="D", help="at most 1 / private rows (1e-5)")
+    pate.add_argument("--seed", type=int, default=0, help="which rows are public, and the first weights (0)")
+    pate.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    pate.set_defaults(run=_pate)
+    _audit_options(commands, common)
+
+
+def _audit_options(commands: Commands, common: argparse.ArgumentParser) -> None:
+    audit = commands.add_parser(
+        "audit", parents=[common], help="attack a cut as a curious server would, and see what it learns"
+    )
+    add = audit.add_argument
+    add("model", metavar="MODEL", help="package.module:name, file.py:name or the name of a torchvision model")
+    add("--cut", required=True, metavar="NAME[,NAME...]", help="the cuts to audit, see splitsec cuts")
+    add("--head", metavar="NAME", help="a second cut behind each: a U, whose labels stay with the client")
+    add("--dataset", choices=["digits", "mnist"], help="real data to audit with")
+    add("--data-dir", type=Path, metavar="DIR", help="for mnist: the directory above MNIST/raw")
+    add("--input", type=Path, metavar="FILE", help="or data of yours: npz with images, perhaps labels")
+    add("--weights", type=Path, metavar="FILE", help="safetensors with the model's weights (trained here on a half)")
+    add("--epochs", type=int, default=10, metavar="N", help="of training on the private half, without weights (10)")
+    add("--victims", type=int, default=128, metavar="N", help="private images to attack (128)")
+    add("--attacks", metavar="NAME[,NAME]", help="inverse, optimise, hijack, labels, members, encrypted (all)")
+    add("--activation-clip", type=float, default=0.0, metavar="C", help="as in splitsec demo (none)")
+    add("--activation-noise", type=float, default=0.0, metavar="S", help="as in splitsec demo (0)")
+    add("--seed", type=int, default=0, help="which rows are private, and the first weights (0)")
+    add("--html", type=Path, metavar="FILE", help="write a page with figures and example images")
+    add("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    audit.set_defaults(run=_audit)
+
+
+def _audit(options: argparse.Namespace) -> None:
+    check_writable(options.json)
+    check_writable(options.html)
+    if options.epochs < 0 or options.victims < 1:
+        raise ConfigError("--epochs takes whole numbers from 0 on, --victims from 1 on")
+    from rich.console import Console
+    from rich.table import Table
+
+    from splitsec.launch.auditing import ATTACKS, AuditRun, audit
+    from splitsec.privacy.audit.page import page
+
+    settings = {name: value for name, value in vars(options).items() if name in AuditRun.__dataclass_fields__}
+    settings |= {
+        "cuts": tuple(options.cut.split(",")),
+        "attacks": tuple((options.attacks or ",".join(ATTACKS)).split(",")),
+    }
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
+    with terminated_like_interrupted(), console.status("") as status:
+        found = audit(AuditRun(**settings), report=status.update)
+    for chapter in found.chapters:
+        table = Table(title=chapter.title, title_justify="left")
+        for heading in ("attack", "measure", "attack", "guess", ""):
+            table.add_column(heading, justify="left" if heading in ("measure", "") or not table.columns else "right")
+        for row in chapter.rows:
+            told = "" if row.leaks is None else "[red]leaks[/red]" if row.leaks else "[green]no better[/green]"
+            table.add_row(row.attack, row.measure, f"{row.value:.4f}", f"{row.baseline:.4f}", told)
+        console.print(table)
+        if chapter.note:
+            console.print(chapter.note, soft_wrap=True)
+    if options.html is not None:
+        introduction = (
+            f"{found.rows_private} private rows, {found.rows_attacker} of the attacker's own. Red rows: better than a "
+            "guess; green rows: not."
+        )
+        partial = options.html.with_name(options.html.name + ".partial")
+        partial.write_text(page(f"Audit of {found.model}", introduction, found.chapters), encoding="utf-8")
+        os.replace(partial, options.html)
+        console.print(f"page with example images: {options.html}")
+    content = [
+        {"title": one.title, "note": one.note, "rows": [asdict(row) for row in one.rows]} for one in found.chapters
+    ]
+    write_json(options.json, content)
+
+
+def _pate(options: argparse.Namespace) -> None:
+    check_writable(options.json)
+    from rich.console import Console
+    from rich.table import Table
+
+    from splitsec.launch.pate import PateRun, run_pate
+
+    console = Console()
+    settings = {name: value for name, value in vars(options).items() if name in PateRun.__dataclass_fields__}
+    with terminated_like_interrupted(), console.status("") as status:
+        found = run_pate(PateRun(**settings), report=status.update)
+    table = Table(title=f"{found.dataset}: {found.teachers} teachers, {found.queries} queries")
+    table.add_column("")
+    table.add_column("", justify="right")
+    table.add_row("accuracy of a teacher, mean", f"{found.teacher_accuracy:.2%}")
+    table.add_row("queries answered", f"{found.answered} of {found.queries}")
+    table.add_row("right labels among the answers", f"{found.label_accuracy:.2%}")
+    table.add_row("accuracy of the student", f"{found.student_accuracy:.2%}")
+    table.add_row(f"epsilon at delta {found.delta:g}, from these votes", f"{found.epsilon:.3f}")
+    table.add_row("epsilon whatever the votes", f"{found.epsilon_data_independent:.3f}")
+    table.add_row("encrypted votes: rounds", str(found.rounds))
+    table.add_row("encrypted votes: megabytes", f"{found.bytes / 1e6:.2f}")
+    table.add_row("encrypted votes: seconds", f"{found.voting_seconds:.2f}")
+    table.add_row("whole run, seconds", f"{found.seconds:.1f}")
+    console.print(table)
+    console.print(
+        "The first epsilon depends on the votes, which only this demonstration may look at: it is not to be published "
+        "as it stands. The second holds for any votes.",
+        soft_wrap=True,
+    )
+    write_json(options.json, asdict(found))
 
 
 def _ledger(options: argparse.Namespace) -> None:

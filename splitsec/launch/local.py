@@ -46,8 +46,8 @@ class DemoData:
 
 DATA: dict[Layout, dict[str, DemoData]] = {
     "horizontal": {
-        "digits": DemoData("splitsec.models:digits_cnn", 16),
-        "mnist": DemoData("splitsec.models:mnist_cnn", 32),
+        "digits": DemoData("splitsec.models:digits_cnn", 16, private_batch=128, private_rate=8e-3),
+        "mnist": DemoData("splitsec.models:mnist_cnn", 32, private_batch=600, private_rate=4e-3),
     },
     "vertical": {
         "breast": DemoData("splitsec.models:breast_columns", 32),

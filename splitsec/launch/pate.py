@@ -28,6 +28,8 @@ from splitsec.training.partition import split_rows
 from splitsec.training.randomness import derived_seed
 
 CLASSES = 10
+# The share of public rows, those between clusters, that the student leaves out.
+UNSURE = 0.1
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class PateData:
 
 DATA = {
     "digits": PateData("splitsec.models:digits_cnn", 10, 337, 22, 0.1, 2.5, 1.5, 60, 60, 16),
-    "mnist": PateData("splitsec.models:mnist_cnn", 50, 10_000, 400, 0.6, 10.0, 6.0, 12, 4, 32),
+    "mnist": PateData("splitsec.models:mnist_cnn", 50, 10_000, 800, 0.2, 12.0, 7.0, 12, 4, 32),
 }
 
 
@@ -224,7 +226,9 @@ def _one_teacher(job: tuple[PateData, tuple[np.ndarray, ...], np.ndarray, tuple[
         return model(torch.from_numpy(queries)).argmax(1).numpy(), accuracy
 
 
-def _train(data: PateData, images: torch.Tensor, labels: torch.Tensor, epochs: int, seed: int) -> nn.Module:
+def _train(
+    data: PateData, images: torch.Tensor, labels: torch.Tensor, epochs: int, seed: int, *, shift: int = 0
+) -> nn.Module:
     torch.manual_seed(seed)
     model = load_model(data.model)
     optimizer = make_optimizer(list(model.parameters()), 2e-3)
@@ -234,9 +238,18 @@ def _train(data: PateData, images: torch.Tensor, labels: torch.Tensor, epochs: i
         inputs, wanted, _ = loader.batch(index)
         assert wanted is not None
         optimizer.zero_grad()
-        F.cross_entropy(model(inputs), wanted).backward()
+        F.cross_entropy(model(_shifted(inputs, shift)), wanted).backward()
         optimizer.step()
     return model.eval()
+
+
+def _shifted(images: torch.Tensor, most: int) -> torch.Tensor:
+    """A batch moved by up to so many pixels."""
+    if not most:
+        return images
+    down, right = torch.randint(0, 2 * most + 1, (2,)).tolist()
+    padded = F.pad(images, (most, most, most, most), value=float(images.min()))
+    return padded[..., down : down + images.shape[-2], right : right + images.shape[-1]]
 
 
 def _vote(votes: torch.Tensor, confidence: Confidence) -> tuple[torch.Tensor, torch.Tensor, int, int]:
@@ -255,14 +268,17 @@ def _vote(votes: torch.Tensor, confidence: Confidence) -> tuple[torch.Tensor, to
         return blank(CLASSES, len(chosen)) if context.planning else only(sums[context.rank], chosen)
 
     every = torch.arange(queries)
-    (answered, _), first = run_pair(lambda context: confident(context, held(context, every), confidence.threshold))
+    first = run_pair(lambda context, _: confident(context, held(context, every), confidence.threshold))
+    answered = first.server[0]
     chosen = torch.nonzero(answered).flatten()
-    rounds, moved = first.rounds, first.bytes_sent + first.bytes_received
+    costs = [first.cost]
     labels = torch.empty(0, dtype=torch.int64)
     if len(chosen):
-        (_, labels), second = run_pair(lambda context: winners(context, held(context, chosen)))
-        rounds, moved = rounds + second.rounds, moved + second.bytes_sent + second.bytes_received
-    return answered, labels, rounds, moved
+        second = run_pair(lambda context, _: winners(context, held(context, chosen)))
+        labels = second.client[0]
+        costs.append(second.cost)
+    moved = sum(one.bytes_sent + one.bytes_received for one in costs)
+    return answered, labels, sum(one.rounds for one in costs), moved
 
 
 def _study(data: PateData, images: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor, seed: int) -> nn.Module:
@@ -275,4 +291,7 @@ def _study(data: PateData, images: torch.Tensor, rows: torch.Tensor, labels: tor
     known = np.full(len(images), -1)
     known[rows.numpy()] = labels.numpy()
     spread = LabelSpreading(kernel="knn", n_neighbors=7, alpha=0.2, max_iter=100).fit(_features(images), known)
-    return _train(data, images, torch.from_numpy(spread.transduction_).long(), data.student_epochs, seed)
+    sure = torch.from_numpy(spread.label_distributions_.max(1))
+    kept = sure >= torch.quantile(sure, UNSURE)
+    found = torch.from_numpy(spread.transduction_).long()
+    return _train(data, images[kept], found[kept], data.student_epochs, seed, shift=images.shape[-1] // 14)

@@ -336,9 +336,14 @@ class Learner:
         shape = self._trainer.due
         if shape is None:
             raise MessageError("Gradient was not due")
+        assert self.protection is not None
+        norms = None
+        if self.protection.sums_steps and tensors:
+            norms = expect_tensor(tensors[-1], what="norms", dtype=torch.float32, shape=(shape[0],))
+            tensors = tensors[:-1]
         gradient = self._coders[1].unpack(tensors, shape)
         self._book.add([(StepResult(body.loss, body.correct, gradient), len(gradient))])
-        self._trainer.backward(gradient)
+        self._trainer.backward(gradient, norms)
         self._answered += 1
         return self._next()
 
@@ -359,7 +364,8 @@ class Learner:
         if combine == "relay":
             return [hand_over(flat, seed=self._seeds.group, round_number=self._round)]
         if self.protection.noisy:
-            return [self.protection.upload(flat, seed=self._seeds.seed, round_number=self._round)]
+            noisy = self.protection.upload(flat, seed=self._seeds.seed, round_number=self._round)
+            return [noisy, self._trainer.norms] if self.protection.sums_steps else [noisy]
         weight = self._loader.samples
         return [mask_upload(flat, weight=weight, seed=self._seeds.seed, round_number=self._round)]
 

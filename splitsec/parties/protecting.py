@@ -121,7 +121,7 @@ class Protection:
         return noise_of_sum(
             clip=self._rules.clip,
             noise=self._plan.noise,
-            part=self._rules.front_clip,
+            part=self._rules.clip if self._rules.sums_steps else self._rules.front_clip,
             length=self._values,
             shares=len(self._welcome.schedule.clients),
             bits=FRACTION_BITS,

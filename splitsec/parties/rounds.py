@@ -17,6 +17,7 @@ from torch import nn
 
 from splitsec.cut import is_u
 from splitsec.errors import BudgetError, ConfigError, MessageError, PartyTimeoutError, RefusedError, SplitsecError
+from splitsec.mpc.ring import check_range
 from splitsec.parties.aligning import Aligner
 from splitsec.parties.combining import AskDealer, Combiner, upload_shape
 from splitsec.parties.door import check_hello
@@ -46,6 +47,7 @@ from splitsec.training.messages import (
 )
 from splitsec.training.randomness import OwnRandomness
 from splitsec.training.schedule import Schedule
+from splitsec.transport import expect_tensor
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +129,7 @@ class Run:
         self._idle: list[str] = []
         self._returning: set[str] = set()
         self._uploads: dict[str, torch.Tensor] = {}
+        self._norms: dict[str, torch.Tensor] = {}
         self._uploaded: set[str] = set()
         self._dropped: list[str] = []
         self._progress: float | None = None
@@ -335,7 +338,7 @@ class Run:
                 "new run with a larger epsilon"
             )
         self.rounds = min(self.rounds, self.round + left)
-        self._trainer.protect(plan.tail(rules))
+        self._trainer.protect(plan.tail(rules), jointly=rules.sums_steps)
 
     def _align(self, name: str, body: Points | Aligned, tensors: Sequence[torch.Tensor], now: float) -> None:
         if self._aligner is None or self.round is None or not self._aligning:
@@ -361,6 +364,7 @@ class Run:
             return
         there = [name for name in self.schedule.clients if name in self._active or name in self._returning]
         self._returning, self._uploads, self._uploaded, self._dropped = set(), {}, set(), []
+        self._norms = {}
         if self.schedule.combine == "relay":
             self._active = [self.schedule.clients[self.round % len(self.schedule.clients)]]
             self._idle = [name for name in there if name not in self._active]
@@ -403,6 +407,12 @@ class Run:
         if self._steps.owes(name):
             raise MessageError(f"{name} has a step that is not finished")
         values = self.members[name].values
+        if self.schedule.privacy.sums_steps and tensors:
+            *tensors, norms = tensors
+            rows = len(self._trainer.norms.get(name, ()))
+            expect_tensor(norms, what="norms", dtype=torch.float32, shape=(rows,))
+            check_range(norms, limit=float("inf"), what=f"a norm of {name}")
+            self._norms[name] = norms
         vector = upload_shape(tensors, values=values, expected=self._combiner.uploads_values)
         self._progress = now
         self._uploaded.add(name)
@@ -459,7 +469,7 @@ class Run:
             )
         except SplitsecError as error:
             raise RunFailed(error) from error
-        self._trainer.end_round(list(ordered))
+        self._trainer.end_round({name: self._norms.get(name) for name in ordered})
         loss, accuracy = self._steps.book.loss, self._steps.book.accuracy
         if is_u(self._cut) and made and self.schedule.combine == "average":
             # What only clients know comes with their uploads, of all together.

@@ -154,6 +154,8 @@ class Steps:
     def _answer(self, name: str, to: Arrived, gradient: torch.Tensor, loss: float, correct: int) -> None:
         rows = torch.arange(len(gradient)) if to.rows is None else to.rows
         tensors = self._coders[name][1].pack(gradient, rows)
+        if name in self._trainer.norms:
+            tensors.append(self._trainer.norms[name])
         self._send(name, Gradient(to.body.round, to.body.step, loss, correct), tensors)
 
 

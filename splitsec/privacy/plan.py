@@ -33,12 +33,12 @@ class PrivacyPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return epsilon_of(history, delta=rules.delta, accountant=rules.accountant)
 
     def front(self, rules: Privacy) -> GradientNoise:
-        """What the client does: clip to its part, and add noise for the whole."""
-        return GradientNoise(rules.front_clip, self.noise * rules.clip)
+        """What the client does: clip to its part, or to the whole where steps are summed, with noise for the whole."""
+        return GradientNoise(rules.clip if rules.sums_steps else rules.front_clip, self.noise * rules.clip)
 
     def tail(self, rules: Privacy) -> GradientNoise:
-        """What the server does: clip to its part, and add noise for the whole."""
-        return GradientNoise(rules.tail_clip, self.noise * rules.clip)
+        """What the server does."""
+        return GradientNoise(rules.clip if rules.sums_steps else rules.tail_clip, self.noise * rules.clip)
 
     def allowed(self, rules: Privacy, most: int) -> int:
         """How many steps of the mechanism keep the budget, at most `most`."""

@@ -1,10 +1,10 @@
 """Differential privacy by record: a step from per-sample gradients, each clipped, with noise in their sum.
 
 DP-SGD: M. Abadi et al., "Deep learning with differential privacy", CCS 2016, algorithm 1. A model that is cut has its
-gradient in two places. Each side clips its part of every record's gradient to its part of `clip`, so that both together
-are within `clip`, and noise of `noise * clip` is added to every value: one Gaussian mechanism on the joined vector
-(H. B. McMahan et al., "A general approach to adding differential privacy to iterative training procedures", 2018,
-section 2).
+gradient in two places. Where both sides tell each other the norm of every record's part, the whole is clipped as that
+of an uncut model would be. Else each side clips to its part of `clip`, so that both together are within it: one
+Gaussian mechanism on the joined vector all the same (H. B. McMahan et al., "A general approach to adding differential
+privacy to iterative training procedures", 2018, section 2). Noise of `noise * clip` is added to every value.
 """
 
 from __future__ import annotations
@@ -53,8 +53,17 @@ class _SecureOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
             expected_batch_size=1,
             loss_reduction="mean",
         )
+        self.factors: torch.Tensor | None = None
         self._std = rules.std
         self._stream = Stream(fresh_seed())
+
+    def clip_and_accumulate(self) -> None:
+        if self.factors is None:
+            super().clip_and_accumulate()
+            return
+        for parameter in self.params:
+            parameter.summed_grad = torch.einsum("i,i...->...", self.factors.to(parameter), parameter.grad_sample)
+        self.factors = None
 
     def add_noise(self) -> None:
         for parameter in self.params:
@@ -82,19 +91,42 @@ class PrivateStep:
                     module.inplace = False  # type: ignore[assignment]
         self._hooked = [_hooked(one) for one in segments if any(True for _ in _trained(one))]
         self._optimizer = _SecureOptimizer(optimizer, rules)
+        self._clip = rules.clip
 
     def zero(self) -> None:
         """Forget the gradients of the step before."""
         self._optimizer.zero_grad(set_to_none=True)
 
-    def step(self, expected: float) -> None:
-        """Step by the noisy sum of clipped gradients divided by the expected number of records."""
+    def norms(self, rows: int) -> torch.Tensor:
+        """L2 norms of the first rows' gradients at this side, float32 (rows,)."""
+        parts = [one.flatten(1).norm(dim=1) for one in self._optimizer.grad_samples]
+        found: torch.Tensor = torch.stack(parts).norm(dim=0)[:rows].float()
+        return found
+
+    def step(self, expected: float, squares: torch.Tensor | None = None) -> None:
+        """Step by the noisy sum of clipped gradients divided by the expected number of records.
+
+        Args:
+            squares: of the norms of whole gradients, both sides together, float32 (rows,): infinite for a row that is
+                not to count. None clips this side alone.
+        """
+        self._clip_jointly(squares)
         self._optimizer.expected_batch_size = expected
         self._optimizer.step()
         self.zero()
 
-    def take_sum(self) -> list[torch.Tensor]:
+    def _clip_jointly(self, squares: torch.Tensor | None) -> None:
+        if squares is None:
+            return
+        # Rows beyond are those that stand in for a batch of none.
+        rows = len(self._optimizer.grad_samples[0])
+        factors = torch.zeros(rows, dtype=squares.dtype)
+        factors[: len(squares)] = (self._clip / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+        self._optimizer.factors = factors
+
+    def take_sum(self, squares: torch.Tensor | None = None) -> list[torch.Tensor]:
         """The sum of clipped gradients, without noise or a step, in the order of the optimizer's parameters."""
+        self._clip_jointly(squares)
         self._optimizer.clip_and_accumulate()
         found = [one.summed_grad.detach().view_as(one).double() for one in self._optimizer.params]
         self.zero()

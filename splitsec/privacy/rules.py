@@ -21,11 +21,11 @@ class Privacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         unit: whom the guarantee covers: one `record` of a client, or a `client` with all its data.
         clip: L2 norm to which one unit's contribution to a step is clipped, both sides of the cut together: of a record
             its gradient, of a client its update of a round.
-        front: how much of the clip is the front's (and the head's): their gradient is clipped to `front * clip`, the
-            tail's to what is left of `clip`. That of a record is usually smaller in the front.
+        front: where each side of the cut clips by itself, with `local` or by client, how much of the clip is that of
+            the front (and the head): `front * clip`, and the tail's what is left of `clip`.
         local: by record, whether each client adds all of the noise to steps of its own. Else each adds a share, and the
-            clients' gradients are summed in every step under masks: as much noise as one party with all the data would
-            need, where server and dealer do not collude.
+            clients' gradients are summed in every step under masks: clip and noise are then those of one party with
+            all the data, where server and dealer do not collude.
         noise: the noise multiplier, as a multiple of `clip`; 0 to find the least one that keeps the budget.
         accountant: of Opacus: `prv` (S. Gopi et al., "Numerical composition of differential privacy", NeurIPS 2021) or
             `rdp` (I. Mironov et al., "Rényi differential privacy of the sampled Gaussian mechanism", 2019).
@@ -39,7 +39,7 @@ class Privacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     delta: float = 1e-5
     unit: Unit = "record"
     clip: float = 1.0
-    front: float = 0.3
+    front: float = 0.5
     local: bool = False
     noise: float = 0.0
     accountant: Accountant = "prv"

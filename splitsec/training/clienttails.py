@@ -33,7 +33,7 @@ class ClientTails(TailTrainer):
         self._noise: ServerNoise | None = None
         self._copies: dict[str, TailTrainer] = {}
 
-    def protect(self, noise: GradientNoise) -> None:
+    def protect(self, noise: GradientNoise, *, jointly: bool = False) -> None:
         """Clip each client's update of the tail, and add noise to their sum."""
         self._clip = noise.clip
         self._noise = ServerNoise(noise.std)
@@ -58,7 +58,7 @@ class ClientTails(TailTrainer):
     def step(self, batches: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, StepResult]:
         return {name: self._copies[name].step({name: one})[name] for name, one in batches.items()}
 
-    def end_round(self, participants: Sequence[str]) -> None:
+    def end_round(self, participants: Mapping[str, torch.Tensor | None]) -> None:
         """The tail moves by the noisy mean of the participants' clipped updates."""
         trained = _trained(self.tail)
         if not trained or not participants:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -55,7 +55,7 @@ class FrontPrivacy:
 
     Attributes:
         gradients: for differential privacy by record; a step then takes the sum of per-sample gradients, of which so
-            many are `expected`; with 0 expected it is not taken here, and `take_sum` gives the sum.
+            many are `expected`. With the server's norms it is not taken here, and `take_sum` gives the sum.
         guard: clip and noise of the activation, see `Guard`; None for neither.
         nopeek: weight of the distance correlation.
     """
@@ -99,6 +99,8 @@ class FrontTrainer:
         self.optimizer = make_optimizer(self._trained, learning_rate)
         self._privacy = FrontPrivacy() if privacy is None else privacy
         self._sum: list[torch.Tensor] = []
+        # Of each row's gradient in the last batch, where steps are summed elsewhere.
+        self.norms = torch.empty(0)
         self._private: PrivateStep | None = None
         if self._privacy.gradients is not None and self.optimizer is not None:
             self._private = PrivateStep(modules, self.optimizer, self._privacy.gradients)
@@ -184,12 +186,17 @@ class FrontTrainer:
         """The shape of the activation whose gradient comes next; None if no batch is on its way."""
         return self._flights[0].activation.shape if self._flights else None
 
-    def backward(self, gradient: torch.Tensor) -> None:
-        """Apply the gradient that came back for the oldest activation on its way."""
+    def backward(self, gradient: torch.Tensor, norms: torch.Tensor | None = None) -> None:
+        """Apply the gradient that came back for the oldest activation on its way.
+
+        Args:
+            norms: where steps are summed elsewhere, those of each row's gradient at the server, float32 (rows,).
+        """
         if gradient.shape != self.due:
             raise MessageError("a gradient that fits no activation")
         flight = self._flights.popleft()
         if self.optimizer is None:
+            self.norms = torch.zeros(gradient.shape[:1])
             return
         for parameter in self.front.parameters():
             parameter.grad = None
@@ -199,10 +206,11 @@ class FrontTrainer:
             # A copy, since what comes from a socket need not be aligned, which slows convolutions by half.
             flight.activation.backward(gradient.to(flight.activation.dtype, copy=True))
         if self._private is not None:
-            if self._privacy.expected:
+            if norms is None:
                 self._private.step(self._privacy.expected)
             else:
-                self._sum = self._private.take_sum()
+                self.norms = self._private.norms(len(norms))
+                self._sum = self._private.take_sum(norms**2 + self.norms**2)
             return
         own = dict(self.front.named_parameters()) if flight.weights else {}
         for name, one in flight.weights.items():
@@ -268,6 +276,7 @@ class TailTrainer:
 
     Attributes:
         expected: of each client, how many samples a step of it has on average, where they are sampled.
+        norms: of each row's gradient at the tail, by client, where a step waits for those at the fronts.
     """
 
     def __init__(self, tail: nn.Module, *, learning_rate: float, randomness: OwnRandomness | None = None) -> None:
@@ -276,15 +285,22 @@ class TailTrainer:
         self.optimizer = make_optimizer(parameters, learning_rate)
         self.expected: Mapping[str, float] = {}
         self._private: PrivateStep | None = None
-        self._by_sample = False
+        self._by_sample = self._jointly = False
+        self._waiting: dict[str, int] = {}
+        self.norms: dict[str, torch.Tensor] = {}
         self._checked: dict[torch.Size, torch.Size] = {}
         self.randomness = OwnRandomness(None) if randomness is None else randomness
         self._step: tuple[torch.Tensor, torch.Tensor, list[int]] | None = None
 
-    def protect(self, noise: GradientNoise) -> None:
+    def protect(self, noise: GradientNoise, *, jointly: bool = False) -> None:
         """Learn with differential privacy by record. The gradients that clients send and get are from now on those of
-        each sample's own loss."""
-        self._by_sample = True
+        each sample's own loss.
+
+        Args:
+            jointly: clip the gradients of both sides together: a step is taken at the end of its round, when the
+                clients have said what the norms of their sides are.
+        """
+        self._by_sample, self._jointly = True, jointly
         if self.optimizer is not None:
             self._private = PrivateStep([self.tail], self.optimizer, noise)
 
@@ -337,7 +353,7 @@ class TailTrainer:
         shares = [1.0 if self._by_sample else count / sum(counts) for count in counts]
         joined = torch.cat([one * share for one, share in zip(gradients.values(), shares, strict=True)])
         output.backward(joined.to(output.dtype))
-        self._learn(gradients)
+        self._learn(dict(zip(gradients, counts, strict=True)))
         gradient = whole.grad
         assert gradient is not None
         parts = [part / share for part, share in zip(gradient.split(counts), shares, strict=True)]
@@ -354,7 +370,7 @@ class TailTrainer:
             logits = call_with_rows(self.tail, activation)
         losses = F.cross_entropy(logits, labels, reduction="none")
         (losses.sum() if self._by_sample else losses.mean()).backward()
-        self._learn(batches)
+        self._learn(dict(zip(batches, counts, strict=True)))
         correct = (logits.detach().argmax(1) == labels).split(counts)
         gradient = activation.grad
         assert gradient is not None
@@ -373,18 +389,37 @@ class TailTrainer:
         elif self.optimizer is not None:
             self.optimizer.zero_grad()
 
-    def _learn(self, names: Iterable[str]) -> None:
-        """Step by the gradients that a backward pass of these clients' samples has left."""
-        if self._private is not None:
-            self._private.step(sum(self.expected[name] for name in names))
+    def _learn(self, counts: Mapping[str, int]) -> None:
+        """Step by the gradients that a backward pass of so many samples of each client has left."""
+        if self._jointly:
+            rows = sum(counts.values())
+            norms = torch.zeros(rows) if self._private is None else self._private.norms(rows)
+            self._waiting = dict(counts)
+            self.norms = dict(zip(counts, norms.split(list(counts.values())), strict=True))
+        elif self._private is not None:
+            self._private.step(sum(self.expected[name] for name in counts))
         elif self.optimizer is not None:
             self.optimizer.step()
 
     def begin_round(self, samples: Mapping[str, int]) -> None:
         """A round of these clients begins."""
 
-    def end_round(self, participants: Sequence[str]) -> None:
-        """A round is over, and these clients' segments are combined."""
+    def end_round(self, participants: Mapping[str, torch.Tensor | None]) -> None:
+        """A round is over, and these clients' segments are combined.
+
+        Args:
+            participants: by name, the norms of each row's gradient at the front where the step waits for them.
+        """
+        if self._private is None or not self._waiting:
+            return
+        # The rows of who is gone do not count, at the tail as at the fronts.
+        squares = [
+            torch.full((count,), float("inf")) if given is None else self.norms[name] ** 2 + given**2
+            for name, count in self._waiting.items()
+            for given in [participants.get(name)]
+        ]
+        self._private.step(sum(self.expected[name] for name in participants), torch.cat(squares))
+        self._waiting, self.norms = {}, {}
 
     def close(self) -> None:
         """Take out of the tail what training alone needed."""

@@ -108,7 +108,8 @@ class HeadGradient(Message, frozen=True):
 
 class Gradient(Message, frozen=True):
     """Server to client, with the gradient of the client's mean loss by its activation (see `compression`), or for
-    differential privacy by record that of each row's own loss; of a U the server knows neither loss nor correct labels
+    differential privacy by record that of each row's own loss, and with steps that are summed also the norms of each
+    row's gradient at the tail (float32); of a U the server knows neither loss nor correct labels
     and says 0."""
 
     round: int
@@ -118,7 +119,9 @@ class Gradient(Message, frozen=True):
 
 
 class Upload(Message, frozen=True):
-    """Client to server at the end of its round, with its segments under a mask (int64) if they are combined."""
+    """Client to server at the end of its round, with its segments under a mask (int64) if they are combined; with steps
+    that are summed it is the gradient that is under the mask, and the norms of each row's gradient come with it
+    (float32)."""
 
     round: int
 
