@@ -165,8 +165,8 @@ def _show_cuts(costs: Sequence[CutCost], link: str, model: str, console: Console
     if leaking:
         console.print(
             "Leaks: in plain training; the share of the inputs' variance that a linear reconstruction recovers "
-            "(splitsec audit attacks harder), and distance correlation. A dominated cut has another that leaks no more, "
-            "takes no longer and moves no more: what may still speak for it is how little the client holds and "
+            "(splitsec audit attacks harder), and distance correlation. A dominated cut has another that leaks no "
+            "more, takes no longer and moves no more: what may still speak for it is how little the client holds and "
             "computes. Encrypted predictions leak nothing of it at any cut.",
             soft_wrap=True,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -109,10 +109,12 @@ class Learner:
         # Where gradients are summed the server sends how far the values have come from these.
         self._origin = self._combinable.flat()
         self._begins = segment_digest(*segments)
+        self._taken = 0
         self._run = ""
         if checkpoints is not None and self._saved:
             _, facts = checkpoints.load(self._saved[-1])
             self._seed, self._begins, self._run = facts["seed"], facts["begins"], facts["run"]
+            self._taken = facts.get("taken", 0)
         self._trainer: FrontTrainer
         self._seeds = RunSeed(b"", b"")
         self._round = 0
@@ -192,8 +194,15 @@ class Learner:
             # Its front may be called in plain, so what another welcome put around it comes off.
             self._trainer.close()
         samples = len(self._part.ids) if isinstance(self._part, Columns) else len(self._part.train_labels)
+        # A second welcome goes on where the first left off.
+        taken = self._taken if self.protection is None else max(self._taken, self.protection.taken)
         protection = self.protection = Protection(
-            self._name, welcome, samples=samples, values=self._combinable.values, directory=self._ledgers
+            self._name,
+            welcome,
+            samples=samples,
+            trained=self._combinable.trained,
+            directory=self._ledgers,
+            taken=taken,
         )
         if schedule.privacy.epsilon:
             for segment in self._segments:
@@ -216,7 +225,7 @@ class Learner:
         self._missed = welcome.wait
         if welcome.run != self._run:
             # What is kept here is of another run.
-            self._run, self._saved = welcome.run, ()
+            self._run, self._saved, self._taken = welcome.run, (), 0
         if welcome.wait and schedule.combine == "none" and not self._saved:
             raise ConfigError(f"{self._name} has no checkpoint to come back with, and nothing is combined in this run")
         if welcome.round in self._saved:
@@ -356,7 +365,7 @@ class Learner:
         if self.protection.sums_steps:
             flat = self._combinable.arranged(self._trainer.take_sum())
         else:
-            flat = self._combinable.flat()
+            flat = self.protection.only_trained(self._combinable.flat(), self._origin)
         if self._head is not None:
             loss, accuracy = self._own_means()
             means = [0.0, 0.0] if self.protection.silent else [min(loss, _LARGEST_LOSS), accuracy]
@@ -422,15 +431,20 @@ class Learner:
         check_range(average, limit=float("inf"), what="the combined segments")
         values = average[: self._combinable.values]
         assert self.welcome is not None
-        summed = self.welcome.schedule.privacy.sums_steps
-        self._combinable.load(self._origin + values if summed else values)
+        assert self.protection is not None
+        summed = self.protection.sums_steps
+        values = self._origin + values if summed else values
+        self._combinable.load(self.protection.only_trained(values, self._combinable.flat()))
 
     def _save(self) -> None:
         assert self._checkpoints is not None
         state = {key: value for segment in self._segments for key, value in segment.state_dict().items()}
         tensors = {f"segment.{name}": one for name, one in state.items()}
         tensors |= optimizer_tensors(self._trainer.optimizer)
-        facts = {"name": self._name, "cut": self._cut, "seed": self._seed, "begins": self._begins, "run": self._run}
+        facts: dict[str, Any] = {"name": self._name, "cut": self._cut, "seed": self._seed}
+        facts |= {"begins": self._begins, "run": self._run}
+        if self.protection is not None and self.protection.ledger is not None:
+            facts["taken"] = self.protection.begun
         self._checkpoints.save(self._round, {**tensors, "randomness": self._trainer.randomness.state}, facts)
 
     def _restore(self, number: int) -> None:

@@ -26,35 +26,44 @@ class Protection:
 
     Args:
         samples: of this client.
-        values: how many values it uploads that are part of its update.
+        trained: which of the values that it uploads are trained, bool (values,): the others stay as they are.
         directory: where to keep the ledger; None keeps it in memory.
+        taken: steps of the mechanism that an earlier life of this client is known to have begun.
 
     Attributes:
         ledger: None where the run has neither a budget nor a guard.
+        taken: steps of the mechanism that have begun, those of an earlier life among them.
 
     Raises:
         ConfigError, BudgetError: the plan does not keep the budget, or it is spent.
     """
 
     def __init__(
-        self, name: str, welcome: Welcome, *, samples: int, values: int, directory: Path | None = None
+        self,
+        name: str,
+        welcome: Welcome,
+        *,
+        samples: int,
+        trained: torch.Tensor,
+        directory: Path | None = None,
+        taken: int = 0,
     ) -> None:
         self._welcome = welcome
         self._rules = rules = welcome.schedule.privacy
         self._samples = samples
-        self._values = values
+        self._trained = trained
         self._plan = welcome.plan
         self._begun = torch.empty(0, dtype=torch.float64)
         self._sent = torch.zeros(samples, dtype=torch.int64)
         # Since the last point.
         self._accuracies: list[float] = []
-        # Steps of the mechanism that have begun, those of an earlier life among them.
-        self._taken = 0
+        self.taken = 0
         self._path = None if directory is None else ledger_path(directory, welcome.run)
         self._allowed = 0
         self.ledger: Ledger | None = None
         if rules.epsilon:
-            if self._plan is None or not self._plan.noise > 0 or not 0 < self._plan.rate <= 1 or self._plan.steps < 1:
+            plan = self._plan
+            if plan is None or not plan.noise > 0 or not 0 < plan.rate <= 1 or min(plan.steps, plan.per_epoch) < 1:
                 raise ConfigError("the server names a budget and no plan to keep it; update it")
             if rules.by_record:
                 check_delta(rules.delta, samples)
@@ -63,14 +72,23 @@ class Protection:
             if self._path is not None and self._path.exists():
                 self.ledger = read_ledger(self._path)
         if self._plan is not None and self.ledger is not None:
+            # Steps of rounds before this one count, whether this client has a memory of them or not; the ledger itself
+            # is charged an epoch ahead.
+            self.taken = max(taken, self._plan.steps * welcome.round)
             # By this client's own accounting, whatever the server's is.
-            self._taken = self.ledger.steps_of(self._mechanism)
-            most = self._plan.steps * welcome.rounds + self._taken
-            self._allowed = self._plan.allowed(rules, most)
+            self._allowed = self._plan.allowed(rules, self._plan.steps * welcome.rounds + self.taken)
+            charged = self.ledger.steps_of(self._mechanism)
+            if self.taken > charged:
+                self._charge(self.ledger, self._plan, charged)
 
     @property
     def _mechanism(self) -> str:
         return RECORD if self._rules.by_record else CLIENT if self._rules.by_client else NOISY
+
+    @property
+    def begun(self) -> int:
+        """Steps of the mechanism that are taken when the round that comes is over."""
+        return self.taken + (0 if self._plan is None else self._plan.steps)
 
     @property
     def sums_steps(self) -> bool:
@@ -122,7 +140,7 @@ class Protection:
             clip=self._rules.clip,
             noise=self._plan.noise,
             part=self._rules.clip if self._rules.sums_steps else self._rules.front_clip,
-            length=self._values,
+            length=int(self._trained.sum()),
             shares=len(self._welcome.schedule.clients),
             bits=FRACTION_BITS,
         )
@@ -144,10 +162,10 @@ class Protection:
             self._begun = begun
         if self._plan is not None:
             steps = self._plan.steps
-            check_left(steps, spent=self._taken, allowed=self._allowed, epsilon=rules.epsilon, delta=rules.delta)
-            self._taken += steps
+            check_left(steps, spent=self.taken, allowed=self._allowed, epsilon=rules.epsilon, delta=rules.delta)
+            self.taken += steps
             charged = ledger.steps_of(self._mechanism)
-            if self._taken > charged:
+            if self.taken > charged:
                 self._charge(ledger, self._plan, charged)
         if rules.activation_clip:
             before = int(self._sent.max())
@@ -169,12 +187,14 @@ class Protection:
             ledger.charge(
                 "NoPeek", covers="promises nothing", noise=0, rate=1.0, steps=1, parameters={"weight": rules.nopeek}
             )
+        if rules.activation_clip or rules.nopeek:
+            self._save()
 
     def _charge(self, ledger: Ledger, plan: PrivacyPlan, charged: int) -> None:
         """Charge what is begun now, and as much as comes with it up to the end of an epoch: accounting takes time."""
         rules = self._rules
-        ahead = min(self._allowed, -(-self._taken // plan.per_epoch) * plan.per_epoch) if rules.by_record else 0
-        total = max(self._taken, ahead)
+        ahead = min(self._allowed, -(-self.taken // plan.per_epoch) * plan.per_epoch) if rules.by_record else 0
+        total = max(self.taken, ahead)
         parameters = {"clip": rules.clip}
         if self.noisy:
             clients = len(self._welcome.schedule.clients)
@@ -184,9 +204,10 @@ class Protection:
                 [(less, plan.rate, total)], delta=rules.delta, accountant=rules.accountant
             )
         whom = "one record of this client" if rules.by_record else "all data of this client"
+        against = "the server; against another client see its own figure" if self.noisy else "the server"
         ledger.charge(
             self._mechanism,
-            covers=f"{whom}, in what is trained, against everybody but the server",
+            covers=f"{whom}, in what is trained, against everybody but {against}",
             noise=plan.noise,
             rate=plan.rate,
             steps=total - charged,
@@ -202,16 +223,21 @@ class Protection:
         """
         noise = self.shares()
         assert noise is not None
-        count = self._values
+        count = len(self._trained)
         update, begun = torch.zeros_like(flat), torch.zeros_like(flat)
         if self._rules.by_client:
             begun[:count] = self._begun
-            update[:count] = clip_update(flat[:count] - self._begun, self._rules.front_clip)
+            update[:count] = clip_update((flat[:count] - self._begun) * self._trained, self._rules.front_clip)
         else:
-            update[:count] = flat[:count]
+            update[:count] = flat[:count] * self._trained
         share = torch.zeros(len(flat), dtype=torch.int64)
-        share[:count] = noise.one(count)
+        share[:count] = noise.one(count) * self._trained
         return mask_update(begun, update, noise=share, seed=seed, round_number=round_number)
+
+    def only_trained(self, values: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """With a budget, values with this client's own in the place of those that are not trained: those carry no
+        noise on the way to the others, and only noise on the way back."""
+        return torch.where(self._trained, values, own) if self._rules.epsilon else values
 
     def end_round(self, number: int, *, epoch: float, accuracy: float | None) -> None:
         """Note what has been spent when a round is over."""

@@ -104,7 +104,9 @@ class Run:
         self._join_timeout = join_timeout
         self._checkpoints = checkpoints
         learns = ClientTails if schedule.privacy.by_client else TailTrainer
-        self._trainer = learns(tail, learning_rate=schedule.learning_rate, randomness=OwnRandomness(seed))
+        # Dropout from a seed that others know would tell them how many rows are in a step.
+        own = OwnRandomness(None if schedule.privacy.epsilon else seed)
+        self._trainer = learns(tail, learning_rate=schedule.learning_rate, randomness=own)
         if schedule.privacy.epsilon:
             check_private(tail)
         kind = JoinedSteps if schedule.join else USteps if is_u(cut) else Steps

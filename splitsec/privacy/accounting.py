@@ -17,6 +17,9 @@ from splitsec.privacy.rules import Accountant, check_delta, check_epsilon
 # Noise multiplier, sampling rate, steps.
 History: TypeAlias = Sequence[tuple[float, float, int]]
 
+# Above this epsilon PRV's figure is replaced by RDP's, which is larger.
+MOST_EXACT = 200.0
+
 
 def epsilon_of(history: History, *, delta: float, accountant: Accountant = "prv") -> float:
     """The epsilon of all steps together at `delta`, as Opacus gives it; infinite where there is no noise."""
@@ -32,6 +35,11 @@ def epsilon_of(history: History, *, delta: float, accountant: Accountant = "prv"
 def _epsilon(history: tuple[tuple[float, float, int], ...], delta: float, accountant: Accountant) -> float:
     from opacus.accountants import create_accountant
 
+    if accountant == "prv":
+        # The bound that takes no time: beyond any use, the exact figure would take minutes and all memory.
+        bound = _epsilon(history, delta, "rdp")
+        if bound > MOST_EXACT:
+            return bound
     made = create_accountant(mechanism=accountant)
     made.history = list(history)
     with warnings.catch_warnings():

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from splitsec.errors import ConfigError
 from splitsec.privacy.rules import check_delta
 
+# Ten deviations of it and the counts themselves stay below 2^13 votes.
+MOST_NOISE = 400.0
 ORDERS = np.concatenate([np.arange(1.05, 11, 0.05), np.arange(11, 256)])
 
 
@@ -44,6 +46,8 @@ class Confidence:
         """Raise `ConfigError` for parameters that answer nothing or promise nothing."""
         if not (0 < self.threshold_noise < math.inf and 0 < self.vote_noise < math.inf):
             raise ConfigError("noise on votes must be finite and above 0: without it nothing is promised")
+        if max(self.threshold_noise, self.vote_noise) > MOST_NOISE:
+            raise ConfigError(f"noise of more than {MOST_NOISE:g} votes would leave the range of the counts on shares")
         if not 0 <= self.threshold <= teachers:
             raise ConfigError(f"a threshold of {self.threshold:g} votes, with {teachers} teachers: 0 to {teachers}")
 
@@ -68,44 +72,50 @@ def cost_of_votes(
         records: of all teachers, to hold delta against.
     """
     check_delta(delta, records)
-    counts = np.sort(votes.double().numpy(), axis=1)[:, ::-1]
+    counts = votes.double().sort(dim=1, descending=True).values
     dependent, independent = np.zeros_like(ORDERS), np.zeros_like(ORDERS)
     # A vote that moves changes the highest count by 1: noise s on it is like noise s * sqrt(2) on two counts.
     threshold_std = confidence.threshold_noise * math.sqrt(2)
     for row, gave in zip(counts, answered, strict=True):
-        below = _upper_tail((row[0] - confidence.threshold) / confidence.threshold_noise)
-        dependent += _renyi(min(below, 1 - below), threshold_std)
+        # Of answering and of not answering, the logarithm of the less likely one's chance.
+        above = (row[0] - confidence.threshold) / confidence.threshold_noise
+        dependent += _renyi(float(torch.special.log_ndtr(-above.abs())), threshold_std)
         independent += ORDERS / threshold_std**2
         if gave:
-            others = sum(_upper_tail((row[0] - other) / (math.sqrt(2) * confidence.vote_noise)) for other in row[1:])
-            dependent += _renyi(others, confidence.vote_noise)
+            dependent += _renyi(log_other_label(row, confidence.vote_noise), confidence.vote_noise)
             independent += ORDERS / confidence.vote_noise**2
+    if not len(counts):
+        return Cost(0.0, 0.0, delta)
     return Cost(_epsilon(dependent, delta), _epsilon(independent, delta), delta)
 
 
-def _upper_tail(deviations: float) -> float:
-    """The chance that a normal value is more than so many standard deviations above its mean."""
-    return 0.5 * math.erfc(deviations / math.sqrt(2))
+def log_other_label(counts: torch.Tensor, std: float) -> float:
+    """The logarithm of a bound of the chance that noise makes another label than the first the highest.
+
+    Args:
+        counts: descending, float64 (classes,).
+    """
+    return float(torch.special.log_ndtr((counts[1:] - counts[0]) / (math.sqrt(2) * std)).logsumexp(0))
 
 
-def _renyi(unlikely: float, std: float) -> NDArray[np.float64]:
-    """Renyi divergence by `ORDERS` of a step whose likely outcome is missed with at most this probability."""
+def _renyi(log_unlikely: float, std: float) -> NDArray[np.float64]:
+    """Renyi divergence by `ORDERS` of a step whose likely outcome is missed with at most the probability whose
+    logarithm is given."""
     plain: NDArray[np.float64] = ORDERS / std**2
-    if not 0 < unlikely < 1:
-        return plain if unlikely > 0 else np.zeros_like(ORDERS)
-    second = std * math.sqrt(-math.log(unlikely))
+    if not -math.inf < log_unlikely < 0:
+        return plain
+    second = std * math.sqrt(-log_unlikely)
     first = second + 1
     if second <= 1:
         return plain
     eps1, eps2 = first / std**2, second / std**2
     log_bound = (second - 1) * eps2 - second * math.log(first / (first - 1) * second / (second - 1))
-    if math.log(unlikely) > log_bound or unlikely * math.exp(eps2) >= 1:
+    if log_unlikely > log_bound or log_unlikely + eps2 >= 0:
         return plain
-    log_a = math.log1p(-unlikely) - math.log1p(-((unlikely * math.exp(eps2)) ** ((second - 1) / second)))
-    log_b = eps1 - math.log(unlikely) / (first - 1)
-    made = np.logaddexp(math.log1p(-unlikely) + (ORDERS - 1) * log_a, math.log(unlikely) + (ORDERS - 1) * log_b) / (
-        ORDERS - 1
-    )
+    log_likely = math.log1p(-math.exp(log_unlikely))
+    log_a = log_likely - math.log1p(-math.exp((log_unlikely + eps2) * (second - 1) / second))
+    log_b = eps1 - log_unlikely / (first - 1)
+    made = np.logaddexp(log_likely + (ORDERS - 1) * log_a, log_unlikely + (ORDERS - 1) * log_b) / (ORDERS - 1)
     return np.where((first >= ORDERS) & (made >= 0), np.minimum(made, plain), plain)
 
 
@@ -114,6 +124,4 @@ def _epsilon(renyi: NDArray[np.float64], delta: float) -> float:
     AISTATS 2020, theorem 21."""
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
-    if not renyi.any():
-        return 0.0
-    return float(get_privacy_spent(orders=ORDERS, rdp=renyi, delta=delta)[0])
+    return max(0.0, float(get_privacy_spent(orders=ORDERS, rdp=renyi, delta=delta)[0]))

@@ -89,27 +89,70 @@ class PrivateStep:
                 # A layer that works in place would change what the layer before it remembers for the gradient.
                 if getattr(module, "inplace", False):
                     module.inplace = False  # type: ignore[assignment]
+            if isinstance(segment, fx.GraphModule):
+                _not_in_place(segment)
         self._hooked = [_hooked(one) for one in segments if any(True for _ in _trained(one))]
         self._optimizer = _SecureOptimizer(optimizer, rules)
         self._clip = rules.clip
+        self._probed = False
 
     def zero(self) -> None:
-        """Forget the gradients of the step before."""
+        """Forget the gradients of the step before, and a forward pass whose gradient never came."""
         self._optimizer.zero_grad(set_to_none=True)
+        for hooked in self._hooked:
+            for module in hooked.modules():
+                if hasattr(module, "activations"):
+                    module.activations.clear()
+            for parameter in hooked.parameters():
+                # Opacus counts passes that are on their way, and waits for the gradients of all.
+                parameter._forward_counter = 0
+                if hasattr(parameter, "_current_grad_sample"):
+                    del parameter._current_grad_sample
+
+    def probe(self, segment: nn.Module, batch: torch.Tensor) -> None:
+        """At the first batch that has rows, see that a segment treats each row by itself.
+
+        Raises:
+            ConfigError: what comes of a row depends on another row, or on what the segment remembers of a batch.
+        """
+        if not self._probed and len(batch):
+            self._probed = True
+            check_apart(segment, batch)
+
+    def _check_rows(self, rows: int) -> None:
+        """One gradient a record, and none that is not a number."""
+        # A batch of none has one row that stands in for it.
+        wrong = [len(one) for one in self._optimizer.grad_samples if len(one) != max(1, rows)]
+        if wrong:
+            raise ConfigError(
+                f"a layer sees {wrong[0]} rows for a batch of {rows}: it folds another dimension into the batch's, so "
+                "that no record's gradient can be told; keep the batch dimension first through all layers"
+            )
+        norms = self._norms()
+        if not torch.isfinite(norms).all():
+            for parameter in self._optimizer.params:
+                parameter.grad_sample[~torch.isfinite(norms)] = 0
+
+    def _norms(self) -> torch.Tensor:
+        parts = [one.flatten(1).norm(dim=1) for one in self._optimizer.grad_samples]
+        found: torch.Tensor = torch.stack(parts).norm(dim=0)
+        return found
 
     def norms(self, rows: int) -> torch.Tensor:
         """L2 norms of the first rows' gradients at this side, float32 (rows,)."""
-        parts = [one.flatten(1).norm(dim=1) for one in self._optimizer.grad_samples]
-        found: torch.Tensor = torch.stack(parts).norm(dim=0)[:rows].float()
-        return found
+        self._check_rows(rows)
+        return self._norms()[:rows].float()
 
-    def step(self, expected: float, squares: torch.Tensor | None = None) -> None:
+    def step(self, expected: float, squares: torch.Tensor | None = None, *, rows: int = 0) -> None:
         """Step by the noisy sum of clipped gradients divided by the expected number of records.
 
         Args:
+            rows: of the batch, where this side clips alone.
             squares: of the norms of whole gradients, both sides together, float32 (rows,): infinite for a row that is
                 not to count. None clips this side alone.
         """
+        if squares is None:
+            self._check_rows(rows)
         self._clip_jointly(squares)
         self._optimizer.expected_batch_size = expected
         self._optimizer.step()
@@ -169,6 +212,45 @@ def check_private(model: nn.Module) -> None:
     problems = ModuleValidator.validate(model.train())
     if problems:
         raise ConfigError(f"a segment cannot be trained privately: {first_line(problems[0])}")
+
+
+def check_apart(segment: nn.Module, batch: torch.Tensor) -> None:
+    """Raise `ConfigError` for a segment in which one row's value depends on another's, or that remembers batches.
+
+    Args:
+        batch: at least one row.
+    """
+    first = batch[:1]
+    # Beside it a row of zeros, and the same row backwards and larger.
+    other = first.flip(-1) if first.dtype == torch.int64 else first.flip(-1) * 3 + 1
+    pairs = [torch.cat([first, one]) for one in (torch.zeros_like(first), other)]
+    training = segment.training
+    held = {name: one.clone() for name, one in segment.named_buffers()}
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        segment.eval()
+        found = [segment(pair.clone()) for pair in pairs]
+        segment.train()
+        segment(pairs[0].clone())
+        changed = [name for name, one in segment.named_buffers() if not torch.equal(one, held[name])]
+        for name, one in segment.named_buffers():
+            one.copy_(held[name])
+    segment.train(training)
+    torch.set_rng_state(state)
+    if changed:
+        raise ConfigError(f"the buffer '{changed[0]}' remembers batches without noise: no budget covers it; remove it")
+    if len(found[0]) != 2 or not torch.allclose(found[0][0], found[1][0], rtol=1e-3, atol=1e-4):
+        raise ConfigError(
+            "a segment makes one row's value of another row too, so that no record's part can be clipped: normalise "
+            "within a row (a layer or group norm), not over the batch"
+        )
+
+
+def _not_in_place(segment: fx.GraphModule) -> None:
+    for node in segment.graph.nodes:
+        if node.kwargs.get("inplace"):
+            node.kwargs = {**node.kwargs, "inplace": False}
+    segment.recompile()
 
 
 def with_group_norm(model: nn.Module) -> nn.Module:

@@ -73,8 +73,8 @@ def noise_of_sum(*, clip: float, noise: float, part: float, length: int, shares:
         bits: fractional bits of the fixed point.
     """
     unit = 1 << bits
-    # Rounding may change a client's vector by half a unit a value.
-    longer = (part * unit + math.sqrt(length) / 2) / (part * unit)
+    # A client's vector is rounded with and without the unit in it, each by up to half a unit a value.
+    longer = (part * unit + math.sqrt(length)) / (part * unit)
     return NoiseShares(noise * clip * unit * longer, shares)
 
 

@@ -54,6 +54,7 @@ def mask_update(
         update: clipped, float64. It is rounded by itself, which moves it by at most half a unit a value.
         noise: this client's share, in units of 2**-24, int64.
     """
+    check_range(update, limit=PARAMETER_LIMIT, what="a value of the update", why="the range of averaging")
     encoded = torch.round(update * (1 << FRACTION_BITS)).to(torch.int64)
     return mask_upload(begun, weight=1, seed=seed, round_number=round_number) + encoded + noise
 

@@ -24,6 +24,7 @@ class Combinable:
         parameters: how many values are parameters; they come first.
         values: how many there are.
         description: names and shapes, the same for clients that can be combined.
+        trained: which values are of parameters that are trained, bool (values,).
     """
 
     def __init__(self, segments: Sequence[nn.Module]) -> None:
@@ -35,6 +36,9 @@ class Combinable:
         self.parameters = sum(state[name].numel() for name in real if name in trained)
         self.values = sum(state[name].numel() for name in real)
         self.description = tuple((name, tuple(state[name].shape)) for name in self._names)
+        learning = {name for one in segments for name, value in one.named_parameters() if value.requires_grad}
+        parts = [torch.full((state[name].numel(),), name in learning) for name in self._names]
+        self.trained = torch.cat([*parts, torch.empty(0, dtype=torch.bool)])
         self._pooled = {
             name: name.removesuffix("running_var") + "running_mean"
             for name in self._names

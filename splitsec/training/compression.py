@@ -89,12 +89,12 @@ class ActivationCoder:
         """What travels for a float32 activation of these rows (int64 numbers)."""
         if not sparse(self._name):
             return [activation.to(ROUNDED.get(self._name, torch.float32))]
-        flat = activation.reshape(len(activation), -1)
+        flat = activation.flatten(1)
         held = self._held.of(flat.shape[1])
         if not self._seen[rows].all():
             self._seen[rows] = True
             whole = activation.to(torch.bfloat16)
-            held[rows] = whole.reshape(flat.shape).float()
+            held[rows] = whole.flatten(1).float()
             return [whole, rows.to(torch.int32)]
         values, places = _largest(flat - held[rows], self._name)
         held[rows] += _spread(values, places, flat.shape[1])
@@ -134,7 +134,7 @@ class GradientCoder:
         """What travels for a float32 gradient by the activation of these rows (int64 numbers)."""
         if not sparse(self._name):
             return [gradient.to(ROUNDED.get(self._name, torch.float32))]
-        flat = gradient.reshape(len(gradient), -1)
+        flat = gradient.flatten(1)
         left = self._left.of(flat.shape[1])
         wanted = flat + left[rows]
         values, places = _largest(wanted, self._name)

@@ -135,6 +135,8 @@ class FrontTrainer:
             self._private.zero()
         # Layers need not take a batch of no rows: one row in its place, which is cut away again.
         rows, images = len(images), images if len(images) else images.new_zeros(1, *images.shape[1:])
+        if self._private is not None:
+            self._private.probe(self.front, images[:rows])
         with self.randomness:
             if self._in_flight == 1:
                 activation: torch.Tensor = self.front(images)
@@ -207,7 +209,7 @@ class FrontTrainer:
             flight.activation.backward(gradient.to(flight.activation.dtype, copy=True))
         if self._private is not None:
             if norms is None:
-                self._private.step(self._privacy.expected)
+                self._private.step(self._privacy.expected, rows=len(gradient))
             else:
                 self.norms = self._private.norms(len(norms))
                 self._sum = self._private.take_sum(norms**2 + self.norms**2)
@@ -338,7 +340,7 @@ class TailTrainer:
         self.tail.train()
         counts = [len(one) for one in activations.values()]
         whole = torch.cat(list(activations.values())).requires_grad_()
-        self._zero()
+        self._zero(whole)
         with self.randomness:
             output = call_with_rows(self.tail, whole)
         self._step = (whole, output, counts)
@@ -365,7 +367,7 @@ class TailTrainer:
         counts = [len(labels) for _, labels in batches.values()]
         activation = torch.cat([one for one, _ in batches.values()]).requires_grad_()
         labels = torch.cat([one for _, one in batches.values()])
-        self._zero()
+        self._zero(activation)
         with self.randomness:
             logits = call_with_rows(self.tail, activation)
         losses = F.cross_entropy(logits, labels, reduction="none")
@@ -383,8 +385,9 @@ class TailTrainer:
             for index, name in enumerate(batches)
         }
 
-    def _zero(self) -> None:
+    def _zero(self, batch: torch.Tensor) -> None:
         if self._private is not None:
+            self._private.probe(self.tail, batch.detach())
             self._private.zero()
         elif self.optimizer is not None:
             self.optimizer.zero_grad()
@@ -397,7 +400,7 @@ class TailTrainer:
             self._waiting = dict(counts)
             self.norms = dict(zip(counts, norms.split(list(counts.values())), strict=True))
         elif self._private is not None:
-            self._private.step(sum(self.expected[name] for name in counts))
+            self._private.step(sum(self.expected[name] for name in counts), rows=sum(counts.values()))
         elif self.optimizer is not None:
             self.optimizer.step()
 
