@@ -15,7 +15,6 @@ from splitsec.mpc.ring import check_range
 from splitsec.parties.events import Joined, Report, RoundDone
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.parties.protecting import Protection
-from splitsec.privacy.record import check_private
 from splitsec.training.aggregation import hand_over, mask_upload, take_over
 from splitsec.training.alignment import Alignment
 from splitsec.training.checkpoints import Checkpoints, optimizer_tensors, restore_optimizer
@@ -205,6 +204,8 @@ class Learner:
             taken=taken,
         )
         if schedule.privacy.epsilon:
+            from splitsec.privacy.record import check_private
+
             for segment in self._segments:
                 check_private(segment)
         if isinstance(self._part, Columns):

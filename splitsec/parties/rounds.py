@@ -27,7 +27,6 @@ from splitsec.parties.learning import MEANS
 from splitsec.parties.names import SERVER
 from splitsec.parties.steps import JoinedSteps, Send, Steps, USteps
 from splitsec.privacy.plan import PrivacyPlan, make_plan
-from splitsec.privacy.record import check_private
 from splitsec.training.checkpoints import Checkpoints
 from splitsec.training.clienttails import ClientTails
 from splitsec.training.loop import TailTrainer, set_rate
@@ -108,6 +107,8 @@ class Run:
         own = OwnRandomness(None if schedule.privacy.epsilon else seed)
         self._trainer = learns(tail, learning_rate=schedule.learning_rate, randomness=own)
         if schedule.privacy.epsilon:
+            from splitsec.privacy.record import check_private
+
             check_private(tail)
         kind = JoinedSteps if schedule.join else USteps if is_u(cut) else Steps
         self._steps = kind(self._trainer, cut=cut, schedule=schedule, send=send)

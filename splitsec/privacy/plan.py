@@ -8,8 +8,7 @@ import msgspec
 
 from splitsec.errors import ConfigError
 from splitsec.privacy.accounting import epsilon_of, noise_for, steps_allowed
-from splitsec.privacy.record import GradientNoise
-from splitsec.privacy.rules import Privacy, check_delta
+from splitsec.privacy.rules import GradientNoise, Privacy, check_delta
 
 
 class PrivacyPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

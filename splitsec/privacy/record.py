@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,23 +22,11 @@ from torch import fx, nn
 from splitsec.errors import ConfigError, first_line
 from splitsec.mpc.prg import Stream, fresh_seed
 from splitsec.privacy.noise import gaussian
+from splitsec.privacy.rules import GradientNoise
 
 # A front's inputs need no gradient, and the hooks do not mind.
 warnings.filterwarnings("ignore", message="Full backward hook is firing")
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
-
-@dataclass(frozen=True)
-class GradientNoise:
-    """How one side of the cut makes its step.
-
-    Attributes:
-        clip: L2 norm of one record's gradient at this side.
-        std: of the noise on every value of the sum; 0 where it is added to a sum over all clients.
-    """
-
-    clip: float
-    std: float
 
 
 class _SecureOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -71,6 +72,19 @@ class Privacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def tail_clip(self) -> float:
         """The clip of what the server trains: with `front_clip` as the other part the whole has norm `clip`."""
         return self.clip * math.sqrt(1 - self.front**2)
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    """How one side of the cut makes its step.
+
+    Attributes:
+        clip: L2 norm of one record's gradient at this side.
+        std: of the noise on every value of the sum; 0 where it is added to a sum over all clients.
+    """
+
+    clip: float
+    std: float
 
 
 def check_privacy(rules: Privacy) -> None:

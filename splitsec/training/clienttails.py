@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from splitsec.privacy.record import GradientNoise
+from splitsec.privacy.rules import GradientNoise
 from splitsec.privacy.updates import ServerNoise, clip_update
 from splitsec.training.loop import StepResult, TailTrainer
 from splitsec.training.randomness import OwnRandomness

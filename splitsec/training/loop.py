@@ -6,6 +6,7 @@ import hashlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,8 +16,11 @@ from splitsec.cut import check_batch
 from splitsec.errors import ConfigError, MessageError, first_line
 from splitsec.mpc.ring import check_range
 from splitsec.privacy.activations import Guard, distance_correlation
-from splitsec.privacy.record import GradientNoise, PrivateStep
+from splitsec.privacy.rules import GradientNoise
 from splitsec.training.randomness import OwnRandomness
+
+if TYPE_CHECKING:
+    from splitsec.privacy.record import PrivateStep
 
 
 def segment_digest(*segments: nn.Module) -> str:
@@ -103,6 +107,9 @@ class FrontTrainer:
         self.norms = torch.empty(0)
         self._private: PrivateStep | None = None
         if self._privacy.gradients is not None and self.optimizer is not None:
+            # Opacus takes a second to import, which processes that do without it need not spend.
+            from splitsec.privacy.record import PrivateStep
+
             self._private = PrivateStep(modules, self.optimizer, self._privacy.gradients)
         self.guard = None
         if self._privacy.guard is not None:
@@ -304,6 +311,8 @@ class TailTrainer:
         """
         self._by_sample, self._jointly = True, jointly
         if self.optimizer is not None:
+            from splitsec.privacy.record import PrivateStep
+
             self._private = PrivateStep([self.tail], self.optimizer, noise)
 
     def check(self, activation: torch.Tensor, labels: torch.Tensor) -> None:

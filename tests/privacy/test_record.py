@@ -14,7 +14,8 @@ from torchvision.models import resnet18
 from splitsec import SplitModel
 from splitsec.errors import ConfigError
 from splitsec.models import digits_cnn
-from splitsec.privacy.record import GradientNoise, PrivateStep, check_apart, check_private, with_group_norm
+from splitsec.privacy.record import PrivateStep, check_apart, check_private, with_group_norm
+from splitsec.privacy.rules import GradientNoise
 from splitsec.training.data import PoissonLoader
 from splitsec.training.loop import FrontPrivacy, FrontTrainer, TailTrainer
 

@@ -98,7 +98,7 @@ def test_one_step_of_a_u_is_one_plain_step(clients: int) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        assert front.take_means()[0] == pytest.approx(loss.item(), abs=1e-6)
+        assert front.book.loss == pytest.approx(loss.item(), abs=1e-6)
     for key, value in whole.state_dict().items():
         torch.testing.assert_close(split.whole_state_dict()[key], value)
 
