@@ -282,7 +282,6 @@ def _encrypted(run: AuditRun, split: SplitModel, rows: _Rows, report: Callable[[
     report(f"inverse network on encrypted predictions at '{split.cut}'")
     guess = rows.public.mean(0, keepdim=True).expand_as(victims)
     made = invert(seen[:count], rows.public[:count], steps=600, seed=run.seed)(seen[count:])
-    # The attacker may also guess the mean, if its network is worse.
     return Chapter(
         f"Encrypted prediction, cut at '{split.cut}'",
         tuple(_image_rows("inverse network on all that was received", victims, made, guess)),

@@ -92,6 +92,7 @@ def test_one_step_of_a_u_is_one_plain_step(clients: int) -> None:
         torch.testing.assert_close(tail.backward(gradients)["a"], expected.grad)
         return
     for _ in range(3):
+        front.begin_round()
         outputs = tail.forward({"a": front.forward(images)})
         front.backward(tail.backward({"a": front.turn(outputs["a"], labels)})["a"])
         loss = F.cross_entropy(whole(images), labels)

@@ -127,7 +127,7 @@ def _against_the_server(digits: torch.Tensor) -> tuple[float, float]:
 
 def test_encrypted_predictions_give_the_server_no_better_than_a_guess(digits: torch.Tensor) -> None:
     attack, guess = _against_the_server(digits)
-    assert attack > 0.95 * guess
+    assert attack > 0.97 * guess
 
 
 def test_control_without_masks_the_same_attack_works(digits: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
