@@ -86,7 +86,7 @@ def _audit(options: argparse.Namespace) -> None:
         found = audit(AuditRun(**settings), report=status.update)
     for chapter in found.chapters:
         table = Table(title=chapter.title, title_justify="left")
-        for heading in ("attack", "measure", "attack", "guess", ""):
+        for heading in ("attack", "measure", "found", "guess", ""):
             table.add_column(heading, justify="left" if heading in ("measure", "") or not table.columns else "right")
         for row in chapter.rows:
             told = "" if row.leaks is None else "[red]leaks[/red]" if row.leaks else "[green]no better[/green]"

@@ -56,7 +56,7 @@ def page(title: str, introduction: str, chapters: Sequence[Chapter]) -> str:
     body = [f"<h1>{escape(title)}</h1><p>{escape(introduction)}</p>"]
     for chapter in chapters:
         body.append(f"<h2>{escape(chapter.title)}</h2>")
-        body.append("<table><tr><th>attack</th><th>measure</th><th>attack</th><th>guess</th></tr>")
+        body.append("<table><tr><th>attack</th><th>measure</th><th>found</th><th>guess</th></tr>")
         for row in chapter.rows:
             kind = "" if row.leaks is None else ' class="leaks"' if row.leaks else ' class="safe"'
             body.append(
