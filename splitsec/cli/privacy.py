@@ -176,7 +176,23 @@ def _ledger(options: argparse.Namespace) -> None:
                 ", ".join(f"{name} {value:.4g}" for name, value in entry.parameters.items()),
             )
         console.print(table)
+        against = one.against_another_client()
+        if against is not None:
+            console.print(
+                f"Against another client, which knows its own share of the noise: epsilon {against:.3f}.",
+                soft_wrap=True,
+            )
     if options.plot is not None:
         plot_ledgers(ledgers, options.plot)
         console.print(f"epsilon against accuracy: {options.plot}")
-    write_json(options.json, msgspec.to_builtins(ledgers))
+    write_json(
+        options.json,
+        [
+            {
+                **msgspec.to_builtins(one),
+                "spent": one.spent,
+                "epsilon_against_another_client": one.against_another_client(),
+            }
+            for one in ledgers
+        ],
+    )

@@ -34,7 +34,8 @@ class DemoResult(Judged):
     """The demo's figures: times in milliseconds a query, bytes of one query both ways, `seconds` of the whole demo.
 
     `dropped` counts how often a client did not finish a round; `samples_per_second` is that of training. `epsilon` is
-    what the run has spent at `delta`, of the client that spent most; None where it promises nothing.
+    what the run has spent at `delta`, of the client that spent most, and against another client, which knows its share
+    of the noise; None where it promises nothing.
     """
 
     topology: str
@@ -48,6 +49,7 @@ class DemoResult(Judged):
     bytes_training: int
     seconds: float
     epsilon: float | None
+    epsilon_against_another_client: float | None
     delta: float | None
 
 
@@ -150,6 +152,7 @@ def _result(run: LocalRun, judged: Judged, watch: _Watch, began: float, ledgers:
         bytes_training=watch.bytes_training,
         seconds=time.monotonic() - began,
         epsilon=max(spent) if spent else None,
+        epsilon_against_another_client=ledgers[0].against_another_client() if spent else None,
         delta=run.dp_delta if spent else None,
     )
 
@@ -240,7 +243,10 @@ def _table(result: DemoResult) -> Table:
         table.add_row(f"bytes per {of}, offline", "", size(result.bytes_offline or 0))
     table.add_row("samples per second of training", f"{result.samples_per_second:.0f}", "")
     if result.epsilon is not None:
-        table.add_row("privacy spent in training", f"epsilon {result.epsilon:.3f} at delta {result.delta:g}", "")
+        table.add_row("privacy spent in training", f"epsilon {result.epsilon:.3f}", "")
+        if result.epsilon_against_another_client is not None:
+            against = f"epsilon {result.epsilon_against_another_client:.3f}"
+            table.add_row("the same, against another client", against, "")
     if result.dropped:
         table.add_row("clients dropped from a round", str(result.dropped), "")
     if result.bytes_training:

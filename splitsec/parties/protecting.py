@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 
 from splitsec.errors import ConfigError
 from splitsec.mpc.prg import fresh_seed
-from splitsec.privacy.accounting import check_left, epsilon_of
+from splitsec.privacy.accounting import check_left
 from splitsec.privacy.ledger import CLIENT, NOISY, RECORD, Ledger, Point, ledger_path, read_ledger
 from splitsec.privacy.plan import PrivacyPlan
 from splitsec.privacy.rules import check_delta
@@ -197,12 +196,7 @@ class Protection:
         total = max(self.taken, ahead)
         parameters = {"clip": rules.clip}
         if self.noisy:
-            clients = len(self._welcome.schedule.clients)
-            # Another client can take its own share off again.
-            less = plan.noise * math.sqrt((clients - 1) / clients)
-            parameters["epsilon_against_another_client"] = epsilon_of(
-                [(less, plan.rate, total)], delta=rules.delta, accountant=rules.accountant
-            )
+            parameters["shares"] = len(self._welcome.schedule.clients)
         whom = "one record of this client" if rules.by_record else "all data of this client"
         against = "the server; against another client see its own figure" if self.noisy else "the server"
         ledger.charge(

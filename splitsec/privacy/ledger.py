@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,6 +70,16 @@ class Ledger(msgspec.Struct, forbid_unknown_fields=True):
     def spent(self) -> float:
         """Epsilon of the mechanism that the budget is for; 0 where nothing has been spent."""
         return max((one.epsilon or 0.0 for one in self.entries if one.mechanism in (RECORD, CLIENT)), default=0.0)
+
+    def against_another_client(self) -> float | None:
+        """What has been spent against one other client, which knows its own share of the noise and can take it off;
+        None where noise does not come in shares."""
+        for one in self.entries:
+            shares = one.parameters.get("shares", 0)
+            if shares > 1:
+                history = [(one.noise * math.sqrt((shares - 1) / shares), one.rate, one.steps)]
+                return epsilon_of(history, delta=self.delta, accountant=self.accountant)
+        return None
 
     def charge(
         self,

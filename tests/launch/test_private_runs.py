@@ -67,7 +67,9 @@ def test_the_epsilon_of_a_run_is_opacuss_for_the_same_steps(cut: str) -> None:
     assert entry.epsilon == pytest.approx(accountant.get_epsilon(1e-3), abs=1e-6)
     assert 4.9 < ledger.spent <= 5
     assert [point.steps for point in ledger.points] == [4, 8, 12]
-    assert entry.parameters["epsilon_against_another_client"] > ledger.spent
+    against = ledger.against_another_client()
+    assert against is not None
+    assert against > ledger.spent
 
 
 @pytest.mark.parametrize("cut", ["1", "1,3"])
@@ -103,7 +105,7 @@ def test_noise_of_each_clients_own(combine: str) -> None:
     rules = Privacy(epsilon=5, delta=1e-3, local=True, accountant="rdp")
     found, _ = _run(combine=combine, privacy=rules)
     assert found.ledgers["client-1"].steps_of(RECORD) == 12
-    assert "epsilon_against_another_client" not in found.ledgers["client-1"].entries[0].parameters
+    assert found.ledgers["client-1"].against_another_client() is None
 
 
 @pytest.mark.parametrize("cut", ["1", "1,3"])
