@@ -172,7 +172,7 @@ class LocalRun:
             batch_size=self.batch_size or usual,
             learning_rate=self.rate,
             combine="none" if columns else self.combine,
-            every=self.every or int(self.privacy.sums_steps),
+            every=self.every or int(self.privacy.sums_steps and not columns),
             minimum=self.minimum,
             # One keeps the steps of columns those of the joined model, and noise that of the weights it is for.
             in_flight=self.in_flight or (1 if columns or by_record else 2),
