@@ -268,7 +268,7 @@ def _start_demo(tmp_path: Path) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_no_process_survives_an_interrupted_demo(tmp_path: Path, number: signal.Signals) -> None:
     process = _start_demo(tmp_path)
     process.send_signal(number)

@@ -38,7 +38,7 @@ def test_the_page_on_privacy_runs_as_it_stands() -> None:
     (code,) = _blocks(ROOT / "docs" / "privacy.md", "python")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"epsilon (2\.99\d|3\.000) after 100 steps", done.stdout)
+    assert re.search(r"epsilon (2\.99\d|3\.000) after 50 steps", done.stdout)
 
 
 def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from torch import nn
 from splitsec.errors import ConfigError
 from splitsec.parties.combining import Combiner
 from splitsec.training.checkpoints import Checkpoints, optimizer_tensors, restore_optimizer
-from splitsec.training.loop import TailTrainer
 from splitsec.training.schedule import Schedule
+from splitsec.training.tail import TailTrainer
 
 
 def facts_of(cut: str, schedule: Schedule) -> dict[str, Any]:

@@ -11,14 +11,14 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
 import torch
 from torch import nn
 
 from splitsec.cut import is_u
-from splitsec.errors import BudgetError, ConfigError, MessageError, PartyTimeoutError, RefusedError, SplitsecError
+from splitsec.errors import ConfigError, MessageError, PartyTimeoutError, RefusedError, SplitsecError
 from splitsec.mpc.ring import check_range
 from splitsec.parties.aligning import Aligner
+from splitsec.parties.budgeting import Budgeting
 from splitsec.parties.combining import AskDealer, Combiner, upload_shape
 from splitsec.parties.door import check_hello
 from splitsec.parties.events import Dropped, Joined, Report, RoundDone
@@ -26,10 +26,9 @@ from splitsec.parties.keeping import check_same_run, facts_of, restore, state_of
 from splitsec.parties.learning import MEANS
 from splitsec.parties.names import SERVER
 from splitsec.parties.steps import JoinedSteps, Send, Steps, USteps
-from splitsec.privacy.plan import PrivacyPlan, make_plan
 from splitsec.training.checkpoints import Checkpoints
 from splitsec.training.clienttails import ClientTails
-from splitsec.training.loop import TailTrainer, set_rate
+from splitsec.training.loop import set_rate
 from splitsec.training.messages import (
     Aligned,
     Batch,
@@ -46,6 +45,7 @@ from splitsec.training.messages import (
 )
 from splitsec.training.randomness import OwnRandomness
 from splitsec.training.schedule import Schedule
+from splitsec.training.tail import TailTrainer
 from splitsec.transport import expect_tensor
 
 log = logging.getLogger(__name__)
@@ -124,9 +124,7 @@ class Run:
         # None before the first round.
         self.round: int | None = None
         self.rounds = int(kept.get("rounds", 0))
-        self._plan = msgspec.convert(kept.get("plan"), PrivacyPlan | None)
-        # Steps of the plan's mechanism so far, those of rounds that were lost among them.
-        self._charged = int(kept.get("charged", 0))
+        self._budget = Budgeting(schedule, kept)
         self._active: list[str] = []
         # In a relay, those whose turn it is not.
         self._idle: list[str] = []
@@ -278,7 +276,7 @@ class Run:
             self._send(name, *self._last_sent)
 
     def _welcome_to(self, number: int, *, wait: bool = False) -> Welcome:
-        return Welcome(self._id, self._start, self.schedule, number, self.rounds, wait, self._plan)
+        return Welcome(self._id, self._start, self.schedule, number, self.rounds, wait, self._budget.plan)
 
     def _begin(self, now: float) -> None:
         """The first round of this start: the newest that everybody can go on from."""
@@ -291,10 +289,13 @@ class Run:
         if self._checkpoints is not None and self._saved:
             restore(self._tail, self._trainer, self._combiner, self._checkpoints.load(self.round)[0])
         try:
-            self._plan_privacy()
+            samples = sum(hello.samples for hello in self.members.values())
+            self.rounds = self._budget.begin(samples=samples, number=self.round, rounds=self.rounds)
+            if self._budget.tail is not None:
+                self._trainer.protect(self._budget.tail, jointly=self.schedule.privacy.sums_steps)
         except SplitsecError as error:
             raise RunFailed(error) from error
-        if self._checkpoints is None or not self._saved or self._plan is not None:
+        if self._checkpoints is None or not self._saved or self._budget.plan is not None:
             self._save()
         if self.schedule.combine != "none" or self.schedule.join:
             try:
@@ -316,32 +317,6 @@ class Run:
         self._progress = now
         if not self._aligning:
             self._next_round(now)
-
-    def _plan_privacy(self) -> None:
-        """Find the noise that keeps the budget, and end the run before it would exceed it."""
-        rules = self.schedule.privacy
-        if not rules.epsilon or self.round is None or not self.rounds:
-            return
-        if self._plan is None:
-            self._plan = make_plan(
-                rules,
-                samples=sum(hello.samples for hello in self.members.values()),
-                clients=len(self.schedule.clients),
-                batch_size=self.schedule.batch_size,
-                every=self.schedule.every,
-                rounds=self.rounds,
-            )
-        plan = self._plan
-        allowed = plan.allowed(rules, plan.steps * self.rounds)
-        left = max(0, allowed - self._charged) // plan.steps
-        if not left and self.round < self.rounds:
-            raise BudgetError(
-                f"the budget of epsilon {rules.epsilon:g} at delta {rules.delta:g} is spent: {self._charged} of "
-                f"{allowed} steps are taken, and a round has {plan.steps}; predict with the model as it is, or begin a "
-                "new run with a larger epsilon"
-            )
-        self.rounds = min(self.rounds, self.round + left)
-        self._trainer.protect(plan.tail(rules), jointly=rules.sums_steps)
 
     def _align(self, name: str, body: Points | Aligned, tensors: Sequence[torch.Tensor], now: float) -> None:
         if self._aligner is None or self.round is None or not self._aligning:
@@ -379,8 +354,7 @@ class Run:
         samples = {name: self.members[name].samples for name in self._active}
         self._steps.begin(samples)
         self._trainer.begin_round(samples)
-        if self._plan is not None:
-            self._trainer.expected = {name: self._plan.rate * count for name, count in samples.items()}
+        self._trainer.expected = self._budget.expected(samples)
         self._progress = self._round_began = now
         if len(self._active) < self._fewest and self.schedule.combine != "relay":
             raise RunFailed(PartyTimeoutError(self._too_few(self._active)))
@@ -478,11 +452,11 @@ class Run:
             # What only clients know comes with their uploads, of all together.
             loss, accuracy = made[0][-MEANS:].tolist()
         # What others lost on their batches is beyond any budget.
-        told = (0.0, 0.0) if self._plan is not None else (loss, accuracy)
+        told = (0.0, 0.0) if self._budget.plan is not None else (loss, accuracy)
         done = Combined(self.round, *told, self._combiner.pad, tuple(self._dropped))
         self._last_sent = done, made
         self.round += 1
-        self._charged += 0 if self._plan is None else self._plan.steps
+        self._budget.end_round()
         self._save()
         # One that vanished after its upload and is back is among both.
         for name in dict.fromkeys([*self._active, *self._idle, *sorted(self._returning)]):
@@ -511,8 +485,5 @@ class Run:
         if self._checkpoints is not None:
             assert self.round is not None
             facts = {"run": self._id, "rounds": self.rounds, **facts_of(self._cut, self.schedule)}
-            if self._plan is not None:
-                # The round that begins now is charged, whether it comes to its end or not.
-                begun = self._plan.steps if self.round < self.rounds else 0
-                facts |= {"plan": msgspec.to_builtins(self._plan), "charged": self._charged + begun}
+            facts |= self._budget.facts(more=self.round < self.rounds)
             self._checkpoints.save(self.round, state_of(self._tail, self._trainer, self._combiner), facts)

@@ -11,9 +11,10 @@ import torch
 from splitsec.errors import MessageError, first_line
 from splitsec.mpc.ring import check_range
 from splitsec.training.compression import ActivationCoder, GradientCoder
-from splitsec.training.loop import EpochBook, TailTrainer
+from splitsec.training.loop import EpochBook
 from splitsec.training.messages import Batch, Gradient, HeadGradient, Output, ServerBody
 from splitsec.training.schedule import Schedule
+from splitsec.training.tail import TailTrainer
 from splitsec.training.vertical import joined
 from splitsec.transport import expect_tensor
 

@@ -15,8 +15,9 @@ from torch import nn
 
 from splitsec.privacy.rules import GradientNoise
 from splitsec.privacy.updates import ServerNoise, clip_update
-from splitsec.training.loop import StepResult, TailTrainer
+from splitsec.training.loop import StepResult
 from splitsec.training.randomness import OwnRandomness
+from splitsec.training.tail import TailTrainer
 
 
 class ClientTails(TailTrainer):

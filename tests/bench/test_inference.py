@@ -20,6 +20,7 @@ FIELDS = (
 )
 
 
+@pytest.mark.slow
 def test_a_model_of_the_users_own_against_its_floor(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"

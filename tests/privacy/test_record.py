@@ -17,7 +17,8 @@ from splitsec.models import digits_cnn
 from splitsec.privacy.record import PrivateStep, check_apart, check_private, with_group_norm
 from splitsec.privacy.rules import GradientNoise
 from splitsec.training.data import PoissonLoader
-from splitsec.training.loop import FrontPrivacy, FrontTrainer, TailTrainer
+from splitsec.training.loop import FrontPrivacy, FrontTrainer
+from splitsec.training.tail import TailTrainer
 
 
 def _batch(rows: int = 9) -> tuple[torch.Tensor, torch.Tensor]:

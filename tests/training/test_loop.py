@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from splitsec.cut import SplitModel
 from splitsec.errors import MessageError, RangeError
-from splitsec.training.loop import FrontTrainer, TailTrainer, segment_digest
+from splitsec.training.loop import FrontTrainer, segment_digest
+from splitsec.training.tail import TailTrainer
 
 
 def _split() -> SplitModel:
