@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-import zmq
 
-from splitsec.mpc.context import CLIENT, SERVER, ComparisonKind, Context
-from splitsec.mpc.messages import session_codec
-from splitsec.mpc.plan import Plan, deal, weight_masks
+from splitsec.mpc.context import SERVER, ComparisonKind, Context
+from splitsec.mpc.pair import in_threads
+from splitsec.mpc.plan import Plan, weight_masks
 from splitsec.mpc.prg import Stream, fresh_seed
 from splitsec.mpc.session import Planner, Session
-from splitsec.transport import Peer
 
 Protocol = Callable[[Context], Any]
 
@@ -73,56 +69,30 @@ def run_both(
 
     `weights` are the server's, in the ring, by layer number: the client gets them masked.
     """
-    seeds, pair = [fresh_seed(), fresh_seed()], fresh_seed()
+    seeds = [fresh_seed(), fresh_seed()]
     plan = plan_of(protocol, precision, comparison)
     masks = weight_masks(plan, seeds[SERVER])
     if kind is Unmasked:
         masks = {layer: torch.zeros_like(mask) for layer, mask in masks.items()}
-    masked = {layer: (weights or {})[layer] - mask for layer, mask in masks.items()}
-    context = zmq.Context()
-    ends = [context.socket(zmq.PAIR) for _ in range(2)]
-    address = f"inproc://{fresh_seed().hex()}"
-    ends[0].bind(address)
-    ends[1].connect(address)
-    sessions = [
-        kind(
-            Peer(ends[rank], peer="the other party", codec=session_codec, timeout=timeout),
-            rank=rank,
-            dealt_seed=seeds[rank],
-            pair_seed=pair,
-            plan=plan,
-            corrections=partial(_dealt, plan, seeds, masks, rank),
-            comparison=comparison,
-            masked_weights=masked if rank == CLIENT else None,
-            precision=precision,
-        )
-        for rank in (SERVER, CLIENT)
-    ]
     results: list[Any] = [None, None]
-    errors: list[BaseException] = []
 
-    def party(rank: int) -> None:
-        try:
-            session = sessions[rank]
-            session.begin(session.prepare())
-            results[rank] = protocol(session)
-            session.end()
-        except BaseException as error:
-            errors.append(error)
+    def party(session: Recorder) -> None:
+        session.begin(session.prepare())
+        results[session.rank] = protocol(session)
+        session.end()
 
-    threads = [threading.Thread(target=party, args=(rank,)) for rank in (SERVER, CLIENT)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout + 5)
-    context.destroy(linger=0)
-    if errors:
-        raise errors[0]
+    sessions = in_threads(
+        kind,
+        party,
+        plan,
+        seeds,
+        masks=masks,
+        weights=weights,
+        timeout=timeout,
+        precision=precision,
+        comparison=comparison,
+    )
     return results, sessions
-
-
-def _dealt(plan: Plan, seeds: list[bytes], masks: dict[int, torch.Tensor], rank: int, query: int) -> Any:
-    return deal(plan, *seeds, query, masks, rank=rank)
 
 
 def share(context: Context, secret: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from splitsec.errors import ConfigError
 from splitsec.launch.judging import share
-from splitsec.launch.local import DATA, LocalRun, make_data
+from splitsec.launch.local import LocalRun, make_data
 from splitsec.launch.simulation import SERVER_SEED, simulate
 from splitsec.models import load_model
 from splitsec.parties.running import make_segments
@@ -157,9 +157,3 @@ def _accuracy(model: nn.Module, parts: Sequence[Part]) -> float:
     labels = torch.cat([one.test_labels for one in parts])
     with torch.no_grad():
         return share(model.eval()(images).argmax(1) == labels)
-
-
-def check_dataset(name: str) -> None:
-    """Raise `ConfigError` for a dataset that the demo does not train on rows."""
-    if name not in DATA["horizontal"]:
-        raise ConfigError(f"no dataset '{name}'; choose of: {', '.join(DATA['horizontal'])}")

@@ -60,7 +60,8 @@ def _bench_privacy(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from splitsec.bench.privacy import check_dataset, measure_private_training
+    from splitsec.bench.privacy import measure_private_training
+    from splitsec.launch.local import LocalRun, check_run
 
     try:
         budgets = [float(one) for one in options.epsilon.split(",")]
@@ -70,7 +71,7 @@ def _bench_privacy(options: argparse.Namespace) -> None:
         raise ConfigError("--seeds takes whole numbers of at least 1")
     names = options.dataset.split(",")
     for name in names:
-        check_dataset(name)
+        check_run(LocalRun(dataset=name))
     console = Console()
     if not console.is_terminal:
         console.width = 130

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
 from splitsec.cut import INPUT, SplitModel, check_batch
 from splitsec.errors import ConfigError
@@ -21,16 +20,15 @@ from splitsec.mpc.context import CLIENT, Context
 from splitsec.mpc.pair import run_pair
 from splitsec.mpc.prg import Stream, fresh_seed
 from splitsec.mpc.run import run_program
-from splitsec.privacy.activations import clip_rows, distance_correlation
+from splitsec.privacy.activations import clip_rows, distance_correlation, guarded
 from splitsec.privacy.audit.hijacking import hijack
 from splitsec.privacy.audit.inversion import invert, optimise
 from splitsec.privacy.audit.labels import gradients_at, infer_labels
 from splitsec.privacy.audit.membership import infer_members
 from splitsec.privacy.audit.metrics import mse, ssim
 from splitsec.privacy.audit.page import Chapter, Row, Strip
-from splitsec.privacy.noise import gaussian
 from splitsec.training.data import Loader, load_dataset
-from splitsec.training.loop import make_optimizer
+from splitsec.training.loop import train_alone
 
 ATTACKS = ("inverse", "optimise", "hijack", "labels", "members", "encrypted")
 EXAMPLES = 12
@@ -150,19 +148,13 @@ def _prepare(run: AuditRun, model: nn.Module, rows: _Rows, report: Callable[[str
     if run.weights is not None or rows.private_labels is None or not run.epochs:
         model.eval()
         return False
-    optimizer = make_optimizer([one for one in model.parameters() if one.requires_grad], 2e-3)
     loader = Loader(rows.private, rows.private_labels, batch_size=32, seed=run.seed)
-    model.train()
-    for index in range(run.epochs * loader.per_epoch if optimizer else 0):
-        if index % loader.per_epoch == 0:
-            report(f"training on the private half, epoch {index // loader.per_epoch + 1} of {run.epochs}")
-        images, labels, _ = loader.batch(index)
-        assert labels is not None
-        assert optimizer is not None
-        optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-    model.eval()
+    train_alone(
+        model,
+        loader,
+        epochs=run.epochs,
+        on_epoch=lambda number: report(f"training on the private half, epoch {number} of {run.epochs}"),
+    )
     return True
 
 
@@ -193,11 +185,10 @@ def _sent(run: AuditRun, front: nn.Module, images: torch.Tensor) -> torch.Tensor
     """What the server is sent of images in training."""
     with torch.no_grad():
         activation = torch.cat([front(part) for part in images.split(256)])
-    if run.activation_clip:
-        activation = clip_rows(activation, run.activation_clip)
-        std = run.activation_noise * run.activation_clip
-        activation = activation + gaussian(Stream(fresh_seed()), activation.shape, std).to(activation)
-    return activation
+    if not run.activation_clip:
+        return activation
+    stream = Stream(fresh_seed())
+    return guarded(activation, clip=run.activation_clip, noise=run.activation_noise, stream=stream)
 
 
 def _image_rows(attack: str, images: torch.Tensor, made: torch.Tensor, guess: torch.Tensor) -> list[Row]:

@@ -23,7 +23,7 @@ from splitsec.privacy.pate import Confidence, cost_of_votes
 from splitsec.privacy.rules import check_delta
 from splitsec.privacy.voting import Ballot, blank, cast, confident, only, winners
 from splitsec.training.data import Loader, Part, load_dataset
-from splitsec.training.loop import make_optimizer
+from splitsec.training.loop import train_alone
 from splitsec.training.partition import split_rows
 from splitsec.training.randomness import derived_seed
 
@@ -231,16 +231,9 @@ def _train(
 ) -> nn.Module:
     torch.manual_seed(seed)
     model = load_model(data.model)
-    optimizer = make_optimizer(list(model.parameters()), 2e-3)
-    assert optimizer is not None
     loader = Loader(images, labels, batch_size=min(data.batch_size, len(images)), seed=seed)
-    for index in range(epochs * loader.per_epoch):
-        inputs, wanted, _ = loader.batch(index)
-        assert wanted is not None
-        optimizer.zero_grad()
-        F.cross_entropy(model(_shifted(inputs, shift)), wanted).backward()
-        optimizer.step()
-    return model.eval()
+    train_alone(model, loader, epochs=epochs, change=lambda inputs: _shifted(inputs, shift))
+    return model
 
 
 def _shifted(images: torch.Tensor, most: int) -> torch.Tensor:

@@ -10,20 +10,23 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import zmq
 
-from splitsec.mpc.context import CLIENT, SERVER, Context
+from splitsec.mpc.context import CLIENT, SERVER, ComparisonKind, Context
+from splitsec.mpc.correlation import Masks
 from splitsec.mpc.messages import session_codec
 from splitsec.mpc.plan import Plan, deal, weight_masks
 from splitsec.mpc.prg import fresh_seed
+from splitsec.mpc.ring import PRECISION_BITS
 from splitsec.mpc.session import Cost, Planner, Session
 from splitsec.transport import Peer
 
 # What a party does in a query with this number.
 Protocol: TypeAlias = Callable[[Context, int], Any]
+SessionT = TypeVar("SessionT", bound=Session)
 
 
 @dataclass
@@ -78,8 +81,46 @@ def run_pair(
     """
     planner = Planner(CLIENT)
     protocol(planner, 0)
-    plan, seeds, pair = planner.plan, (fresh_seed(), fresh_seed()), fresh_seed()
-    masks = weight_masks(plan, seeds[SERVER])
+    seeds = (fresh_seed(), fresh_seed())
+    found = Paired([], [], [], planner.cost)
+
+    def party(session: _Watched) -> None:
+        results = (found.server, found.client)[session.rank]
+        for query in range(queries):
+            session.begin(session.prepare())
+            results.append(protocol(session, query))
+            session.end()
+            seen = session.take_seen()
+            if session.rank == SERVER:
+                found.seen.append(seen)
+
+    masks = weight_masks(planner.plan, seeds[SERVER])
+    in_threads(_Watched, party, planner.plan, seeds, masks=masks, weights=weights, timeout=timeout)
+    return found
+
+
+def in_threads(
+    kind: type[SessionT],
+    party: Callable[[SessionT], None],
+    plan: Plan,
+    seeds: Sequence[bytes],
+    *,
+    masks: Masks,
+    weights: Mapping[int, torch.Tensor] | None = None,
+    timeout: float = 60.0,
+    precision: int = PRECISION_BITS,
+    comparison: ComparisonKind = "tables",
+) -> list[SessionT]:
+    """Let both parties do `party(session)`, each in a thread; returns their sessions, server first.
+
+    Args:
+        seeds: what each shares with the dealer.
+        masks: of the server's weights by layer number, as `weight_masks` gives them.
+
+    Raises:
+        BaseException: what the first party raised that failed.
+    """
+    pair = fresh_seed()
     masked = {layer: (weights or {})[layer] - mask for layer, mask in masks.items()}
     context = zmq.Context()
     ends = [context.socket(zmq.PAIR) for _ in range(2)]
@@ -87,34 +128,28 @@ def run_pair(
     ends[SERVER].bind(address)
     ends[CLIENT].connect(address)
     sessions = [
-        _Watched(
+        kind(
             Peer(ends[rank], peer="the other party", codec=session_codec, timeout=timeout),
             rank=rank,
             dealt_seed=seeds[rank],
             pair_seed=pair,
             plan=plan,
             corrections=partial(_dealt, plan, seeds, masks, rank),
+            comparison=comparison,
             masked_weights=masked if rank == CLIENT else None,
+            precision=precision,
         )
         for rank in (SERVER, CLIENT)
     ]
-    found = Paired([], [], [], planner.cost)
     errors: list[BaseException] = []
 
-    def party(rank: int) -> None:
-        session, results = sessions[rank], (found.server, found.client)[rank]
+    def run(session: SessionT) -> None:
         try:
-            for query in range(queries):
-                session.begin(session.prepare())
-                results.append(protocol(session, query))
-                session.end()
-                seen = session.take_seen()
-                if rank == SERVER:
-                    found.seen.append(seen)
+            party(session)
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=party, args=(rank,), daemon=True) for rank in (SERVER, CLIENT)]
+    threads = [threading.Thread(target=run, args=(session,), daemon=True) for session in sessions]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -122,10 +157,8 @@ def run_pair(
     context.destroy(linger=0)
     if errors:
         raise errors[0]
-    return found
+    return sessions
 
 
-def _dealt(
-    plan: Plan, seeds: tuple[bytes, bytes], masks: dict[int, torch.Tensor], rank: int, query: int
-) -> Iterator[torch.Tensor]:
-    return deal(plan, *seeds, query, masks, rank=rank)
+def _dealt(plan: Plan, seeds: Sequence[bytes], masks: Masks, rank: int, query: int) -> Iterator[torch.Tensor]:
+    return deal(plan, seeds[SERVER], seeds[CLIENT], query, masks, rank=rank)

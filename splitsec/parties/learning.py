@@ -21,7 +21,7 @@ from splitsec.training.checkpoints import Checkpoints, optimizer_tensors, restor
 from splitsec.training.combinable import Combinable
 from splitsec.training.compression import ActivationCoder, GradientCoder
 from splitsec.training.data import Loader, Part
-from splitsec.training.loop import EpochBook, FrontTrainer, StepResult, segment_digest, set_rate
+from splitsec.training.loop import FrontTrainer, StepResult, segment_digest, set_rate
 from splitsec.training.messages import (
     PROTOCOL,
     Aligned,
@@ -101,8 +101,6 @@ class Learner:
         self._checkpoints = checkpoints
         self._ledgers = ledgers
         self.protection: Protection | None = None
-        # Of its own batches, for itself.
-        self._book = EpochBook()
         self._saved = () if checkpoints is None else checkpoints.rounds()
         self._combinable = Combinable(segments)
         # Where gradients are summed the server sends how far the values have come from these.
@@ -306,9 +304,8 @@ class Learner:
         rounds = self._round // len(schedule.clients) if schedule.combine == "relay" else self._round
         self._first = rounds * self._steps
         self._sent = self._answered = 0
-        self._book = EpochBook()
         batches = (self._loader.rows(self._first + step) for step in range(self._steps))
-        self.protection.begin_round(self._combinable.flat(), batches)
+        self.protection.begin_round(self._combinable.flat, batches)
         return self._next()
 
     def _turn_is_mine(self) -> bool:
@@ -352,7 +349,8 @@ class Learner:
             norms = expect_tensor(tensors[-1], what="norms", dtype=torch.float32, shape=(shape[0],))
             tensors = tensors[:-1]
         gradient = self._coders[1].unpack(tensors, shape)
-        self._book.add([(StepResult(body.loss, body.correct, gradient), len(gradient))])
+        if self._head is None:
+            self._trainer.book.add([(StepResult(body.loss, body.correct, gradient), len(gradient))])
         self._trainer.backward(gradient, norms)
         self._answered += 1
         return self._next()
@@ -366,7 +364,9 @@ class Learner:
         if self.protection.sums_steps:
             flat = self._combinable.arranged(self._trainer.take_sum())
         else:
-            flat = self.protection.only_trained(self._combinable.flat(), self._origin)
+            flat = self._combinable.flat()
+            if self.protection.silent:
+                flat = self.protection.only_trained(flat, self._origin)
         if self._head is not None:
             loss, accuracy = self._own_means()
             means = [0.0, 0.0] if self.protection.silent else [min(loss, _LARGEST_LOSS), accuracy]
@@ -381,8 +381,7 @@ class Learner:
 
     def _own_means(self) -> tuple[float, float]:
         """Mean loss and accuracy of this client's own batches of the round."""
-        book = self._book if self._head is None else self._trainer.book
-        return book.loss, book.accuracy
+        return self._trainer.book.loss, self._trainer.book.accuracy
 
     def _combined(self, done: Combined, tensors: Sequence[torch.Tensor]) -> list[Out]:
         assert self.welcome is not None
@@ -435,7 +434,9 @@ class Learner:
         assert self.protection is not None
         summed = self.protection.sums_steps
         values = self._origin + values if summed else values
-        self._combinable.load(self.protection.only_trained(values, self._combinable.flat()))
+        if self.protection.silent:
+            values = self.protection.only_trained(values, self._combinable.flat())
+        self._combinable.load(values)
 
     def _save(self) -> None:
         assert self._checkpoints is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -101,7 +101,7 @@ class Protection:
 
     @property
     def silent(self) -> bool:
-        """Whether losses stay with the client, since no budget covers them."""
+        """Whether losses, and values that are not trained, stay with the client: the budget does not cover them."""
         return self._rules.epsilon > 0
 
     @property
@@ -144,11 +144,11 @@ class Protection:
             bits=FRACTION_BITS,
         )
 
-    def begin_round(self, begun: torch.Tensor, batches: Iterable[torch.Tensor]) -> None:
+    def begin_round(self, begun: Callable[[], torch.Tensor], batches: Iterable[torch.Tensor]) -> None:
         """Charge a round before its first step.
 
         Args:
-            begun: the values that the round begins with, float64.
+            begun: gives the values that the round begins with, float64.
             batches: rows of its batches.
 
         Raises:
@@ -158,7 +158,7 @@ class Protection:
         if ledger is None:
             return
         if rules.by_client:
-            self._begun = begun
+            self._begun = begun()
         if self._plan is not None:
             steps = self._plan.steps
             check_left(steps, spent=self.taken, allowed=self._allowed, epsilon=rules.epsilon, delta=rules.delta)
@@ -229,9 +229,9 @@ class Protection:
         return mask_update(begun, update, noise=share, seed=seed, round_number=round_number)
 
     def only_trained(self, values: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """With a budget, values with this client's own in the place of those that are not trained: those carry no
-        noise on the way to the others, and only noise on the way back."""
-        return torch.where(self._trained, values, own) if self._rules.epsilon else values
+        """Values with a client's own in the place of those that are not trained: with a budget those carry no noise on
+        the way to the others, and only noise on the way back."""
+        return torch.where(self._trained, values, own)
 
     def end_round(self, number: int, *, epoch: float, accuracy: float | None) -> None:
         """Note what has been spent when a round is over."""

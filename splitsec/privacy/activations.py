@@ -24,6 +24,12 @@ def clip_rows(activation: torch.Tensor, limit: float) -> torch.Tensor:
     return clipped
 
 
+def guarded(activation: torch.Tensor, *, clip: float, noise: float, stream: Stream) -> torch.Tensor:
+    """What crosses the cut in training: rows clipped, with noise of `noise` times the clip."""
+    clipped = clip_rows(activation, clip)
+    return clipped + gaussian(stream, clipped.shape, noise * clip).to(clipped) if noise else clipped
+
+
 class Guard:
     """Clips a front's output, and in training adds noise to it; `remove` takes it off again.
 
@@ -36,15 +42,13 @@ class Guard:
 
     def __init__(self, front: nn.Module, *, clip: float, noise: float = 0.0) -> None:
         self._clip = clip
-        self._std = noise * clip
+        self._noise = noise
         self._stream = Stream(fresh_seed())
         self._handle = front.register_forward_hook(self._apply)
 
     def _apply(self, front: nn.Module, _inputs: object, activation: torch.Tensor) -> torch.Tensor:
-        clipped = clip_rows(activation, self._clip)
-        if front.training and self._std:
-            clipped = clipped + gaussian(self._stream, clipped.shape, self._std).to(clipped)
-        return clipped
+        noise = self._noise if front.training else 0.0
+        return guarded(activation, clip=self._clip, noise=noise, stream=self._stream)
 
     def remove(self) -> None:
         """The front's output is its own again."""

@@ -106,8 +106,9 @@ class PrivateStep:
             self._probed = True
             check_apart(segment, batch)
 
-    def _check_rows(self, rows: int) -> None:
-        """One gradient a record, and none that is not a number."""
+    def _checked_norms(self, rows: int) -> torch.Tensor:
+        """L2 norms of the rows' gradients at this side, where there is one gradient a record; what is not a number does
+        not count."""
         # A batch of none has one row that stands in for it.
         wrong = [len(one) for one in self._optimizer.grad_samples if len(one) != max(1, rows)]
         if wrong:
@@ -115,20 +116,17 @@ class PrivateStep:
                 f"a layer sees {wrong[0]} rows for a batch of {rows}: it folds another dimension into the batch's, so "
                 "that no record's gradient can be told; keep the batch dimension first through all layers"
             )
-        norms = self._norms()
-        if not torch.isfinite(norms).all():
-            for parameter in self._optimizer.params:
-                parameter.grad_sample[~torch.isfinite(norms)] = 0
-
-    def _norms(self) -> torch.Tensor:
         parts = [one.flatten(1).norm(dim=1) for one in self._optimizer.grad_samples]
-        found: torch.Tensor = torch.stack(parts).norm(dim=0)
-        return found
+        norms: torch.Tensor = torch.stack(parts).norm(dim=0)
+        broken = ~torch.isfinite(norms)
+        if broken.any():
+            for parameter in self._optimizer.params:
+                parameter.grad_sample[broken] = 0
+        return norms.masked_fill(broken, 0.0)
 
     def norms(self, rows: int) -> torch.Tensor:
         """L2 norms of the first rows' gradients at this side, float32 (rows,)."""
-        self._check_rows(rows)
-        return self._norms()[:rows].float()
+        return self._checked_norms(rows)[:rows].float()
 
     def step(self, expected: float, squares: torch.Tensor | None = None, *, rows: int = 0) -> None:
         """Step by the noisy sum of clipped gradients divided by the expected number of records.
@@ -139,7 +137,7 @@ class PrivateStep:
                 not to count. None clips this side alone.
         """
         if squares is None:
-            self._check_rows(rows)
+            self._checked_norms(rows)
         self._clip_jointly(squares)
         self._optimizer.expected_batch_size = expected
         self._optimizer.step()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from splitsec.errors import ConfigError, MessageError, first_line
 from splitsec.mpc.ring import check_range
 from splitsec.privacy.activations import Guard, distance_correlation
 from splitsec.privacy.rules import GradientNoise
+from splitsec.training.data import Loader
 from splitsec.training.randomness import OwnRandomness
 
 if TYPE_CHECKING:
@@ -42,6 +43,35 @@ def set_rate(optimizer: torch.optim.Optimizer | None, rate: float) -> None:
     """Give an optimizer a learning rate."""
     for group in [] if optimizer is None else optimizer.param_groups:
         group["lr"] = rate
+
+
+def train_alone(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    epochs: int,
+    learning_rate: float = 2e-3,
+    change: Callable[[torch.Tensor], torch.Tensor] = lambda inputs: inputs,
+    on_epoch: Callable[[int], None] = lambda _number: None,
+) -> None:
+    """Train a whole model in plain, in place; it is in eval mode afterwards.
+
+    Args:
+        change: what is done to the inputs of each batch.
+        on_epoch: called with the number of each epoch, from 1 on, when it begins.
+    """
+    optimizer = make_optimizer([one for one in model.parameters() if one.requires_grad], learning_rate)
+    model.train()
+    for index in range(epochs * loader.per_epoch if optimizer is not None else 0):
+        if index % loader.per_epoch == 0:
+            on_epoch(index // loader.per_epoch + 1)
+        inputs, labels, _ = loader.batch(index)
+        assert labels is not None
+        assert optimizer is not None
+        optimizer.zero_grad()
+        F.cross_entropy(model(change(inputs)), labels).backward()
+        optimizer.step()
+    model.eval()
 
 
 @dataclass

@@ -277,7 +277,7 @@ def test_a_client_does_its_own_accounting() -> None:
         welcome = Welcome("run", "start", schedule, 0, 12, False, plan)
         with pytest.raises(error):  # noqa: PT012  (either the plan is refused, or its first round)
             protection = Protection("client-1", welcome, samples=12, trained=torch.ones(3, dtype=torch.bool))
-            protection.begin_round(torch.zeros(3), [])
+            protection.begin_round(lambda: torch.zeros(3), [])
 
 
 def test_over_real_sockets(tmp_path: Path) -> None:
