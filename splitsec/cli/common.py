@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from splitsec.errors import ConfigError
+from splitsec.files import whole_file
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -61,6 +62,5 @@ def check_writable(path: Path | None) -> None:
 def write_json(path: Path | None, content: object) -> None:
     """Write a file as a whole or not at all."""
     if path is not None:
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(content, indent=2) + "\n")

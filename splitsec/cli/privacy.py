@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 from splitsec.cli.common import Commands, check_writable, terminated_like_interrupted, write_json
 from splitsec.errors import ConfigError
+from splitsec.files import whole_file
 
 
 def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -99,9 +99,8 @@ def _audit(options: argparse.Namespace) -> None:
             f"{found.rows_private} private rows, {found.rows_attacker} of the attacker's own. Red rows: better than a "
             "guess; green rows: not."
         )
-        partial = options.html.with_name(options.html.name + ".partial")
-        partial.write_text(page(f"Audit of {found.model}", introduction, found.chapters), encoding="utf-8")
-        os.replace(partial, options.html)
+        with whole_file(options.html) as partial:
+            partial.write_text(page(f"Audit of {found.model}", introduction, found.chapters), encoding="utf-8")
         console.print(f"page with example images: {options.html}")
     content = [
         {"title": one.title, "note": one.note, "rows": [asdict(row) for row in one.rows]} for one in found.chapters

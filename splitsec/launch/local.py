@@ -13,6 +13,7 @@ import msgspec
 
 from splitsec.cut import INPUT, SplitModel, cut_names, is_u
 from splitsec.errors import ConfigError
+from splitsec.files import whole_file
 from splitsec.launch.processes import PartyGroup
 from splitsec.launch.simulation import SERVER_SEED
 from splitsec.models import load_model
@@ -283,7 +284,8 @@ def prepare(run: LocalRun, directory: Path) -> list[Part] | list[Columns]:
     for index, name in enumerate(run.names):
         parts[index].save(directory / name / "part.safetensors")
     # Last, so that a directory that has it is complete.
-    note.write_text(json.dumps(settings, indent=2) + "\n")
+    with whole_file(note) as partial:
+        partial.write_text(json.dumps(settings, indent=2) + "\n")
     return parts
 
 

@@ -20,6 +20,7 @@ from typing import TypeAlias
 import torch
 
 from splitsec.errors import RandomnessError, SplitsecError
+from splitsec.files import whole_file
 from splitsec.mpc.dealing import DealerBook, OwnerBook
 from splitsec.mpc.messages import (
     Corrections,
@@ -34,7 +35,6 @@ from splitsec.mpc.messages import (
 from splitsec.parties.events import Listening, Report, ignore
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.training.aggregation import MaskBook
-from splitsec.training.checkpoints import whole_file
 from splitsec.training.messages import (
     BeginRun,
     DealerBody,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from torch import fx
 from splitsec.cut import INPUT, ConstantError, SplitModel, build_segment, is_u, load_part
 from splitsec.cut.segments import Part
 from splitsec.errors import ConfigError
+from splitsec.files import whole_file
 from splitsec.models import load_model
 from splitsec.parties.client import Client, Predictions
 from splitsec.parties.columns import ColumnsClient
@@ -296,7 +296,6 @@ def _load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: object = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     described = None if metadata is None else {"json": json.dumps(metadata)}
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, partial, metadata=described)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, partial, metadata=described)

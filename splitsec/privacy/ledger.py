@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from splitsec.errors import ConfigError
+from splitsec.files import whole_file
 from splitsec.privacy.accounting import epsilon_of
 from splitsec.privacy.rules import Accountant
 
@@ -114,9 +114,8 @@ class Ledger(msgspec.Struct, forbid_unknown_fields=True):
     def save(self, path: Path) -> None:
         """Write it as a whole."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(self)) + b"\n")
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            partial.write_bytes(msgspec.json.format(msgspec.json.encode(self)) + b"\n")
 
 
 def read_ledger(path: Path) -> Ledger:

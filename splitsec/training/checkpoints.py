@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from splitsec.errors import ConfigError, first_line
+from splitsec.files import whole_file
 
 KEPT = 2
 _NAME = re.compile(r"round-(\d{6})\.json\Z")
@@ -63,33 +63,6 @@ class Checkpoints:
 
     def _path(self, number: int, suffix: str) -> Path:
         return self.directory / f"round-{number:06d}.{suffix}"
-
-
-class whole_file:
-    """A file that is there with all that was written, also after the power fails, or not at all."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._partial = path.with_name(path.name + ".partial")
-
-    def __enter__(self) -> Path:
-        return self._partial
-
-    def __exit__(self, kind: type[BaseException] | None, _error: object, _trace: object) -> None:
-        if kind is not None:
-            self._partial.unlink(missing_ok=True)
-            return
-        _sync(self._partial)
-        os.replace(self._partial, self._path)
-        _sync(self._path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import BatchSampler, RandomSampler
 
 from splitsec.errors import ConfigError, first_line
+from splitsec.files import whole_file
 from splitsec.mpc.prg import SEED_BYTES, Stream
 from splitsec.training.randomness import derived_seed
 
@@ -29,7 +30,8 @@ class Part:
     def save(self, path: Path) -> None:
         """Write the part as a safetensors file."""
         # Clones, since safetensors refuses tensors that share memory.
-        save_file({name: tensor.contiguous().clone() for name, tensor in vars(self).items()}, path)
+        with whole_file(path) as partial:
+            save_file({name: tensor.contiguous().clone() for name, tensor in vars(self).items()}, partial)
 
     @classmethod
     def load(cls, path: Path) -> Part:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from splitsec.errors import ConfigError, first_line
+from splitsec.files import whole_file
 from splitsec.training.schedule import Join
 
 # The cut of a vertical model, between its fronts and its tail.
@@ -92,7 +93,8 @@ class Columns:
         }
         if self.labels is not None:
             tensors["labels"] = self.labels.contiguous()
-        save_file(tensors, path)
+        with whole_file(path) as partial:
+            save_file(tensors, partial)
 
     @classmethod
     def load(cls, path: Path) -> Columns:

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from splitsec import files
 from splitsec.errors import ConfigError
+from splitsec.files import whole_file
 from splitsec.training import checkpoints
-from splitsec.training.checkpoints import Checkpoints, optimizer_tensors, restore_optimizer, whole_file
+from splitsec.training.checkpoints import Checkpoints, optimizer_tensors, restore_optimizer
 
 
 def test_the_last_two_are_kept_and_come_back(tmp_path: Path) -> None:
@@ -34,9 +36,9 @@ def test_a_checkpoint_is_there_as_a_whole_or_not_at_all(tmp_path: Path, monkeypa
     def killed(*_args: object) -> None:
         raise Killed
 
-    for place in ("save_file", "_sync"):
+    for module, place in ((checkpoints, "save_file"), (files, "_sync")):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoints, place, killed)
+            patch.setattr(module, place, killed)
             with pytest.raises(Killed):
                 kept.save(1, {"x": torch.ones(1)}, {})
         assert kept.rounds() == (0,)
