@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from splitsec.choosing.counting import MacCounter, counting_macs
 from splitsec.choosing.leaking import Leak, mark_dominated, measure_leaks
 from splitsec.choosing.speed import Link, Speed
 from splitsec.cut import INPUT, CutGraph, SplitModel, trace, vocabulary
@@ -70,7 +70,7 @@ class _Counting(ShapeNotes):
     The nodes of a tail are copies of these, with the shapes that are noted here.
     """
 
-    def __init__(self, module: fx.GraphModule, counter: FlopCounterMode, keep: set[fx.Node]) -> None:
+    def __init__(self, module: fx.GraphModule, counter: MacCounter, keep: set[fx.Node]) -> None:
         super().__init__(module, garbage_collect_values=True)
         self._counter = counter
         self._keep = keep
@@ -78,10 +78,9 @@ class _Counting(ShapeNotes):
         self.macs: dict[fx.Node, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        before = self._counter.get_total_flops()
+        before = self._counter.total()
         value = super().run_node(n)
-        # The counter counts a multiplication and an addition as two.
-        self.macs[n] = (self._counter.get_total_flops() - before) // 2
+        self.macs[n] = self._counter.total() - before
         if n in self._keep:
             self.kept[n] = value
         return value
@@ -149,10 +148,7 @@ def _run(
     noise = torch.randn(1, *shape).to(next(traced.parameters(), torch.empty(0)).dtype)
     if vocabulary(traced) is not None:
         noise = torch.zeros(1, *shape, dtype=torch.int64)
-    # Fused attention would hide its products from the counter.
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), counting_macs() as counter:
         interpreter = _Counting(traced, counter, keep)
         try:
             interpreter.run(noise)
@@ -161,8 +157,6 @@ def _run(
             raise ConfigError(
                 f"the model cannot take an input of shape {text}, without the batch dimension: {first_line(error)}"
             ) from error
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fused)
     return interpreter.kept, interpreter.macs
 
 

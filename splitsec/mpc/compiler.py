@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 import torch
 from torch import fx
-from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 from splitsec.errors import MessageError, RangeError, UnsupportedLayerError, first_line
 from splitsec.mpc.bounds import MARGIN, Memory, guaranteed_bounds, input_bits, measured_bounds, range_checks
@@ -121,13 +120,16 @@ def compile_tail(
 
 
 class ShapeNotes(fx.Interpreter):
-    """Runs a model and notes at each node what `ShapeProp` would, without printing when an input does not fit."""
+    """Runs a model and notes each value's shape and dtype at its node, as `"shape"` and `"dtype"`.
+
+    torch's own `ShapeProp` prints when an input does not fit.
+    """
 
     def run_node(self, n: fx.Node) -> Any:
         """As torch.fx has it."""
         value = super().run_node(n)
         if isinstance(value, torch.Tensor):
-            n.meta["tensor_meta"] = _extract_tensor_metadata(value)
+            n.meta["shape"], n.meta["dtype"] = tuple(value.shape), value.dtype
         return value
 
 

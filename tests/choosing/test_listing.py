@@ -130,7 +130,6 @@ def test_an_embedding_belongs_to_the_front(speed: Speed) -> None:
 
 
 def test_products_inside_fused_layers_are_counted(speed: Speed) -> None:
-    torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
     found = {one.name: one for one in list_cuts(nn.Sequential(nn.Linear(8, 8), layer), (5, 8), speed=speed)}
     # Projections in and out, two products of 2 heads, and two linear layers, for 5 places.

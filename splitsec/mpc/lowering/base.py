@@ -158,10 +158,12 @@ class Lowering:
 
     def shape_of(self, call: Call) -> Shape:
         """Shape of a node's result, which must be a tensor of real numbers."""
-        meta = call.node.meta["tensor_meta"]
-        if not meta.dtype.is_floating_point:
-            raise UnsupportedLayerError(f"'{call.name}' makes a {meta.dtype}; shares stand for real numbers")
-        return tuple(meta.shape)
+        shape, dtype = call.node.meta.get("shape"), call.node.meta.get("dtype")
+        if shape is None or dtype is None:
+            raise UnsupportedLayerError(f"'{call.name}' makes several values or none; shares stand for one tensor")
+        if not dtype.is_floating_point:
+            raise UnsupportedLayerError(f"'{call.name}' makes a {dtype}; shares stand for real numbers")
+        return tuple(shape)
 
     def emit(self, op: str, name: str, inputs: Sequence[Shared], shape: Sequence[int], **attributes: Any) -> Shared:
         """Add a step; its value."""

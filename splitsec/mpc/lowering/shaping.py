@@ -260,7 +260,7 @@ def _attribute(lowering: Lowering, call: Call) -> Any:
     known: dict[str, Callable[[], Any]] = {
         "shape": lambda: torch.Size(x.shape),
         "ndim": lambda: len(x.shape),
-        "dtype": lambda: call.node.all_input_nodes[0].meta["tensor_meta"].dtype,
+        "dtype": lambda: call.node.all_input_nodes[0].meta["dtype"],
         "device": lambda: torch.device("cpu"),
         "T": lambda: _t(lowering, call),
         "mT": lambda: lowering.transpose(call.name, x),
