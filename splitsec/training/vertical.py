@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from splitsec.errors import ConfigError, first_line
-from splitsec.files import whole_file
+from splitsec.errors import ConfigError
+from splitsec.training.columns import Columns
 from splitsec.training.schedule import Join
 
 # The cut of a vertical model, between its fronts and its tail.
@@ -53,96 +49,6 @@ class VerticalModel(nn.Module):
 def joined(outputs: Sequence[torch.Tensor], join: Join) -> torch.Tensor:
     """The clients' outputs as the tail takes them; real or shares."""
     return torch.cat(list(outputs), dim=1) if join == "concat" else torch.stack(list(outputs)).sum(0)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """One client's columns: `ids` of the rows, `values` float32 (N, columns), at one client `labels` int64 (N,)."""
-
-    ids: tuple[str, ...] = field(repr=False)
-    values: torch.Tensor = field(repr=False)
-    labels: torch.Tensor | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        rows = {len(self.ids), len(self.values)} | ({len(self.labels)} if self.labels is not None else set())
-        if len(rows) != 1 or self.values.dim() != 2:
-            raise ConfigError("ids, values (N, columns) and labels must have one row a person")
-        if not torch.isfinite(self.values).all():
-            raise ConfigError("a column holds a value that is not a finite number")
-        if self.labels is not None and len(self.labels) and int(self.labels.min()) < 0:
-            raise ConfigError(f"labels begin at 0, but there is {int(self.labels.min())}")
-
-    def take(self, rows: Sequence[int]) -> Columns:
-        """Some of the rows, in this order."""
-        index = torch.tensor(rows, dtype=torch.int64)
-        labels = None if self.labels is None else self.labels[index]
-        return Columns(tuple(self.ids[row] for row in rows), self.values[index], labels)
-
-    def standardised(self, rows: int) -> Columns:
-        """Each column with mean 0 and standard deviation 1 over the first `rows` rows."""
-        mean, spread = self.values[:rows].mean(0), self.values[:rows].std(0, unbiased=False)
-        return replace(self, values=(self.values - mean) / torch.where(spread > 0, spread, 1.0))
-
-    def save(self, path: Path) -> None:
-        """Write a safetensors file."""
-        encoded = [one.encode() for one in self.ids]
-        tensors = {
-            "ids": torch.from_numpy(np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()),
-            "id_lengths": torch.tensor([len(one) for one in encoded]),
-            "values": self.values.contiguous(),
-        }
-        if self.labels is not None:
-            tensors["labels"] = self.labels.contiguous()
-        with whole_file(path) as partial:
-            save_file(tensors, partial)
-
-    @classmethod
-    def load(cls, path: Path) -> Columns:
-        """Read what `save` wrote, or a `.csv` file: a header with `id`, at one client `y` for labels, the rest numbers.
-
-        Raises:
-            ConfigError: it cannot be read; names file and line.
-        """
-        return _from_csv(path) if path.suffix == ".csv" else _from_safetensors(path)
-
-
-def _from_safetensors(path: Path) -> Columns:
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-        data, ends = tensors["ids"].numpy().tobytes(), tensors["id_lengths"].cumsum(0).tolist()
-        ids = tuple(data[start:end].decode() for start, end in zip([0, *ends[:-1]], ends, strict=True))
-        return Columns(ids, tensors["values"].float(), tensors.get("labels"))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    except Exception as error:
-        raise ConfigError(f"cannot read columns from {path}: {first_line(error)}") from None
-
-
-def _from_csv(path: Path) -> Columns:
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"cannot read {path}: {first_line(error)}") from None
-    header = rows[0] if rows else []
-    if "id" not in header or len(rows) < 2:
-        raise ConfigError(f"{path} needs a first line with the names of the columns, one of them 'id', and rows")
-    ids, values, labels = [], [], []
-    for number, row in enumerate(rows[1:], 2):
-        try:
-            named = dict(zip(header, row, strict=True))
-            ids.append(named.pop("id"))
-            if "y" in named:
-                labels.append(int(float(named.pop("y"))))
-            values.append([float(one) for one in named.values()])
-        except ValueError as error:
-            raise ConfigError(f"{path}, line {number}: {first_line(error)}") from None
-    try:
-        found = torch.tensor(labels) if "y" in header else None
-        return Columns(tuple(ids), torch.tensor(values, dtype=torch.float32), found)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
 
 
 def split_aligned(count: int, held_out: float, order: int) -> tuple[list[int], list[int]]:
@@ -188,3 +94,6 @@ def load_columns(name: str, data_dir: Path | None, seed: int) -> list[Columns]:
             Columns.load(data_dir / "vertical" / f"default_credit_hetero_{which}.csv") for which in ("guest", "host")
         ]
     raise ConfigError(f"unknown columns '{name}'; choose one of: breast, credit")
+
+
+__all__ = ["CUT", "Columns", "VerticalModel", "joined", "load_columns", "split_aligned"]
