@@ -8,10 +8,10 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
-from safetensors.torch import load_file
 from torch import nn
 
 from splitsec.errors import ConfigError
+from splitsec.tensors import SAVE_WEIGHTS, read_tensors
 from splitsec.training.vertical import VerticalModel
 
 
@@ -147,13 +147,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         ConfigError: it cannot be read, or does not fit: names the keys and shapes at fault.
     """
-    try:
-        state = load_file(path)
-    except Exception as error:
-        raise ConfigError(
-            f"cannot read weights from {path}: {str(error).splitlines()[0]}; save them with "
-            "safetensors.torch.save_file(model.state_dict(), PATH)"
-        ) from None
+    state = read_tensors(path, "weights", SAVE_WEIGHTS)
     have = model.state_dict()
     problems = {
         "missing": sorted(set(have) - set(state)),

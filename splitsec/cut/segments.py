@@ -12,7 +12,8 @@ from torch import fx, nn
 
 from splitsec.cut.split import Cut, SplitModel
 from splitsec.cut.weights import load_part
-from splitsec.errors import CutError
+from splitsec.errors import ConfigError, CutError
+from splitsec.tensors import SAVE_WEIGHTS, read_tensors
 
 
 class ConstantError(CutError):
@@ -82,8 +83,12 @@ def _read(path: Path, wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys() if key in wanted}  # noqa: SIM118  (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise CutError(f"cannot read weights from {path}: {str(error).splitlines()[0]}") from None
+    except (OSError, SafetensorError):
+        # Says what the file is instead, or that it is not there.
+        try:
+            return read_tensors(path, "weights", SAVE_WEIGHTS)
+        except ConfigError as error:
+            raise CutError(str(error)) from None
 
 
 def _refuse_constants(segment: fx.GraphModule) -> None:

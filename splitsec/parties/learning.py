@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,6 +12,7 @@ from torch import nn
 
 from splitsec import __version__
 from splitsec.errors import ConfigError, MessageError
+from splitsec.mpc.compiler import DEFAULT_LIMIT
 from splitsec.mpc.ring import check_range
 from splitsec.parties.events import Joined, Report, RoundDone
 from splitsec.parties.names import DEALER, SERVER
@@ -21,6 +23,7 @@ from splitsec.training.checkpoints import Checkpoints, optimizer_tensors, restor
 from splitsec.training.combinable import Combinable
 from splitsec.training.compression import ActivationCoder, GradientCoder
 from splitsec.training.data import Loader, Part
+from splitsec.training.inspection import activation_shape, check_tokens, largest_activation
 from splitsec.training.loop import FrontTrainer, StepResult, segment_digest, set_rate
 from splitsec.training.messages import (
     PROTOCOL,
@@ -47,6 +50,7 @@ from splitsec.training.randomness import OwnRandomness, derived_seed
 from splitsec.training.vertical import Columns, split_aligned
 from splitsec.transport import expect_tensor
 
+log = logging.getLogger(__name__)
 # With a head, losses and correct labels are known to clients alone: their means travel as two more values of the masked
 # upload, so that the server learns them of all clients together.
 MEANS = 2
@@ -123,7 +127,7 @@ class Learner:
         self._missed = False
 
     def begin(self) -> list[Out]:
-        """What to say first."""
+        """What to say first; raises `ConfigError` for data that this client's own segments cannot learn from."""
         hello = Hello(
             protocol=PROTOCOL,
             version=__version__,
@@ -135,8 +139,30 @@ class Learner:
             samples=len(self._part.ids) if isinstance(self._part, Columns) else len(self._part.train_labels),
             rounds=self._saved or (0,),
             run=self._run,
+            shape=self._inspected(),
         )
         return [(SERVER, hello, [])]
+
+    def _inspected(self) -> tuple[int, ...]:
+        """The shape of one row's activation; empty for columns, whose rows are still to be aligned."""
+        if isinstance(self._part, Columns):
+            return ()
+        self._part.check()
+        front = self._segments[0]
+        doubts = self._part.doubts()
+        for what in ("train_images", "test_images"):
+            check_tokens(getattr(self._part, what), front, what)
+        shape = activation_shape(front, self._part.train_images, cut=self._cut, what="train_images")
+        largest = largest_activation(front, self._part.train_images, cut=self._cut, what="train_images")
+        if not largest < DEFAULT_LIMIT:
+            doubts.append(
+                f"the front makes activations of magnitude {largest:.4g} of these images before it is trained, and "
+                f"encrypted predictions take magnitudes below about {DEFAULT_LIMIT:g}: scale the images, such as by "
+                "their largest value, unless training is sure to make the activations smaller"
+            )
+        for doubt in doubts:
+            log.warning("%s: %s", self._name, doubt)
+        return shape
 
     def take(self, body: ServerBody | DealerBody, tensors: Sequence[torch.Tensor]) -> list[Out]:
         """What to say to a message of the server or the dealer.

@@ -234,7 +234,12 @@ class Run:
     def _welcome(self, name: str, hello: Hello, now: float) -> None:
         check_hello(name, hello, cut=self._cut, schedule=self.schedule, members=self.members)
         if self.finished and self.round is None:
-            raise RefusedError("no training is running")
+            raise RefusedError(
+                "the server's run has no training (epochs = 0): clients of predictions alone have train = false, and "
+                "as weights the front that belongs to the server's tail"
+            )
+        if hello.shape and not self.schedule.join:
+            self._trainer.check_activation(torch.zeros(1, *hello.shape))
         if self.round is None:
             self._progress = now
         else:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.utils.data import BatchSampler, RandomSampler
 
-from splitsec.errors import ConfigError, first_line
+from splitsec.errors import ConfigError
 from splitsec.files import whole_file
 from splitsec.mpc.prg import SEED_BYTES, Stream
+from splitsec.tensors import read_tensors
+from splitsec.training.inspection import check_inputs, check_labels_of, kind, times
 from splitsec.training.randomness import derived_seed
 
 DATASETS = ("digits", "mnist")
@@ -20,7 +22,8 @@ DATASETS = ("digits", "mnist")
 
 @dataclass(frozen=True)
 class Part:
-    """One client's data: images float32 (N, channels, height, width), labels int64 (N,)."""
+    """One client's data: images float32 (N, channels, height, width), or what else the model takes (numbers of tokens
+    as int64); labels int64 (N,)."""
 
     train_images: torch.Tensor
     train_labels: torch.Tensor
@@ -36,25 +39,59 @@ class Part:
     @classmethod
     def load(cls, path: Path) -> Part:
         """Read and check a part; raises `ConfigError` saying what is wrong with the file."""
-        try:
-            tensors = load_file(path)
-        except FileNotFoundError:
-            raise ConfigError(f"the data file {path} does not exist") from None
-        except Exception as error:
-            raise ConfigError(f"{path} is not a safetensors file: {first_line(error)}") from error
+        tensors = read_tensors(path, "data", _ADVICE)
         missing = sorted(set(cls.__annotations__) - set(tensors))
         if missing:
-            raise ConfigError(f"{path} lacks {', '.join(missing)}")
+            has = ", ".join(sorted(tensors)[:8]) or "nothing"
+            raise ConfigError(f"{path} lacks {', '.join(missing)}; it has {has}")
         part = cls(**{name: tensors[name] for name in cls.__annotations__})
-        for split in ("train", "test"):
-            images, labels = tensors[f"{split}_images"], tensors[f"{split}_labels"]
-            if images.dtype != torch.float32 or labels.dtype != torch.int64:
-                raise ConfigError(f"{path}: {split}_images must be float32 and {split}_labels int64")
-            if images.dim() < 2 or labels.shape != images.shape[:1]:
-                raise ConfigError(f"{path}: {split}_images and {split}_labels differ in number")
-        if not len(part.train_images):
-            raise ConfigError(f"{path} holds no training images")
+        part.check(f"{path}: ")
         return part
+
+    def check(self, source: str = "") -> None:
+        """Look at everything before anybody else is asked for anything.
+
+        Args:
+            source: what the messages begin with, such as a file's name.
+
+        Raises:
+            ConfigError: a dtype, a shape, a label or a value that cannot be learned from; names the row, and says how
+                to convert it.
+        """
+        for split in ("train", "test"):
+            images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
+            if split == "test" and not images.numel() and not labels.numel():
+                continue
+            if images.dim() < 2:
+                raise ConfigError(
+                    f"{source}{split}_images have shape {tuple(images.shape)} and must have a row for each image, "
+                    "(N, ...): images.unsqueeze(1) makes rows of single values"
+                )
+            check_inputs(images, f"{source}{split}_images")
+            check_labels_of(labels, images, f"{source}{split}_labels")
+        if not len(self.train_images):
+            raise ConfigError(f"{source or 'the data '}holds no training images")
+        if len(self.test_images) and (
+            self.test_images.shape[1:] != self.train_images.shape[1:]
+            or self.test_images.dtype != self.train_images.dtype
+        ):
+            one, other = (
+                f"{times(images.shape[1:])} ({kind(images)})" for images in (self.train_images, self.test_images)
+            )
+            raise ConfigError(f"{source}train_images are {one} each and test_images {other}: bring them to one size")
+
+    def doubts(self, source: str = "") -> list[str]:
+        """What is not wrong, but seldom meant: one line each."""
+        classes = self.train_labels.unique()
+        if len(classes) == 1:
+            return [
+                f"{source}all {len(self.train_labels)} training labels are {int(classes[0])}: of a single class "
+                "nothing is learned that tells it from others"
+            ]
+        return []
+
+
+_ADVICE = "write one with splitsec.Part(train_images, train_labels, test_images, test_labels).save(path)"
 
 
 def load_dataset(name: str, data_dir: Path | None, seed: int) -> Part:

@@ -23,7 +23,7 @@ from splitsec.privacy.updates import NoiseShares
 from splitsec.training.schedule import Schedule
 from splitsec.transport.codec import Codec, Message, Refused
 
-PROTOCOL = 4
+PROTOCOL = 5
 
 
 class Hello(Message, frozen=True):
@@ -31,7 +31,8 @@ class Hello(Message, frozen=True):
 
     `segments` names and shapes what is combined, `begins` is a digest of its first values; `parameters` of the
     `values` are parameters. `rounds` are those at whose beginning the client can go on: 0, or its checkpoints, which
-    are of run `run`.
+    are of run `run`. `shape` is that of one row's activation, so that what does not fit is refused before any round
+    begins; empty where the client cannot know it yet.
     """
 
     protocol: int
@@ -44,6 +45,7 @@ class Hello(Message, frozen=True):
     samples: int
     rounds: tuple[int, ...] = (0,)
     run: str = ""
+    shape: tuple[int, ...] = ()
 
 
 class Welcome(Message, frozen=True):

@@ -42,10 +42,10 @@ def test_bad_parts_say_what_is_wrong(tmp_path: Path) -> None:
         Part.load(path)
     images, labels = torch.zeros(2, 2), torch.zeros(3, dtype=torch.int64)
     Part(images, labels, images, labels).save(path)
-    with pytest.raises(ConfigError, match="differ in number"):
+    with pytest.raises(ConfigError, match="there must be one label a row"):
         Part.load(path)
     Part(images.double(), labels[:2], images, labels[:2]).save(path)
-    with pytest.raises(ConfigError, match="must be float32"):
+    with pytest.raises(ConfigError, match="float64 and must be float32"):
         Part.load(path)
     Part(images[:0], labels[:0], images, labels[:2]).save(path)
     with pytest.raises(ConfigError, match="no training images"):

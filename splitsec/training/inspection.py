@@ -1,0 +1,200 @@
+"""A client's own look at its data before it joins a run: what others would refuse in the middle, it finds at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from splitsec.cut import check_batch, vocabulary
+from splitsec.errors import ConfigError, CutError, MessageError, first_line
+
+# Rows that are enough to see how large activations are.
+SAMPLED = 256
+
+
+def kind(tensor: torch.Tensor) -> str:
+    """A tensor's dtype as people write it."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def times(shape: torch.Size | tuple[int, ...]) -> str:
+    """A shape for people: `3x8x8`."""
+    return "x".join(map(str, shape)) or "a single number"
+
+
+def check_inputs(inputs: torch.Tensor, what: str) -> None:
+    """Raise `ConfigError` for inputs that no front can take: of another dtype, or not finite; names the first row."""
+    if inputs.dtype == torch.uint8:
+        raise ConfigError(
+            f"{what} are uint8, such as pixels from 0 to 255; save them as float32 and scaled as the model is to see "
+            "them, such as images.float() / 255 (numbers of tokens as int64: images.long())"
+        )
+    if inputs.dtype not in (torch.float32, torch.int64):
+        advice = "images.float()" if inputs.is_floating_point() else "images.float(), or tokens with images.long()"
+        raise ConfigError(f"{what} are {kind(inputs)} and must be float32 (numbers of tokens int64): {advice}")
+    if not inputs.is_floating_point() or not inputs.numel():
+        return
+    bad = (~torch.isfinite(inputs)).flatten(1).any(1).nonzero().flatten().tolist()
+    if bad:
+        row = inputs[bad[0]].flatten()
+        value = row[~torch.isfinite(row)][0].item()
+        raise ConfigError(f"{what} hold {value} in {_rows(bad)}; repair or leave out what is not a finite number")
+
+
+def check_labels_of(labels: torch.Tensor, inputs: torch.Tensor, what: str) -> None:
+    """Raise `ConfigError` unless labels are one class a row: says what they are instead, and what to do."""
+    if labels.shape[:1] != inputs.shape[:1] or labels.dim() == 0:
+        count = "one number" if labels.dim() == 0 else str(len(labels))
+        raise ConfigError(f"{what}: {count} for {len(inputs)} rows of inputs; there must be one label a row")
+    if labels.dim() > 1:
+        single = labels.shape[1] == 1
+        advice = "labels.squeeze(1)" if single else "from one-hot rows labels.argmax(1); several labels a row cannot be"
+        raise ConfigError(f"{what} have shape {tuple(labels.shape)} and must be one class a row: {advice}")
+    if labels.is_floating_point():
+        broken = (labels != labels.round()).nonzero().flatten().tolist()
+        if broken:
+            raise ConfigError(
+                f"{what} hold {labels[broken[0]].item():g} in {_rows(broken)}: training is for classes alone, which "
+                "are whole numbers from 0 on; a regression cannot be trained"
+            )
+    if labels.dtype != torch.int64:
+        raise ConfigError(f"{what} are {kind(labels)} and must be int64: labels.long()")
+    negative = (labels < 0).nonzero().flatten().tolist()
+    if negative:
+        raise ConfigError(
+            f"{what} hold {int(labels[negative[0]])} in {_rows(negative)}; classes count from 0: make them 0, 1, ..."
+        )
+
+
+def check_classes(labels: torch.Tensor, classes: int, what: str) -> None:
+    """Raise `ConfigError`, naming the first row, where a label is none of the model's classes."""
+    beyond = (labels >= classes).nonzero().flatten().tolist()
+    if beyond:
+        raise ConfigError(
+            f"{what} hold {int(labels[beyond[0]])} in {_rows(beyond)}, but the model has {classes} classes, from 0 to "
+            f"{classes - 1}: correct the labels, or give the model an output for every class"
+        )
+
+
+def activation_shape(front: nn.Module, inputs: torch.Tensor, *, cut: str, what: str) -> tuple[int, ...]:
+    """The shape of one row's activation, from trying the front on two rows; the front stays as it is.
+
+    Raises:
+        ConfigError: the front cannot take the inputs; names the layer that cannot, and both shapes.
+    """
+    return tuple(_tried(front, inputs[:2], cut, what).shape[1:])
+
+
+def largest_activation(front: nn.Module, inputs: torch.Tensor, *, cut: str, what: str) -> float:
+    """The largest magnitude of the front's activations of some rows; not finite where one is not."""
+    activation = _tried(front, inputs[:SAMPLED], cut, what)
+    return float(activation.abs().max()) if activation.numel() else 0.0
+
+
+def _tried(front: nn.Module, inputs: torch.Tensor, cut: str, what: str) -> torch.Tensor:
+    rows = vocabulary(front)
+    if rows is not None:
+        if inputs.is_floating_point():
+            raise ConfigError(
+                f"{what} are {kind(inputs)}, but the model looks them up in an embedding: give whole numbers from 0 to "
+                f"{rows - 1}, as int64"
+            )
+    elif not inputs.is_floating_point():
+        raise ConfigError(
+            f"{what} are {kind(inputs)}, but the model computes with them: save them as float32, scaled as the model "
+            "is to see them, such as images.float() / 255"
+        )
+    reached: list[tuple[str, nn.Module, tuple[int, ...]]] = []
+    with _unchanged(front), _watched(front, reached):
+        try:
+            activation: torch.Tensor = front(inputs)
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+            reason = _mismatch(*reached[-1]) if reached else ""
+            raise ConfigError(
+                f"{what} are {times(inputs.shape[1:])} each, which the model cannot take: "
+                f"{reason or first_line(error)}; bring them to the model's input, or give another model"
+            ) from error
+        try:
+            check_batch(activation, inputs, cut)
+        except (CutError, MessageError) as error:
+            raise ConfigError(f"{what} are {times(inputs.shape[1:])} each: {error}") from None
+    return activation.detach()
+
+
+def check_tokens(inputs: torch.Tensor, front: nn.Module, what: str) -> None:
+    """Raise `ConfigError`, naming the first row, for numbers that the front's embedding does not have."""
+    rows = vocabulary(front)
+    if rows is None or inputs.is_floating_point() or not inputs.numel():
+        return
+    outside = (inputs < 0) | (inputs >= rows)
+    bad = outside.flatten(1).any(1).nonzero().flatten().tolist()
+    if bad:
+        value = int(inputs[bad[0]][outside[bad[0]]].flatten()[0])
+        raise ConfigError(
+            f"{what} hold {value} in {_rows(bad)}, but the model's embedding has {rows} rows: give numbers from 0 to "
+            f"{rows - 1}"
+        )
+
+
+def _rows(numbers: list[int]) -> str:
+    more = len(numbers) - 1
+    return f"row {numbers[0]}" + (f" and {more} more row{'s' * (more > 1)}" if more else "") + " (counted from 0)"
+
+
+@contextmanager
+def _unchanged(front: nn.Module) -> Iterator[None]:
+    """Evaluate without leaving a trace: neither modes nor torch's generator are another afterwards."""
+    modes = [(module, module.training) for module in front.modules()]
+    state = torch.get_rng_state()
+    front.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_rng_state(state)
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _watched(front: nn.Module, reached: list[tuple[str, nn.Module, tuple[int, ...]]]) -> Iterator[None]:
+    """Note each layer that is reached, with the shape that it is given."""
+    handles = []
+    for name, module in front.named_modules():
+        if next(module.children(), None) is not None or not name:
+            continue
+
+        def note(layer: nn.Module, given: tuple[object, ...], name: str = name) -> None:
+            if given and isinstance(given[0], torch.Tensor):
+                reached.append((name, layer, tuple(given[0].shape)))
+
+        handles.append(module.register_forward_pre_hook(note))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mismatch(name: str, layer: nn.Module, given: tuple[int, ...]) -> str:
+    """Why a layer cannot take a shape (batch dimension first); empty where it is not known."""
+    for dimensions, convolution in ((1, nn.Conv1d), (2, nn.Conv2d), (3, nn.Conv3d)):
+        if isinstance(layer, convolution):
+            if len(given) != dimensions + 2:
+                sides = ("length", "height and width", "depth, height and width")[dimensions - 1]
+                return f"layer '{name}' takes channels, {sides} of each, and gets {times(given[1:])}"
+            if given[1] != layer.in_channels:
+                return f"layer '{name}' takes {_channels(layer.in_channels)} and gets {given[1]}"
+            return f"layer '{name}' has a kernel of {times(layer.kernel_size)} and gets {times(given[1:])}"
+    if isinstance(layer, nn.Linear) and given[-1] != layer.in_features:
+        return f"layer '{name}' takes {layer.in_features} features and gets {given[-1]}"
+    if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)) and given[1] != layer.num_features:
+        return f"layer '{name}' takes {_channels(layer.num_features)} and gets {given[1]}"
+    return ""
+
+
+def _channels(count: int) -> str:
+    return f"{count} channel{'s' * (count != 1)}"
