@@ -282,7 +282,7 @@ class Learner:
     def _pass_on(self, owner: str, tensors: Sequence[torch.Tensor]) -> list[Out]:
         if self._alignment is None or len(tensors) != 1:
             raise MessageError("Points were not due")
-        return [(SERVER, Points(owner), [self._alignment.pass_on(tensors[0])])]
+        return [(SERVER, Points(owner), [self._alignment.pass_on(tensors[0], owner)])]
 
     def _align(self, tensors: Sequence[torch.Tensor]) -> list[Out]:
         if self._alignment is None or self.welcome is None or len(tensors) != 1:

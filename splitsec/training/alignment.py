@@ -14,6 +14,9 @@ learns how many ids each client has and how many any of them have in common.
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,6 +27,7 @@ from splitsec.errors import ConfigError, MessageError
 from splitsec.mpc.prg import Stream, fresh_seed
 from splitsec.transport.codec import expect_tensor
 
+log = logging.getLogger(__name__)
 POINT_BYTES = 32
 _CURVE = ec.SECP256R1()
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
@@ -44,9 +48,11 @@ class Alignment:
         if not ids:
             raise ConfigError("there are no ids to align the rows by")
         if len(set(ids)) != len(ids):
-            twice = next(one for index, one in enumerate(ids) if one in ids[:index])
+            twice = Counter(ids).most_common(1)[0][0]
             raise ConfigError(f"the id of row {ids.index(twice)} comes twice; every row needs an id of its own")
         self._ids = ids
+        # How many ids each other client has.
+        self._others: dict[str, int] = {}
         stream = Stream(fresh_seed())
         scalar = int.from_bytes(stream.bytes(48).tobytes(), "big") % (_ORDER - 1) + 1
         self._key = ec.derive_private_key(scalar, _CURVE)
@@ -57,15 +63,19 @@ class Alignment:
         """This client's points in a random order, uint8 (N, 32)."""
         return _packed([self._multiplied(_hashed(self._ids[row])) for row in self._order])
 
-    def pass_on(self, points: torch.Tensor) -> torch.Tensor:
+    def pass_on(self, points: torch.Tensor, owner: str = "the other") -> torch.Tensor:
         """Another client's points, multiplied, in the same order; raises `MessageError` for what are no points."""
-        return _packed([self._multiplied(_point(one)) for one in _unpacked(points)])
+        multiplied = _packed([self._multiplied(_point(one)) for one in _unpacked(points)])
+        self._others[owner] = len(multiplied)
+        return multiplied
 
     def common(self, places: torch.Tensor) -> list[int]:
         """This client's rows that all others have too, in the order of their ids, which is everybody's.
 
         Args:
             places: which of the points of `mine` are common to all, int64.
+
+        Where less than half of the ids are common, a warning says so.
 
         Raises:
             ConfigError: there are none.
@@ -77,10 +87,28 @@ class Alignment:
             raise MessageError("places of common rows that are not there")
         if not found:
             raise ConfigError(
-                f"no id of this client's {len(self._ids)} rows is known to all other clients: check that the ids are "
-                "written alike everywhere"
+                f"no id of this client's {len(self._ids)} rows is known to all other clients ({self._counts}): check "
+                f"that the ids are written alike everywhere; {self._look}"
+            )
+        if 2 * len(found) < min(len(self._ids), *self._others.values()):
+            log.warning(
+                "only %d of this client's %d ids are known to all other clients (%s): if there should be more, check "
+                "that the ids are written alike everywhere; %s",
+                len(found),
+                len(self._ids),
+                self._counts,
+                self._look,
             )
         return sorted((self._order[place] for place in found), key=lambda row: self._ids[row])
+
+    @property
+    def _counts(self) -> str:
+        return ", ".join(f"{name} has {count} ids" for name, count in self._others.items())
+
+    @property
+    def _look(self) -> str:
+        shape = Counter(shape_of(text) for text in self._ids).most_common(1)[0][0]
+        return f"here they look like {shape!r} (a for a letter, 9 for a digit, 0 for a zero in front)"
 
     def _multiplied(self, point: ec.EllipticCurvePublicKey) -> bytes:
         return self._key.exchange(ec.ECDH(), point)
@@ -94,6 +122,24 @@ def common_places(points: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
         name: torch.tensor([place for place, point in enumerate(one) if point in shared], dtype=torch.int64)
         for name, one in lists.items()
     }
+
+
+def shape_of(text: str) -> str:
+    """How an id is written, without the id: letters become a or A, digits 9, zeros in front stay.
+
+    Example:
+        >>> shape_of("Ward-0042"), shape_of(" 42")
+        ('Aaaa-0099', ' 99')
+    """
+    zeros = re.compile(r"0*(?=\d)")
+
+    def digits(match: re.Match[str]) -> str:
+        front = zeros.match(match[0])
+        count = len(front[0]) if front else 0
+        return "0" * count + "9" * (len(match[0]) - count)
+
+    kept = re.sub(r"\d+", digits, text)
+    return "".join(("A" if sign.isupper() else "a") if sign.isalpha() else sign for sign in kept)
 
 
 def _hashed(text: str) -> ec.EllipticCurvePublicKey:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from splitsec.errors import ConfigError, MessageError
-from splitsec.training.alignment import Alignment, _hashed, common_places
+from splitsec.training.alignment import Alignment, _hashed, common_places, shape_of
 
 
 def _align(*lists: list[str]) -> list[list[int]]:
@@ -11,7 +11,7 @@ def _align(*lists: list[str]) -> list[list[int]]:
     for index, party in enumerate(parties):
         points = party.mine()
         for other in parties[index + 1 :] + parties[:index]:
-            points = other.pass_on(points)
+            points = other.pass_on(points, f"client-{index}")
         complete.append(points)
     places = common_places({str(index): points for index, points in enumerate(complete)})
     return [party.common(places[str(index)]) for index, party in enumerate(parties)]
@@ -48,12 +48,38 @@ def test_ids_that_cannot_be_aligned() -> None:
         Alignment(["a", "b", "c", "b"])
     with pytest.raises(ConfigError, match="no ids"):
         Alignment([])
-    with pytest.raises(
-        ConfigError, match="no id of this client's 2 rows is known to all other clients: check that the ids are written"
+    with pytest.raises(ConfigError) as caught:
+        _align(["Bed-007", "Bed-008"], ["7", "8", "9"])
+    for words in (
+        "no id of this client's 2 rows is known to all other clients (client-1 has 3 ids)",
+        "check that the ids are written alike",
+        "they look like 'Aaa-009'",
     ):
-        _align(["001", "002"], ["1", "2"])
+        assert words in str(caught.value)
+    assert "007" not in str(caught.value)
     with pytest.raises(MessageError, match="no point"):
         Alignment(["a"]).pass_on(torch.full((1, 32), 255, dtype=torch.uint8))
     for places in ([2], [-1], [0, 0]):
         with pytest.raises(MessageError, match="not there"):
             Alignment(["a", "b"]).common(torch.tensor(places))
+
+
+def test_few_common_ids_are_worth_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    """The control: where half of them are common there is nothing to say."""
+    ids = [f"{number:03d}" for number in range(10)]
+    for common, says in ((4, True), (5, False)):
+        party, other = Alignment(ids), Alignment([*ids[:common], *(f"x{number}" for number in range(10 - common))])
+        points = [other.pass_on(party.mine(), "client-0"), party.pass_on(other.mine(), "client-1")]
+        places = common_places({"0": points[0], "1": points[1]})
+        assert len(party.common(places["0"])) == common
+        assert bool(caplog.messages) == says
+        if says:
+            assert "only 4 of this client's 10 ids are known to all other clients (client-1 has 10 ids)" in caplog.text
+        caplog.clear()
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"), [("Ward-0042", "Aaaa-0099"), (" 42", " 99"), ("100", "999"), ("7.0", "9.9"), ("é0", "a9")]
+)
+def test_the_shape_of_an_id_is_not_the_id(text: str, shape: str) -> None:
+    assert shape_of(text) == shape
