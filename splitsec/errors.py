@@ -6,11 +6,27 @@ with `exit_code`; a program can catch the base class.
 
 from __future__ import annotations
 
+# Enough for a list of all layers; what a peer says is cut much shorter, see `transport.codec.Refused`.
+MOST_TEXT = 4000
+
+
+def plain_text(text: str, most: int = MOST_TEXT) -> str:
+    """One line of `text` that a log and a terminal show as it is: what is not printable is escaped, and the end is cut.
+
+    Line breaks, escape sequences of terminals, and marks that turn the direction of writing come from other parties
+    and from files; each could make a line look like another one.
+    """
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text[: most + 1])
+    return shown if len(shown) <= most else shown[: most - 3] + "..."
+
 
 class SplitsecError(Exception):
-    """Base of all errors that splitsec raises on purpose."""
+    """Base of all errors that splitsec raises on purpose; its text is always one line, see `plain_text`."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return plain_text(super().__str__())
 
 
 class ConfigError(SplitsecError):

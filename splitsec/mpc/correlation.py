@@ -15,8 +15,9 @@ import msgspec
 import torch
 
 from splitsec.mpc.prg import Stream
+from splitsec.transport.fields import Sizes
 
-Shape: TypeAlias = tuple[int, ...]
+Shape: TypeAlias = Sizes
 # Masks of a model's weights by layer number: at the dealer the masks, at the client the masked weights, at the server
 # nothing, since it needs neither here.
 Masks: TypeAlias = Mapping[int, torch.Tensor]

@@ -27,7 +27,8 @@ from splitsec.mpc.prg import fresh_seed
 from splitsec.mpc.shared import TOKEN_BYTES, SharedWeight, server_shares
 
 MAX_SESSIONS = 16
-MAX_OWNERS = 256
+# Of one party.
+MAX_OWNERS = 16
 
 
 @dataclass
@@ -46,21 +47,22 @@ class OwnerBook:
     """Seeds of those who gave weights that nobody is to know, by token; a token names one seed for good."""
 
     def __init__(self) -> None:
-        self._seeds: dict[str, bytes] = {}
+        self._seeds: dict[str, tuple[str, bytes]] = {}
 
-    def new(self) -> tuple[str, bytes]:
-        """A token and its seed; the oldest make room."""
-        while len(self._seeds) >= MAX_OWNERS:
-            del self._seeds[next(iter(self._seeds))]
-        token = secrets.token_hex(TOKEN_BYTES)
-        self._seeds[token] = fresh_seed()
-        return token, self._seeds[token]
+    def new(self, name: str = "") -> tuple[str, bytes]:
+        """A token of a party and its seed; the party's oldest make room, never another's."""
+        own = [token for token, (owner, _) in self._seeds.items() if owner == name]
+        for token in own[: len(own) - MAX_OWNERS + 1]:
+            del self._seeds[token]
+        token, seed = secrets.token_hex(TOKEN_BYTES), fresh_seed()
+        self._seeds[token] = name, seed
+        return token, seed
 
     def seed(self, token: str) -> bytes:
         """The seed of a token; raises `RandomnessError` for one that the dealer does not know."""
         if token not in self._seeds:
             raise RandomnessError("the dealer has no seed for these weights; their owner must give them again")
-        return self._seeds[token]
+        return self._seeds[token][1]
 
 
 class DealerBook:

@@ -10,24 +10,25 @@ from typing import TypeAlias
 from splitsec.mpc.plan import Plan
 from splitsec.mpc.shared import SharedWeight
 from splitsec.transport.codec import Codec, Message, Refused
+from splitsec.transport.fields import Identifier, Number, PartyName, Seed
 
 
 class Prepare(Message, frozen=True):
     """Client to server: get the randomness of all queries below this number ready; not answered."""
 
-    below: int
+    below: Number
 
 
 class Await(Message, frozen=True):
     """Client to server: say when this query is ready."""
 
-    query: int
+    query: Number
 
 
 class Ready(Message, frozen=True):
     """Server to client: the randomness of this query is ready; it took so many milliseconds."""
 
-    query: int
+    query: Number
     milliseconds: float
 
 
@@ -41,8 +42,8 @@ class MaskedWeights(Message, frozen=True):
     `ahead` is how many queries the server keeps ready at most.
     """
 
-    layers: tuple[int, ...]
-    ahead: int
+    layers: tuple[Number, ...]
+    ahead: Number
 
 
 class Ping(Message, frozen=True):
@@ -54,22 +55,22 @@ class Close(Message, frozen=True):
 
 
 SessionBody: TypeAlias = MaskedWeights | Ping | Prepare | Await | Ready | Run | Close | Refused
-session_codec: Codec[SessionBody] = Codec(SessionBody)
+session_codec: Codec[SessionBody] = Codec(SessionBody, header_bytes=1 << 18)
 
 
 class JoinSession(Message, frozen=True):
     """Server or client to dealer: a seed for this session and this plan."""
 
-    session: str
+    session: Identifier
     rank: int
-    client: str
+    client: PartyName
     plan: Plan
 
 
 class SessionSeed(Message, frozen=True):
     """Dealer to server or client; travels only inside CURVE."""
 
-    seed: bytes
+    seed: Seed
 
     def __repr__(self) -> str:
         return "SessionSeed(...)"
@@ -78,20 +79,20 @@ class SessionSeed(Message, frozen=True):
 class DealQuery(Message, frozen=True):
     """Server to dealer: the corrections of one query."""
 
-    session: str
-    query: int
+    session: Identifier
+    query: Number
 
 
 class Corrections(Message, frozen=True):
     """Dealer to server: a part of a query's corrections, one flat int64 tensor."""
 
-    query: int
+    query: Number
 
 
 class ShareWeights(Message, frozen=True):
     """Server to dealer, once a session: its shares of the masks of these weights, which no party knows."""
 
-    session: str
+    session: Identifier
     items: tuple[SharedWeight, ...]
 
 
@@ -102,7 +103,7 @@ class WeightShares(Message, frozen=True):
 class LeaveSession(Message, frozen=True):
     """Server or client to dealer: forget this session."""
 
-    session: str
+    session: Identifier
 
 
 class Done(Message, frozen=True):

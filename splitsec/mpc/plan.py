@@ -26,7 +26,8 @@ from splitsec.mpc.shared import SharedLinear, SharedWeight, mask_of
 from splitsec.mpc.sign import SignMask
 from splitsec.mpc.triples import BinaryTriple, RandomBit, SquarePair, Triple
 from splitsec.mpc.truncation import Truncation
-from splitsec.transport.codec import MAX_SIZE, expect_tensor
+from splitsec.transport.codec import expect_tensor
+from splitsec.transport.fields import MAX_DIMENSIONS, MAX_SIZE
 from splitsec.transport.sockets import MAX_FRAME_BYTES
 
 AnyCorrelation: TypeAlias = (
@@ -44,6 +45,8 @@ AnyCorrelation: TypeAlias = (
 Plan: TypeAlias = tuple[AnyCorrelation, ...]
 # As corrections they must fit one frame.
 MAX_ELEMENTS = MAX_FRAME_BYTES // 8
+# Of a plan: a network of 300 layers takes 400, and attention some 100 a layer.
+MAX_ITEMS = 10_000
 # A part of the corrections is sent as soon as it has so many ring elements.
 PART_ELEMENTS = 1 << 15
 # The stream of the server's seed that masks the weights; queries count up from 0 and never come here.
@@ -56,10 +59,17 @@ def plan_digest(plan: Plan) -> bytes:
 
 
 def check_plan(plan: Plan) -> None:
-    """Raise `MessageError` for a plan that no program makes: impossible shapes, or too many elements."""
+    """Raise `MessageError` for a plan that no program makes: impossible shapes, or too many elements.
+
+    Takes milliseconds for any plan that fits a message, and makes no tensor.
+    """
+    if len(plan) > MAX_ITEMS:
+        raise MessageError(f"a plan of {len(plan)} correlations; at most {MAX_ITEMS} are dealt")
     total = 0
     for item in plan:
         sizes = [value for value in msgspec.structs.asdict(item).values() if isinstance(value, tuple)]
+        if any(len(shape) > MAX_DIMENSIONS for shape in sizes):
+            raise MessageError(f"a plan with more than {MAX_DIMENSIONS} dimensions")
         if any(not 0 <= size < MAX_SIZE for shape in sizes for size in shape):
             raise MessageError("a plan with an impossible size")
         total += sum(math.prod(shape) for shape in sizes)

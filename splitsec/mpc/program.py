@@ -7,7 +7,7 @@ with the server.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 import torch
@@ -15,10 +15,11 @@ import torch
 from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.curves import Curve
 from splitsec.mpc.ring import PRECISION_BITS
+from splitsec.transport.fields import MAX_DIMENSIONS
 
-Shape: TypeAlias = tuple[int, ...]
-Reveal: TypeAlias = Literal["logits", "label"]
 MAX_STEPS = 10_000
+Shape: TypeAlias = Annotated[tuple[int, ...], msgspec.Meta(max_length=MAX_DIMENSIONS)]
+Reveal: TypeAlias = Literal["logits", "label"]
 MOST_DIGITS = 14
 
 
@@ -54,7 +55,7 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     factor: float = 1.0
     offset: float = 0.0
     dim: int = -1
-    index: Shape = ()
+    index: tuple[int, ...] = ()
     ceil: bool = False
     padded: bool = True
     divisor: int = 0
@@ -81,7 +82,7 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     input_shape: Shape
-    steps: tuple[Step, ...]
+    steps: Annotated[tuple[Step, ...], msgspec.Meta(max_length=MAX_STEPS)]
     limit: float
     limited_by: str
     precision: int = PRECISION_BITS

@@ -186,13 +186,13 @@ class Dealer:
             case OwnWeights():
                 if name == SERVER:
                     raise RandomnessError("the server owns no weights that others may not know")
-                return OwnerSeed(*self._owners.new()), []
+                return OwnerSeed(*self._owners.new(name)), []
             case ShareWeights(session, items):
                 return WeightShares(), self._sessions.weight_shares(session, items, name=name)
             case BeginRun(run, start, fresh):
                 if name != SERVER:
                     raise RandomnessError(f"{name} may not begin a run; only the server may")
-                book = self._book(run)
+                book = self._begun(run)
                 book.begin(start, fresh=fresh)
                 self._keep(run, book)
                 return Done(), []
@@ -212,6 +212,13 @@ class Dealer:
                 raise RandomnessError(f"the dealer does not answer {type(other).__name__}")
 
     def _book(self, run: str) -> MaskBook:
+        """The book of a run that the server has begun: a name that somebody made up takes no place."""
+        if run not in self._runs:
+            raise RandomnessError(f"the server has not begun run {run[:8]} at this dealer; begin anew as well")
+        return self._runs[run]
+
+    def _begun(self, run: str) -> MaskBook:
+        """The book of a run that the server begins; the oldest makes room."""
         if not _RUN.match(run):
             raise RandomnessError("a run is named by 32 hexadecimal digits")
         if run not in self._runs:

@@ -10,6 +10,8 @@ from typing import TypeAlias
 import msgspec
 from rich.console import Console
 
+from splitsec.errors import plain_text
+
 
 class Event(msgspec.Struct, frozen=True, tag=True):
     """Base of all events."""
@@ -106,7 +108,7 @@ def to_terminal(console: Console) -> Report:
     """A reporter that writes one plain line an event."""
 
     def report(event: AnyEvent) -> None:
-        line = describe(event)
+        line = plain_text(describe(event))
         if line:
             console.print(line, highlight=False)
 

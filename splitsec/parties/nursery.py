@@ -52,7 +52,7 @@ class Ended(Message, frozen=True):
 
 
 PoolBody: TypeAlias = Job | Bound | Failed | Ended
-pool_codec: Codec[PoolBody] = Codec(PoolBody)
+pool_codec: Codec[PoolBody] = Codec(PoolBody, header_bytes=1 << 26)
 
 
 def send_frames(stream: socket.socket, frames: Sequence[Any]) -> None:

@@ -24,8 +24,10 @@ from splitsec.privacy.updates import NoiseShares, check_shares
 FRACTION_BITS = 24
 PARAMETER_LIMIT = 2.0**12
 MAX_TOTAL_WEIGHT = 1 << 26
-MAX_LENGTH = 1 << 28
+MAX_LENGTH = 1 << 27
 MAX_CLIENTS = 1 << 20
+# Seeds of one client in one start of a run: it gets one each time that it comes back.
+MAX_SEEDS = 1000
 
 
 def mask_upload(flat: torch.Tensor, *, weight: int, seed: bytes, round_number: int) -> torch.Tensor:
@@ -159,6 +161,8 @@ class MaskBook:
             held.pop()
         if held and first_round <= held[-1][0]:
             raise RandomnessError(f"{client} has had its seed of this run; begin a new run")
+        if len(held) >= MAX_SEEDS:
+            raise RandomnessError(f"{client} has come back to this run {MAX_SEEDS} times; begin a new run")
         held.append((first_round, fresh_seed()))
         return held[-1][1], self._group
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.messages import (
@@ -22,6 +23,17 @@ from splitsec.privacy.plan import PrivacyPlan
 from splitsec.privacy.updates import NoiseShares
 from splitsec.training.schedule import Schedule
 from splitsec.transport.codec import Codec, Message, Refused
+from splitsec.transport.fields import (
+    Identifier,
+    Number,
+    OptionalIdentifier,
+    PartyName,
+    Port,
+    Seed,
+    ShortText,
+    Sizes,
+    Text,
+)
 
 PROTOCOL = 5
 
@@ -36,16 +48,16 @@ class Hello(Message, frozen=True):
     """
 
     protocol: int
-    version: str
-    cut: str
-    segments: tuple[tuple[str, tuple[int, ...]], ...]
-    begins: str
-    parameters: int
-    values: int
+    version: ShortText
+    cut: Text
+    segments: tuple[tuple[Text, Sizes], ...]
+    begins: ShortText
+    parameters: Number
+    values: Number
     samples: int
-    rounds: tuple[int, ...] = (0,)
-    run: str = ""
-    shape: tuple[int, ...] = ()
+    rounds: Annotated[tuple[Number, ...], Meta(max_length=16)] = (0,)
+    run: OptionalIdentifier = ""
+    shape: Sizes = ()
 
 
 class Welcome(Message, frozen=True):
@@ -56,11 +68,11 @@ class Welcome(Message, frozen=True):
     comes back in the middle of a round waits for `Combined`. Where the schedule has a budget, `plan` is how it is kept.
     """
 
-    run: str
-    start: str
+    run: Identifier
+    start: Identifier
     schedule: Schedule
-    round: int
-    rounds: int
+    round: Number
+    rounds: Number
     wait: bool = False
     plan: PrivacyPlan | None = None
 
@@ -69,7 +81,7 @@ class Points(Message, frozen=True):
     """A client's points (uint8) in private set intersection: to the server, which sends them to those whom they have
     not met."""
 
-    owner: str
+    owner: PartyName
 
 
 class Places(Message, frozen=True):
@@ -79,7 +91,7 @@ class Places(Message, frozen=True):
 class Aligned(Message, frozen=True):
     """Client to server: it has found so many common rows; server to client: so have all, and the rounds begin."""
 
-    rows: int
+    rows: Number
 
 
 class Batch(Message, frozen=True):
@@ -88,24 +100,24 @@ class Batch(Message, frozen=True):
     `shape` is that of one row's activation.
     """
 
-    round: int
-    step: int
-    shape: tuple[int, ...]
+    round: Number
+    step: Number
+    shape: Sizes
 
 
 class Output(Message, frozen=True):
     """Server to client of a U, with the tail's output for its activation (float32)."""
 
-    round: int
-    step: int
+    round: Number
+    step: Number
 
 
 class HeadGradient(Message, frozen=True):
     """Client of a U to server, with the gradient of its mean loss by the tail's output (float32); for differential
     privacy by record that of each row's own loss."""
 
-    round: int
-    step: int
+    round: Number
+    step: Number
 
 
 class Gradient(Message, frozen=True):
@@ -114,8 +126,8 @@ class Gradient(Message, frozen=True):
     row's gradient at the tail (float32); of a U the server knows neither loss nor correct labels
     and says 0."""
 
-    round: int
-    step: int
+    round: Number
+    step: Number
     loss: float
     correct: int
 
@@ -125,30 +137,30 @@ class Upload(Message, frozen=True):
     that are summed it is the gradient that is under the mask, and the norms of each row's gradient come with it
     (float32)."""
 
-    round: int
+    round: Number
 
 
 class Missed(Message, frozen=True):
     """Server to client: the round goes on without you."""
 
-    round: int
+    round: Number
 
 
 class Return(Message, frozen=True):
     """Client to server, to `Missed`: it is there again and waits for the segments that the others make."""
 
-    round: int
+    round: Number
 
 
 class Combined(Message, frozen=True):
     """Server to client at the end of a round, with the average (float64), or in a relay what was handed over (int64)
     under the pad of round `pad`. With a privacy budget the loss and the accuracy are 0: they are not covered by it."""
 
-    round: int
+    round: Number
     loss: float
     accuracy: float
     pad: int = -1
-    dropped: tuple[str, ...] = ()
+    dropped: tuple[PartyName, ...] = ()
 
 
 class OpenSession(Message, frozen=True):
@@ -158,8 +170,8 @@ class OpenSession(Message, frozen=True):
     compared.
     """
 
-    shape: tuple[int, ...]
-    pair_seed: bytes
+    shape: Sizes
+    pair_seed: Seed
     reveal: Reveal = "logits"
     checked: bool = False
     comparison: ComparisonKind = "tables"
@@ -171,25 +183,25 @@ class OpenSession(Message, frozen=True):
 class Share(msgspec.Struct, frozen=True, array_like=True):
     """Where in the joined activation a client's features are."""
 
-    client: str
-    start: int
-    width: int
+    client: PartyName
+    start: Number
+    width: Number
 
 
 class Half(Message, frozen=True):
     """Client to server: its part of a model, compiled for several batch sizes; with weight and bias of each step that
     has some under the mask of `token` (int64), the same for all programs."""
 
-    token: str
-    programs: tuple[Program, ...]
+    token: Identifier
+    programs: Annotated[tuple[Program, ...], Meta(max_length=16)]
 
 
 class SessionOpened(Message, frozen=True):
     """Server to client: the port on which the session listens, and the program to run; where activations are joined,
     whose features are where."""
 
-    session: str
-    port: int
+    session: Identifier
+    port: Port
     program: Program
     shares: tuple[Share, ...] = ()
 
@@ -198,25 +210,25 @@ class Serve(Message, frozen=True):
     """Client whose columns are joined to server: it will contribute its activation, of so many features, to the
     predictions that others ask for, until the server says `Done`."""
 
-    features: int
+    features: Number
 
 
 class Ask(Message, frozen=True):
     """Client to server: the next query of its session is about these of the aligned rows."""
 
-    session: str
-    query: int
-    rows: tuple[int, ...]
+    session: Identifier
+    query: Number
+    rows: tuple[Number, ...]
 
 
 class Contribute(Message, frozen=True):
     """Server to client: give a share of the activation of these rows to the session that listens on this port, encoded
     with `precision` bits and below `limit`."""
 
-    session: str
-    port: int
-    query: int
-    rows: tuple[int, ...]
+    session: Identifier
+    port: Port
+    query: Number
+    rows: tuple[Number, ...]
     precision: int
     limit: float
 
@@ -224,7 +236,7 @@ class Contribute(Message, frozen=True):
 class Contribution(Message, frozen=True):
     """Client to a session's worker, with its activation under a mask that the asking client knows (int64)."""
 
-    query: int
+    query: Number
 
 
 class Waiting(Message, frozen=True):
@@ -260,34 +272,35 @@ ServerBody: TypeAlias = (
     | Done
     | Refused
 )
-server_codec: Codec[ServerBody] = Codec(ServerBody)
+# Programs travel to clients, and where these give a model in parts also from them.
+server_codec: Codec[ServerBody] = Codec(ServerBody, header_bytes=1 << 22)
 
 ContributionBody: TypeAlias = Contribution | Refused
-contribution_codec: Codec[ContributionBody] = Codec(ContributionBody)
+contribution_codec: Codec[ContributionBody] = Codec(ContributionBody, header_bytes=1 << 10)
 
 
 class BeginRun(Message, frozen=True):
     """Server to dealer: a start of a run; `fresh` if it has no earlier rounds."""
 
-    run: str
-    start: str
+    run: Identifier
+    start: OptionalIdentifier
     fresh: bool
 
 
 class JoinRun(Message, frozen=True):
     """Client to dealer: seeds for this run, from this round on; and the noise that sums of the run carry, if any."""
 
-    run: str
-    start: str
-    round: int = 0
+    run: Identifier
+    start: OptionalIdentifier
+    round: Number = 0
     noise: NoiseShares | None = None
 
 
 class RunSeed(Message, frozen=True):
     """Dealer to client: its own seed, and that of all clients; travels only inside CURVE."""
 
-    seed: bytes
-    group: bytes
+    seed: Seed
+    group: Seed
 
     def __repr__(self) -> str:
         return "RunSeed(...)"
@@ -296,17 +309,17 @@ class RunSeed(Message, frozen=True):
 class OpenMasks(Message, frozen=True):
     """Server to dealer: the sum of the masks of these clients in this round."""
 
-    run: str
-    start: str
-    round: int
-    participants: tuple[str, ...]
-    length: int
+    run: Identifier
+    start: OptionalIdentifier
+    round: Number
+    participants: tuple[PartyName, ...]
+    length: Number
 
 
 class MaskSum(Message, frozen=True):
     """Dealer to server, with one int64 vector."""
 
-    round: int
+    round: Number
 
 
 class OwnWeights(Message, frozen=True):
@@ -316,8 +329,8 @@ class OwnWeights(Message, frozen=True):
 class OwnerSeed(Message, frozen=True):
     """Dealer to client: the seed, and the token by which it is named; travels only inside CURVE."""
 
-    token: str
-    seed: bytes
+    token: Identifier
+    seed: Seed
 
     def __repr__(self) -> str:
         return "OwnerSeed(...)"

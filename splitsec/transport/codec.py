@@ -15,7 +15,8 @@ import msgspec
 import torch
 import zmq
 
-from splitsec.errors import MessageError
+from splitsec.errors import MessageError, first_line, plain_text
+from splitsec.transport.fields import MAX_DIMENSIONS, MAX_SIZE
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -27,9 +28,10 @@ DTYPES: dict[str, torch.dtype] = {
     "uint8": torch.uint8,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-MAX_DIMENSIONS = 8
 MAX_TENSORS = 4096
-MAX_SIZE = 1 << 31
+# What a message says beside its tensors. The largest messages of real models, programs of 300 layers, take 100 kB.
+HEADER_BYTES = 1 << 20
+MOST_REASON = 1000
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -37,10 +39,14 @@ class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True)
 
 
 class Refused(Message, frozen=True):
-    """A request was not carried out; `reason` is one line."""
+    """A request was not carried out; `reason` is one line, whatever the peer sent: see `plain_text`."""
 
     reason: str
     error: str = "RefusedError"
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "reason", plain_text(self.reason, MOST_REASON))
+        msgspec.structs.force_setattr(self, "error", plain_text(self.error, 64))
 
 
 class TensorInfo(msgspec.Struct, frozen=True, array_like=True):
@@ -61,9 +67,15 @@ class Envelope(msgspec.Struct, Generic[BodyT], frozen=True, forbid_unknown_field
 
 
 class Codec(Generic[BodyT]):
-    """Encodes and decodes the messages of one closed union of body types."""
+    """Encodes and decodes the messages of one closed union of body types.
 
-    def __init__(self, bodies: Any) -> None:
+    Args:
+        bodies: the union.
+        header_bytes: what a message may say beside its tensors; a longer one is neither sent nor looked at.
+    """
+
+    def __init__(self, bodies: Any, *, header_bytes: int = HEADER_BYTES) -> None:
+        self.header_bytes = header_bytes
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Envelope[bodies])
 
@@ -72,16 +84,27 @@ class Codec(Generic[BodyT]):
         kept = [tensor.detach().contiguous() for tensor in tensors]
         infos = tuple(TensorInfo(_name_of(tensor), tuple(tensor.shape)) for tensor in kept)
         header = self._encoder.encode(Envelope(body=body, tensors=infos))
+        if len(header) > self.header_bytes:
+            raise MessageError(
+                f"a {type(body).__name__} message of {len(header)} bytes beside its tensors is longer than the "
+                f"{self.header_bytes} that may travel; use a smaller model or batch"
+            )
         return [header, *(_bytes_of(tensor) for tensor in kept)]
 
     def decode(self, frames: Sequence[zmq.Frame | bytes]) -> tuple[BodyT, list[torch.Tensor]]:
         """Body and tensors of a message; raises `MessageError` with the reason where it is malformed."""
         if not frames:
             raise MessageError("empty message")
+        header = _buffer(frames[0])
+        if len(header) > self.header_bytes:
+            raise MessageError(f"a message header of {len(header)} bytes; at most {self.header_bytes} are read")
         try:
-            envelope = self._decoder.decode(_buffer(frames[0]))
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise MessageError(f"malformed message header: {error}") from None
+            envelope = self._decoder.decode(header)
+        except RecursionError:
+            # Not msgspec's own: the interpreter's limit of nesting, which ends the decoding early enough.
+            raise MessageError("malformed message header: it is nested too deeply") from None
+        except Exception as error:
+            raise MessageError(f"malformed message header: {first_line(error)}") from None
         if len(envelope.tensors) > MAX_TENSORS or len(envelope.tensors) != len(frames) - 1:
             raise MessageError(f"header names {len(envelope.tensors)} tensors, message has {len(frames) - 1}")
         tensors = [_tensor(info, frame) for info, frame in zip(envelope.tensors, frames[1:], strict=True)]
