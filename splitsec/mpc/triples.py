@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 
 from splitsec.mpc.correlation import Correlation, Masks, Shape
@@ -66,10 +67,27 @@ class Triple(Products, frozen=True):
         return [self._apply(*inputs)]
 
     def correction_shapes(self) -> list[Shape]:
-        left, right = (torch.empty(shape, dtype=torch.int64, device="meta") for shape in (self.left, self.right))
-        if self.op in ("mul", "matmul"):
-            return [tuple(self._apply(left, right).shape)]
-        return [tuple(self._apply(left.float(), right.float()).shape)]
+        """By arithmetic: plans come from others, and to try each product on tensors without data takes too long."""
+        left, right = self.left, self.right
+        if self.op == "mul":
+            return [np.broadcast_shapes(left, right)]
+        if self.op == "matmul":
+            return [_matmul_shape(left, right)]
+        dims = len(left) - 2
+        if len(right) != len(left) or dims != len(self.stride):
+            raise ValueError(f"{self.op} does not take {left} and {right}")
+        transposed = self.op.startswith("conv_transpose")
+        taken, given = (right[0], right[1] * self.groups) if transposed else (right[1] * self.groups, right[0])
+        if left[1] != taken or right[0] % self.groups:
+            raise ValueError(f"{self.op} does not take {left} and {right}")
+        reach = [self.dilation[i] * (right[2 + i] - 1) for i in range(dims)]
+        if transposed:
+            sizes = [(left[2 + i] - 1) * self.stride[i] - 2 * self.padding[i] + reach[i] + 1 for i in range(dims)]
+        else:
+            sizes = [(left[2 + i] + 2 * self.padding[i] - reach[i] - 1) // self.stride[i] + 1 for i in range(dims)]
+        if any(size < 1 for size in (*sizes, *right)):
+            raise ValueError(f"{self.op} does not take {left} and {right}")
+        return [(left[0], given, *sizes)]
 
     def check(self) -> None:
         dims = 2 if self.op.endswith("2d") else 1
@@ -90,6 +108,15 @@ class Triple(Products, frozen=True):
             dilation=self.dilation,
             groups=self.groups,
         )
+
+
+def _matmul_shape(left: Shape, right: Shape) -> Shape:
+    """The shape of `torch.matmul` of tensors of these shapes."""
+    if not left or not right or left[-1] != right[-2 if len(right) > 1 else 0]:
+        raise ValueError(f"matmul does not take {left} and {right}")
+    rows = left[-2:-1]
+    columns = right[-1:] if len(right) > 1 else ()
+    return (*np.broadcast_shapes(left[:-2], right[:-2]), *rows, *columns)
 
 
 class SquarePair(Products, frozen=True):
@@ -126,7 +153,7 @@ class BinaryTriple(Products, frozen=True):
         return [inputs[0] & inputs[1]]
 
     def correction_shapes(self) -> list[Shape]:
-        return [tuple(torch.broadcast_shapes(self.left, self.right))]
+        return [np.broadcast_shapes(self.left, self.right)]
 
 
 class RandomBit(Products, frozen=True):

@@ -32,6 +32,7 @@ from splitsec.transport.fields import (
     Seed,
     ShortText,
     Sizes,
+    Start,
     Text,
 )
 
@@ -69,7 +70,7 @@ class Welcome(Message, frozen=True):
     """
 
     run: Identifier
-    start: Identifier
+    start: Start
     schedule: Schedule
     round: Number
     rounds: Number
@@ -283,7 +284,7 @@ class BeginRun(Message, frozen=True):
     """Server to dealer: a start of a run; `fresh` if it has no earlier rounds."""
 
     run: Identifier
-    start: OptionalIdentifier
+    start: Start
     fresh: bool
 
 
@@ -291,7 +292,7 @@ class JoinRun(Message, frozen=True):
     """Client to dealer: seeds for this run, from this round on; and the noise that sums of the run carry, if any."""
 
     run: Identifier
-    start: OptionalIdentifier
+    start: Start
     round: Number = 0
     noise: NoiseShares | None = None
 
@@ -310,7 +311,7 @@ class OpenMasks(Message, frozen=True):
     """Server to dealer: the sum of the masks of these clients in this round."""
 
     run: Identifier
-    start: OptionalIdentifier
+    start: Start
     round: Number
     participants: tuple[PartyName, ...]
     length: Number

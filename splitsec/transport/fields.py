@@ -15,6 +15,7 @@ PartyName: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9-]{0,62}\Z")]
 # Of a run, a start, a session, or an owner's weights.
 Identifier: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 OptionalIdentifier: TypeAlias = Annotated[str, Meta(pattern=r"\A([0-9a-f]{32})?\Z")]
+Start: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-z-]{0,64}\Z")]
 # Free text, such as the name of a layer or of a cut.
 Text: TypeAlias = Annotated[str, Meta(max_length=1000)]
 ShortText: TypeAlias = Annotated[str, Meta(max_length=100)]
