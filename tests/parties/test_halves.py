@@ -115,17 +115,17 @@ def test_parts_that_do_not_fit(tmp_path: Path) -> None:
     with _world(tmp_path, stay=True) as here:
         with _client(here, "client-1", _half(1)) as one, _client(here, "client-2", nn.Flatten()) as two:
             with pytest.raises(MessageError, match="needs a program"):
-                one._server.request(Half("t", ()))
+                one._server.request(Half("0" * 32, ()))
             one.give(_part(1))
             with pytest.raises(MessageError, match="output shape"):
                 two.give(_part(2))
             with pytest.raises(ConfigError, match="1 or more"):
                 two.learn(_part(2), epochs=0)
         with here.client("stranger") as client, pytest.raises(Exception, match="refused our key"):
-            client._server.request(Half("t", ()))
+            client._server.request(Half("0" * 32, ()))
     wants = pytest.raises(RefusedError, match="wants no parts")
     with world(tmp_path / "b", stay=True) as here, here.client("client-1") as client, wants:
-        client._server.request(Half("t", ()))
+        client._server.request(Half("0" * 32, ()))
 
 
 def test_a_part_that_never_comes_is_named(tmp_path: Path) -> None:
