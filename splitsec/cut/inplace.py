@@ -35,7 +35,7 @@ def follow_in_place(traced: fx.GraphModule) -> None:
     """
     order = {node: index for index, node in enumerate(traced.graph.nodes)}
     for node in list(traced.graph.nodes):
-        base = _overwritten(traced, node)
+        base = overwritten(traced, node)
         if base is None:
             continue
         for other in _aliases(traced, base):
@@ -49,7 +49,21 @@ def follow_in_place(traced: fx.GraphModule) -> None:
             user.replace_input_with(base, node)
 
 
-def _overwritten(traced: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+def changed_attribute(model: nn.Module, node: fx.Node) -> str:
+    """The path of the parameter, buffer or constant of the model that a node overwrites; "" if it overwrites none."""
+    into = node.kwargs.get("out")
+    bases = [into] if isinstance(into, fx.Node) else []
+    base = overwritten(model, node)
+    bases += [] if base is None else [base]
+    for start in bases:
+        for other in sorted(_aliases(model, start)):
+            if other.op == "get_attr":
+                return str(other.target)
+    return ""
+
+
+def overwritten(traced: nn.Module, node: fx.Node) -> fx.Node | None:
+    """The value that a node works on in place, if it does."""
     first = node.args[0] if node.args else None
     if not isinstance(first, fx.Node):
         return None
@@ -72,7 +86,7 @@ def _flagged(node: fx.Node) -> bool:
     return bound.arguments.get("inplace") is True
 
 
-def _aliases(traced: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
+def _aliases(traced: nn.Module, node: fx.Node) -> set[fx.Node]:
     """All nodes that may share memory with `node`."""
     found, waiting = set(), [node]
     while waiting:
@@ -86,7 +100,7 @@ def _aliases(traced: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def _is_view(traced: fx.GraphModule, node: fx.Node) -> bool:
+def _is_view(traced: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
         return isinstance(traced.get_submodule(str(node.target)), _VIEW_LAYERS)
     if node.target is getattr:

@@ -103,8 +103,7 @@ class TailTrainer:
         joined = torch.cat([one * share for one, share in zip(gradients.values(), shares, strict=True)])
         output.backward(joined.to(output.dtype))
         self._learn(dict(zip(gradients, counts, strict=True)))
-        gradient = whole.grad
-        assert gradient is not None
+        gradient = _gradient_of(whole)
         parts = [part / share for part, share in zip(gradient.split(counts), shares, strict=True)]
         return dict(zip(gradients, parts, strict=True))
 
@@ -121,8 +120,7 @@ class TailTrainer:
         (losses.sum() if self._by_sample else losses.mean()).backward()
         self._learn(dict(zip(batches, counts, strict=True)))
         correct = (logits.detach().argmax(1) == labels).split(counts)
-        gradient = activation.grad
-        assert gradient is not None
+        gradient = _gradient_of(activation)
         # Each client steps on its own mean loss, so undo the division by everybody's samples.
         shares = [1.0 if self._by_sample else sum(counts) / count for count in counts]
         parts = [part * share for part, share in zip(gradient.split(counts), shares, strict=True)]
@@ -175,3 +173,8 @@ class TailTrainer:
         """Take out of the tail what training alone needed."""
         if self._private is not None:
             self._private.close()
+
+
+def _gradient_of(activation: torch.Tensor) -> torch.Tensor:
+    """The gradient that came back for an activation; zeros if the tail detaches what it is given."""
+    return torch.zeros_like(activation) if activation.grad is None else activation.grad

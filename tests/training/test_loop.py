@@ -172,3 +172,14 @@ def test_fedprox_adds_its_term() -> None:
     # The loss has no gradient by the weights here, so only the pull towards the round's beginning is left.
     torch.testing.assert_close(front.weight.grad, 10.0 * torch.ones(2, 2))
     assert (front.weight < begun.weight + 1.0).all()
+
+
+def test_a_tail_that_detaches_what_it_is_given_sends_zeros_back() -> None:
+    class Detaches(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.detach() * 2
+
+    split = SplitModel(nn.Sequential(nn.Linear(4, 4), Detaches(), nn.Linear(4, 2)), "0")
+    server = TailTrainer(split.tail, learning_rate=0.1)
+    result = server.step({"a": (torch.randn(3, 4), torch.tensor([0, 1, 0]))})["a"]
+    assert torch.equal(result.gradient, torch.zeros(3, 4))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from splitsec.cut.gradients import without_gradient
 from splitsec.errors import UnsupportedLayerError
 from splitsec.mpc.lowering.base import Call, Lower, Lowering, Shared, Tables
 
@@ -307,6 +308,7 @@ _FUNCTIONS: dict[Any, Lower] = {
     F.dropout2d: _dropout,
     F.pad: _pad,
     F.pixel_shuffle: _pixel_shuffle,
+    without_gradient: _same,
     operator.getitem: _index,
     getattr: _attribute,
 }

@@ -1,0 +1,275 @@
+"""The tracer: torch.fx's, told what it would lose in silence.
+
+torch.fx runs a model's forward on stand-ins for values. What forward does besides computing is lost or happens to the
+model itself: changes of buffers, random numbers, `torch.no_grad()`, the backward of an `autograd.Function`. Here each
+is recorded in the graph or stops the trace, with the module that does it.
+"""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from splitsec.cut.state import state_tensors
+
+_INNER = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.abspath(__file__)) + os.sep, "<")
+# Layers that act on what they are given, of which torch.fx would see the shell: transforms do nothing to a stand-in.
+_LEAF_PACKAGES = ("torchvision.transforms.",)
+_LEAF_OPERATIONS = ("StochasticDepth", "Permute")
+
+
+class UntraceableError(Exception):
+    """What a module does that a graph cannot say.
+
+    Attributes:
+        path: the module's path; "" for the whole model.
+        reason: what it does, with the user's line where it is known.
+        advice: what to do about it.
+        by_value: whether knowing the values of buffers may help.
+    """
+
+    def __init__(self, path: str, reason: str, advice: str, *, by_value: bool = False) -> None:
+        super().__init__(reason)
+        self.path, self.advice, self.by_value = path, advice, by_value
+
+
+class Tracer(fx.Tracer):
+    """torch.fx's tracer that looks into transformer encoders, and not into `kept` modules.
+
+    Args:
+        kept: paths of modules to call as they are.
+        kinds: classes of modules to call as they are.
+        functions: what stands for each `autograd.Function`, filled here and the same for several traces.
+        buffers: record uses of buffers, so that constants made of them follow their values; False where forward needs
+            their values to decide.
+    """
+
+    def __init__(
+        self,
+        kept: Mapping[str, object],
+        kinds: set[type[nn.Module]],
+        functions: dict[type, Callable[..., Any]],
+        *,
+        buffers: bool,
+    ) -> None:
+        super().__init__()
+        self.proxy_buffer_attributes = buffers
+        self._kept, self._kinds, self._functions = kept, kinds, functions
+
+    @property
+    def innermost(self) -> str:
+        """The path of the module whose forward runs, or ran when an error arose."""
+        return str(next(reversed(self.module_stack.values()), ("", None))[0])
+
+    def trace_whole(self, root: nn.Module) -> fx.Graph:
+        """Trace a module as a call of it, hooks and all, on its first argument; others keep their defaults."""
+        with _recorded_functions(self), _Watch(root, self):
+            return self.trace(root)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Call the module itself and not its class's forward: hooks and a forward of the instance's own count too."""
+        value = self.create_proxy("placeholder", input_name(self.root), (), {})
+        return (lambda root, x: root(x)), [self.root, value]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether the graph calls the module instead of what its forward does."""
+        if not module_qualified_name:
+            return False
+        package, kind = type(m).__module__, type(m).__name__
+        return (
+            module_qualified_name in self._kept
+            or type(m) in self._kinds
+            or package.startswith(_LEAF_PACKAGES)
+            or (package.startswith("torchvision.ops.") and kind in _LEAF_OPERATIONS)
+            or super().is_leaf_module(m, module_qualified_name)
+        )
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As torch.fx, but into transformer encoders."""
+        path = self.path_of_module(m)
+        if not self.is_leaf_module(m, path):
+            _refuse_backward_hooks(m, path)
+        if type(m) is nn.TransformerEncoder and len(args) == 1 and not kwargs and path not in self._kept:
+            # What its own forward comes to without masks, so that a model can be cut between its layers.
+            x = args[0]
+            for layer in m.layers:
+                x = layer(x)
+            return x if m.norm is None else m.norm(x)
+        return super().call_module(m, forward, args, kwargs)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """As torch.fx, noting the user's line and whether gradients are on."""
+        node = super().create_node(*args, **kwargs)
+        node.meta["place"] = place_of(sys._getframe(1))
+        node.meta["grad"] = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            where = node.meta["place"]
+            raise UntraceableError(
+                self.innermost,
+                f"it runs under torch.autocast, at {where}" if where else "it runs under torch.autocast",
+                "leave autocast out of forward, and convert the model with .to(dtype)",
+            )
+        return node
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Take assertions as true; anything else decides by a value that is not known."""
+        frame = _user_frame(sys._getframe(1))
+        if frame is not None and _in_assertion(frame):
+            return True
+        return super().to_bool(obj)
+
+    def applied(self, function: type) -> Callable[..., Any]:
+        """What stands in the graph for `function.apply`."""
+        if function not in self._functions:
+
+            def call(*args: Any) -> Any:
+                return function.apply(*args)  # type: ignore[attr-defined]
+
+            call.__name__ = call.__qualname__ = function.__name__
+            call.function = function  # type: ignore[attr-defined]
+            self._functions[function] = call
+        return self._functions[function]
+
+
+def input_name(model: nn.Module) -> str:
+    """What the model calls its first argument."""
+    import inspect
+
+    for parameter in inspect.signature(model.forward).parameters.values():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            return parameter.name
+    return "x"
+
+
+def _refuse_backward_hooks(module: nn.Module, path: str) -> None:
+    for table in (module._backward_hooks, module._backward_pre_hooks):
+        for hook in table.values():
+            name = getattr(hook, "__qualname__", type(hook).__name__)
+            raise UntraceableError(
+                path, f"it has a backward hook, '{name}', which no segment would run", "remove the hook"
+            )
+
+
+class _Watch(TorchDispatchMode):
+    """Stops what really runs while a model is traced: random numbers, and changes of the model's own tensors."""
+
+    def __init__(self, model: nn.Module, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+        named = [*state_tensors(model), *model.named_parameters()]
+        self._names = {value.untyped_storage()._cdata: name for name, value in named if _has_storage(value)}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise UntraceableError(self._tracer.innermost, *random_numbers(place_of(sys._getframe(1))))
+        for index, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            value = args[index] if index < len(args) else kwargs.get(argument.name)
+            name = self._names.get(value.untyped_storage()._cdata) if _has_storage(value) else None
+            if name is not None:
+                raise UntraceableError(self._tracer.innermost, *changed(name, place_of(sys._getframe(1))))
+        return func(*args, **kwargs)
+
+
+def _has_storage(value: object) -> bool:
+    if not isinstance(value, torch.Tensor):
+        return False
+    try:
+        value.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
+def random_numbers(place: str) -> tuple[str, str]:
+    """What to say of random numbers that would become constants: the reason, and the advice."""
+    return (
+        f"it draws random numbers in forward{_at(place)}, which a cut would make constants",
+        "draw them by the value that they meet (torch.randn_like(h)), or in an nn.Module of their own",
+    )
+
+
+def changed(name: str, place: str) -> tuple[str, str]:
+    """What to say of a forward that changes the model's state: the reason, and the advice."""
+    return (
+        f"its forward changes '{name}'{_at(place)}, and neither side of a cut of it could",
+        f"move what changes '{name}' into an nn.Module of its own, which is then called as it is on its side of the "
+        "cut, or leave it out",
+    )
+
+
+def _at(place: str) -> str:
+    return f" at {place}" if place else ""
+
+
+@contextmanager
+def _recorded_functions(tracer: Tracer) -> Iterator[None]:
+    """Record calls of `autograd.Function`s, whose backward would be lost where only their forward is traced."""
+    original = torch.autograd.Function.__dict__["apply"]
+
+    def apply(function: type, *args: Any, **kwargs: Any) -> Any:
+        found: list[Any] = []
+        fx.node.map_aggregate(
+            (args, kwargs), lambda value: found.append(value) if isinstance(value, fx.Proxy) else None
+        )
+        if found and not kwargs:
+            return tracer.create_proxy("call_function", tracer.applied(function), args, {})
+        return original.__func__(function, *args, **kwargs)
+
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = original  # type: ignore[method-assign]
+
+
+def place_of(frame: FrameType | None) -> str:
+    """The user's line that is running: the innermost that is neither torch's nor ours, as `file:line (source)`."""
+    found = _user_frame(frame)
+    return "" if found is None else _described(found.f_code.co_filename, found.f_lineno)
+
+
+def place_of_error(trace: TracebackType | None) -> str:
+    """The user's line at which an error arose."""
+    found = ""
+    while trace is not None:
+        if not trace.tb_frame.f_code.co_filename.startswith(_INNER):
+            found = _described(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+        trace = trace.tb_next
+    return found
+
+
+def _described(file: str, line: int) -> str:
+    return f"{file}:{line} ({linecache.getline(file, line).strip()})"
+
+
+def _user_frame(frame: FrameType | None) -> FrameType | None:
+    while frame is not None and frame.f_code.co_filename.startswith(_INNER):
+        frame = frame.f_back
+    return frame
+
+
+def _in_assertion(frame: FrameType) -> bool:
+    """Whether a frame is at an `assert`."""
+    try:
+        tree = ast.parse("".join(linecache.getlines(frame.f_code.co_filename)))
+    except SyntaxError:
+        return False
+    return any(
+        isinstance(node, ast.Assert) and node.lineno <= frame.f_lineno <= (node.end_lineno or node.lineno)
+        for node in ast.walk(tree)
+    )
