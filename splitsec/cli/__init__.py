@@ -22,6 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         level=logging.DEBUG if options.verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    if getattr(options, "inform", False) and not options.verbose:
+        # A party runs for long and with nobody watching: its log says what it has done, not only what went wrong.
+        logging.getLogger("splitsec").setLevel(logging.INFO)
     code = 0
     try:
         options.run(options)

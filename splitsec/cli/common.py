@@ -41,8 +41,11 @@ def terminated_like_interrupted() -> Iterator[None]:
     yield
 
 
-def end_with_parent() -> None:
-    """End this party when the process that started it is gone: its end of our standard input closes then."""
+def end_with_input() -> None:
+    """End this party when its standard input closes, as it does when the process that started it is gone.
+
+    Only for who asks for it: services, containers and `nohup` give a standard input that is at its end from the start.
+    """
 
     def watch() -> None:
         with contextlib.suppress(OSError, ValueError):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splitsec.cli.common import Commands, check_writable, end_with_parent, terminated_like_interrupted, write_json
+from splitsec.cli.common import Commands, check_writable, end_with_input, terminated_like_interrupted, write_json
 
 if TYPE_CHECKING:
     from splitsec.parties.events import Report
@@ -102,7 +102,12 @@ def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
         party = commands.add_parser(role, parents=[common], help=what)
         party.add_argument("--config", type=Path, required=True, metavar="FILE", help="the party's TOML file")
         party.add_argument("--events", choices=["text", "json"], default="text", help="how to report progress (text)")
-        party.set_defaults(run=_party, role=role, party=role)
+        party.add_argument(
+            "--end-with-input",
+            action="store_true",
+            help="end when standard input closes: for a program that starts parties and may die",
+        )
+        party.set_defaults(run=_party, role=role, party=role, inform=True)
 
 
 def _privacy_options(group: argparse._ArgumentGroup) -> None:
@@ -170,8 +175,8 @@ def _party(options: argparse.Namespace) -> None:
     from splitsec.parties.events import to_json_lines, to_terminal
 
     report: Report = to_json_lines() if options.events == "json" else to_terminal(Console())
-    if options.events == "json":
-        end_with_parent()
+    if options.end_with_input:
+        end_with_input()
     base = options.config.resolve().parent
     runs: dict[str, Callable[[], None]] = {
         "dealer": lambda: running.run_dealer(config.read_config(options.config, config.DealerConfig), base, report),

@@ -26,6 +26,7 @@ class PartyProcess:
         self.name = name
         self.log = config.with_suffix(".log")
         command = [sys.executable, "-m", "splitsec", role, "--config", str(config), "--events", "json"]
+        command += ["--end-with-input"]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(  # noqa: S603  (our own interpreter and module)

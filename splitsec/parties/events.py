@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TypeAlias
 
 import msgspec
@@ -84,12 +85,14 @@ def ignore(_event: AnyEvent) -> None:
 
 
 def to_json_lines() -> Report:
-    """A reporter that writes one JSON line an event to standard output."""
+    """A reporter that writes one JSON line an event to standard output, each with the `time` in UTC (ISO 8601)."""
     lock = threading.Lock()
 
     def report(event: AnyEvent) -> None:
         with lock:
-            sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
+            time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            line = {"type": type(event).__name__, "time": time, **msgspec.structs.asdict(event)}
+            sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
             sys.stdout.flush()
 
     return report

@@ -105,9 +105,10 @@ def _reap(children: dict[int, str], reports: socket.socket) -> None:
             _report(reports, Ended(children.pop(pid)))
 
 
-def main(jobs_fd: int, reports_fd: int) -> None:
-    """Fork a worker a job until the server closes its end; then let the workers finish."""
+def main(jobs_fd: int, reports_fd: int, level: int = logging.WARNING) -> None:
+    """Fork a worker a job until the server closes its end; then let the workers finish. They log from `level` on."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("splitsec").setLevel(level)
     settle(threads=1)
     jobs, reports = socket.socket(fileno=jobs_fd), socket.socket(fileno=reports_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

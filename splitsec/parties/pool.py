@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import subprocess
 import sys
@@ -32,7 +33,8 @@ class WorkerPool:
         self._jobs, jobs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._reports, reports = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         program = "import sys; from splitsec.parties.nursery import main; main(*map(int, sys.argv[1:]))"
-        command = [sys.executable, "-c", program, str(jobs.fileno()), str(reports.fileno())]
+        level = logging.getLogger("splitsec").getEffectiveLevel()
+        command = [sys.executable, "-c", program, str(jobs.fileno()), str(reports.fileno()), str(level)]
         with jobs, reports:
             self._nursery = subprocess.Popen(  # noqa: S603  (our own interpreter and module)
                 command,

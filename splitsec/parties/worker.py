@@ -118,8 +118,10 @@ def serve_session(
             gathered = Gathered(hub, job.shares, job.client, job.join, job.program.input_shape[0])
             contributions = urlsplit(hub.address).port or 0
         bound(urlsplit(address).port or 0, contributions)
+        began, worker = time.monotonic(), _Worker(job, peer, dealer, weights, stop, gathered)
+        log.info("session %s of %s is open", job.session[:8], job.client)
         try:
-            _Worker(job, peer, dealer, weights, stop, gathered).run()
+            worker.run()
         except SplitsecError as error:
             log.warning("session %s of %s ended: %s", job.session[:8], job.client, error)
             peer.refuse(error)
@@ -128,6 +130,13 @@ def serve_session(
             log.error("session %s of %s failed: %r", job.session[:8], job.client, error, exc_info=trace)
             peer.refuse(RefusedError("the server failed; see its log"))
         finally:
+            log.info(
+                "session %s of %s is over: %d queries in %.1f s",
+                job.session[:8],
+                job.client,
+                worker.queries,
+                time.monotonic() - began,
+            )
             with contextlib.suppress(SplitsecError, zmq.ZMQError):
                 dealer.request(LeaveSession(job.session), timeout=LEAVE_SECONDS / 2)
 
@@ -148,6 +157,7 @@ class _Worker:
         self._dealer = dealer
         self._weights = weights
         self._stop = stop
+        self.queries = 0
 
     def run(self) -> None:
         job = self._job
@@ -229,3 +239,4 @@ class _Worker:
         session.begin(query)
         run_program(self._job.program, session, activation=share, weights=self._weights)
         session.end()
+        self.queries += 1

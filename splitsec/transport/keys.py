@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,7 @@ def make_keys(directory: Path, names: Iterable[str]) -> list[Path]:
 def load_key_pair(directory: Path, name: str) -> KeyPair:
     """Read the secret key of party `name`; raises `AuthenticationError` where it is missing or unreadable."""
     path = directory / f"{name}.key_secret"
+    _check_kept_secret(path)
     try:
         public, secret = zmq.auth.load_certificate(path)
     except (OSError, ValueError) as error:
@@ -74,6 +76,23 @@ def load_key_pair(directory: Path, name: str) -> KeyPair:
     if secret is None:
         raise AuthenticationError(f"{path} holds no secret key; it looks like a public one")
     return KeyPair(name=name, public=public, secret=secret)
+
+
+def _check_kept_secret(path: Path) -> None:
+    """Raise `AuthenticationError` for a key file that others than its owner can open, as ssh does."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        # Whoever reads it says what is wrong.
+        return
+    others = stat.S_IMODE(mode) & 0o066
+    if others:
+        who = "all users" if others & 0o007 else "its group"
+        what = "read" if others & 0o044 else "write to"
+        raise AuthenticationError(
+            f"the secret key {path} is not secret: {who} of this machine can {what} it (mode "
+            f"{stat.S_IMODE(mode):04o}); close it with: chmod 600 {path} - and make a new pair if others may have it"
+        )
 
 
 def load_public_key(directory: Path, name: str) -> bytes:

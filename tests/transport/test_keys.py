@@ -36,11 +36,29 @@ def test_missing_or_broken_keys_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(AuthenticationError, match="splitsec keys --out"):
         load_key_pair(tmp_path, "server")
     (tmp_path / "server.key_secret").write_text("nonsense")
+    (tmp_path / "server.key_secret").chmod(0o600)
     with pytest.raises(AuthenticationError, match="no usable secret key"):
         load_key_pair(tmp_path, "server")
     with pytest.raises(AuthenticationError, match="copy it from its owner"):
         load_public_key(tmp_path, "dealer")
     make_keys(tmp_path, ["client"])
     (tmp_path / "other.key_secret").write_bytes((tmp_path / "client.key").read_bytes())
+    (tmp_path / "other.key_secret").chmod(0o600)
     with pytest.raises(AuthenticationError, match="holds no secret key"):
         load_key_pair(tmp_path, "other")
+
+
+@pytest.mark.parametrize(
+    ("mode", "who"),
+    [(0o644, "all users of this machine can read it"), (0o640, "its group"), (0o604, "all users"), (0o620, "write to")],
+)
+def test_a_secret_key_that_others_can_open_is_refused(tmp_path: Path, mode: int, who: str) -> None:
+    make_keys(tmp_path, ["server"])
+    path = tmp_path / "server.key_secret"
+    path.chmod(mode)
+    with pytest.raises(AuthenticationError, match=f"{who}.* chmod 600 {path}"):
+        load_key_pair(tmp_path, "server")
+    # Controls: what the advice makes of it is taken, and so is a key that not even its owner can write.
+    for good in (0o600, 0o400):
+        path.chmod(good)
+        load_key_pair(tmp_path, "server")
