@@ -81,6 +81,8 @@ def test_every_dependency_is_named_with_its_reason() -> None:
     readme = (ROOT / "README.md").read_text().split("What it depends on")[1]
     for requirement in wanted:
         assert re.match(r"[\w-]+", requirement)[0] in readme
+        # `.ci/oldest` installs exactly what stands here.
+        assert re.fullmatch(r"[\w-]+(>=|==)[\d.]+", requirement), f"{requirement} has no oldest release"
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from encrypted_tail import run_tail
-from torch import nn
+from torch import fx, nn
 
 from splitsec.cut import trace
 from splitsec.errors import UnsupportedLayerError
@@ -176,7 +176,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "narrow and select": (lambda x: x.narrow(1, 1, 2).select(2, -1), (2, 3, 5)),
     "chunk": (lambda x: torch.cat([x.chunk(3, dim=1)[at] for at in (2, 0, 1)], 1), (2, 7, 5)),
     "split": (lambda x: x.split([2, 3], -1)[1] * torch.split(x, 3, -1)[0], (2, 7, 5)),
-    "unbind": (lambda x: x.unbind(1)[2] + torch.stack(x.unbind(1), 0)[0], (2, 3, 5)),
+    "unbind": (lambda x: x.unbind(1)[2] + torch.stack([x.unbind(1)[0], x[:, 1]], 0)[0], (2, 3, 5)),
+    "stack of all parts": (lambda x: torch.stack(x.unbind(1), 0)[0], (2, 3, 5)),
     "stack": (lambda x: torch.stack([x, x.relu(), x.tanh()], dim=2), (2, 3, 4)),
     "cat with a constant": (lambda x: torch.cat([CONSTANT.expand(2, 3, 5), x], 1), (2, 3, 5)),
     "pad": (lambda x: F.pad(x, (1, 2, 0, 1)), (2, 3, 4)),
@@ -254,12 +255,22 @@ def test_a_layer_is_what_torch_says(name: str) -> None:
         _check(layer, shape, name)
 
 
+def _stacks_all_parts() -> bool:
+    try:
+        fx.symbolic_trace(Of(lambda x: torch.stack(x.unbind(1))))
+    except TypeError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_is_what_torch_says(name: str) -> None:
     seed = random.randrange(1 << 31)
     print(f"seed {seed}")
     torch.manual_seed(seed)
     function, shape = FUNCTIONS[name]
+    if name == "stack of all parts" and not _stacks_all_parts():
+        pytest.skip("this release of torch does not trace a stack of a tuple")
     _check(Of(function), shape, name, spread=1.0)
 
 
