@@ -12,9 +12,18 @@ from splitsec.errors import MessageError
 from splitsec.training.aggregation import combine
 from splitsec.training.checkpoints import optimizer_tensors, restore_optimizer
 from splitsec.training.loop import make_optimizer, set_rate
-from splitsec.training.messages import DealerBody, Hello, MaskSum, OpenMasks
+from splitsec.training.messages import DealerBody, Hello, MaskSum, OpenMasks, Unseeded
 from splitsec.training.schedule import Schedule
 from splitsec.transport import expect_tensor
+
+
+class ClientsUnseeded(Exception):
+    """Clients whose uploads cannot be unmasked, since they never asked the dealer for a seed of the round."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(", ".join(names))
+        self.names = tuple(names)
+
 
 AskDealer: TypeAlias = Callable[[DealerBody], tuple[DealerBody, list[torch.Tensor]]]
 
@@ -73,6 +82,7 @@ class Combiner:
 
         Raises:
             RandomnessError: the dealer does not open the masks.
+            ClientsUnseeded: it could, without these clients.
         """
         if self._schedule.combine == "none":
             return []
@@ -83,6 +93,8 @@ class Combiner:
         names = tuple(uploads)
         length = len(uploads[names[0]])
         answer, tensors = self._ask_dealer(OpenMasks(run, start, round_number, names, length))
+        if isinstance(answer, Unseeded) and answer.round == round_number and set(answer.clients) & set(names):
+            raise ClientsUnseeded([name for name in names if name in answer.clients])
         if not isinstance(answer, MaskSum) or answer.round != round_number or len(tensors) != 1:
             raise MessageError("the dealer answered another request")
         mask_sum = expect_tensor(tensors[0], what="the sum of masks", dtype=torch.int64, shape=(length,))

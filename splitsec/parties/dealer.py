@@ -44,6 +44,7 @@ from splitsec.training.messages import (
     OwnerSeed,
     OwnWeights,
     RunSeed,
+    Unseeded,
     dealer_codec,
 )
 from splitsec.transport import Hub, Incoming, KeyPair, Sender, Wire
@@ -205,6 +206,9 @@ class Dealer:
                 if name != SERVER:
                     raise RandomnessError(f"{name} may not open masks; only the server may")
                 book = self._book(run)
+                unseeded = book.unseeded(round_number, participants)
+                if unseeded:
+                    return Unseeded(round_number, tuple(unseeded)), []
                 total = book.open_sum(round_number, participants, length, start=start)
                 self._keep(run, book)
                 return MaskSum(round_number), [total]

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from splitsec.cut import is_u
-from splitsec.errors import ConfigError, MessageError, PartyTimeoutError, RefusedError, SplitsecError
+from splitsec.errors import ConfigError, MessageError, PartyTimeoutError, RandomnessError, RefusedError, SplitsecError
 from splitsec.mpc.ring import check_range
 from splitsec.parties.aligning import Aligner
 from splitsec.parties.budgeting import Budgeting
-from splitsec.parties.combining import AskDealer, Combiner, upload_shape
+from splitsec.parties.combining import AskDealer, ClientsUnseeded, Combiner, upload_shape
 from splitsec.parties.door import check_hello
 from splitsec.parties.events import Dropped, Joined, Report, RoundDone
 from splitsec.parties.keeping import check_same_run, facts_of, restore, state_of
@@ -46,7 +46,7 @@ from splitsec.training.messages import (
 from splitsec.training.randomness import OwnRandomness
 from splitsec.training.schedule import Schedule
 from splitsec.training.tail import TailTrainer
-from splitsec.transport import expect_tensor
+from splitsec.transport import Refused, expect_tensor
 
 log = logging.getLogger(__name__)
 
@@ -431,6 +431,23 @@ class Run:
             raise RunFailed(PartyTimeoutError(f"{reason}; {self._too_few(self._active)}"))
         self._go_on(now)
 
+    def _leave_out(self, names: Sequence[str], now: float) -> None:
+        """End the round without the uploads of clients that have no seed of it at the dealer, and tell them why."""
+        assert self.round is not None
+        why = f"uploaded without a seed from the dealer for round {self.round + 1}"
+        error = RandomnessError(f"{', '.join(names)} {why}; join the run at the dealer first")
+        log.warning("%s", error)
+        for name in names:
+            self._active.remove(name)
+            self._uploaded.discard(name)
+            del self._uploads[name]
+            self._dropped.append(name)
+            self._report(Dropped(SERVER, name=name, round=self.round + 1, reason=why))
+            self._send(name, Refused(reason=str(error), error=type(error).__name__), [])
+        if len(self._active) < self._fewest:
+            raise RunFailed(RandomnessError(f"{error}; {self._too_few(self._active)}"))
+        self._go_on(now)
+
     def _too_few(self, names: Sequence[str]) -> str:
         left = f"only {', '.join(names)} is left" if len(names) == 1 else f"{len(names)} clients are left"
         return f"{left}, and the minimum is {self._fewest}"
@@ -449,6 +466,9 @@ class Run:
                 rate=self.schedule.rate(self.round, self.rounds),
                 expected=sum(self._trainer.expected.get(name, 0.0) for name in ordered),
             )
+        except ClientsUnseeded as unseeded:
+            self._leave_out(unseeded.names, now)
+            return
         except SplitsecError as error:
             raise RunFailed(error) from error
         self._trainer.end_round({name: self._norms.get(name) for name in ordered})

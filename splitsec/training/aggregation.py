@@ -181,7 +181,7 @@ class MaskBook:
         if start not in self._starts[-1:]:
             raise RandomnessError("this is not the last start of the run")
         seeds = {name: self._seed_at(name, round_number) for name in participants}
-        unknown = sorted(name for name, seed in seeds.items() if seed is None)
+        unknown = self.unseeded(round_number, participants)
         if unknown:
             raise RandomnessError(f"{', '.join(unknown)} takes no part in round {round_number} of this run")
         if round_number < self._next_round:
@@ -203,6 +203,10 @@ class MaskBook:
         if self._noise is not None:
             total -= self._noise.missing(length, len(names))
         return total
+
+    def unseeded(self, round_number: int, participants: Sequence[str]) -> list[str]:
+        """Which of these clients have no seed for the round: what they uploaded cannot be unmasked."""
+        return sorted(name for name in participants if self._seed_at(name, round_number) is None)
 
     def _seed_at(self, client: str, round_number: int) -> bytes | None:
         return next((seed for first, seed in reversed(self._seeds.get(client, [])) if first <= round_number), None)

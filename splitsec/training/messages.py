@@ -323,6 +323,13 @@ class MaskSum(Message, frozen=True):
     round: Number
 
 
+class Unseeded(Message, frozen=True):
+    """Dealer to server, to `OpenMasks`: these clients have no seed for the round, so nothing was opened."""
+
+    round: Number
+    clients: tuple[PartyName, ...]
+
+
 class OwnWeights(Message, frozen=True):
     """Client to dealer: a seed to mask weights with that nobody else is to know."""
 
@@ -347,6 +354,7 @@ DealerBody: TypeAlias = (
     | RunSeed
     | OpenMasks
     | MaskSum
+    | Unseeded
     | JoinSession
     | SessionSeed
     | DealQuery

@@ -12,7 +12,7 @@ from parties_in_threads import World, part, world
 
 from splitsec.errors import PartyTimeoutError, RandomnessError
 from splitsec.parties.client import Client
-from splitsec.training.messages import Batch, ServerBody, Upload
+from splitsec.training.messages import Batch, RunSeed, ServerBody, Upload
 
 
 class _Vanished(Exception):
@@ -149,3 +149,30 @@ def test_the_dealer_has_a_minimum_of_its_own(tmp_path: Path) -> None:
         errors = here.together(_train(here, "client-1", 1), _train(here, "client-2", 2))
     assert all(isinstance(error, RandomnessError) for error in errors)
     assert "masks of 2 clients are not opened; the sum needs at least 3" in str(errors[0])
+
+
+@pytest.mark.parametrize("clients", [3, 2])
+def test_an_upload_without_a_seed_ends_its_own_client_alone(clients: int, tmp_path: Path) -> None:
+    """A client that never joined the run at the dealer: its mask is unknown there, so nobody could take it off."""
+    events: list[Any] = []
+
+    def unseeded(name: str) -> Any:
+        def run() -> None:
+            with here.client(name) as client:
+                client._dealer.request = lambda *_: (RunSeed(b"1" * 16, b"2" * 16), [])  # type: ignore[method-assign]
+                client.train(part(3), seed=3)
+
+        return run
+
+    last = f"client-{clients}"
+    with world(tmp_path, clients=clients, epochs=3, timeout=20.0, report=events.append) as here:
+        honest = [_train(here, f"client-{number}", number) for number in range(1, clients)]
+        *results, refused = here.together(*honest, unseeded(last))
+    assert isinstance(refused, RandomnessError)
+    assert f"{last} uploaded without a seed from the dealer for round 1; join the run" in str(refused)
+    if clients == 2:
+        assert "the minimum is 2" in str(results[0])
+        return
+    states = _states(results)
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert [event.dropped for event in events if type(event).__name__ == "RoundDone"] == [(last,), (), ()]
