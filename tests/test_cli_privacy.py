@@ -12,6 +12,8 @@ import torch
 
 from splitsec.cli import main
 from splitsec.launch import pate
+from splitsec.privacy.accounting import epsilon_of
+from splitsec.privacy.history import RunHistory
 from splitsec.privacy.ledger import RECORD, Ledger, Point, ledger_path
 
 
@@ -66,7 +68,7 @@ def test_a_cut_without_a_batch_dimension(capsys: pytest.CaptureFixture[str], tmp
 
 
 def test_the_ledger_as_table_file_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ledger = Ledger("client-1", "0123456789", 3.0, 1e-5, "rdp")
+    ledger = Ledger("client-1", "0123456789abcdef" * 2, 3.0, 1e-5, "rdp")
     ledger.charge(RECORD, covers="one record", noise=1.2, rate=0.1, steps=50, parameters={"clip": 1.0, "shares": 3})
     ledger.points += [Point(50, 5.0, 50, ledger.spent, 0.8)]
     ledger.save(ledger_path(tmp_path / "client-1", ledger.run))
@@ -80,6 +82,21 @@ def test_the_ledger_as_table_file_and_plot(tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr().out
     assert "DP-SGD" in said
     assert f"{ledger.spent:.3f}" in said
+    assert "share records" not in said
+
+
+def test_ledgers_of_runs_over_the_same_data_are_added_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "client-1"
+    for run in "abc":
+        data = RunHistory(directory).note(torch.full((4, 2), float(run == "c")))
+        ledger = Ledger("client-1", run * 32, 3.0, 1e-5, "rdp", data=data)
+        ledger.charge(RECORD, covers="one record", noise=1.2, rate=0.1, steps=50, parameters={})
+        ledger.save(ledger_path(directory, ledger.run))
+    assert _main("privacy", "ledger", str(tmp_path)) == 0
+    together = epsilon_of([(1.2, 0.1, 100)], delta=1e-5, accountant="rdp")
+    said = capsys.readouterr().out
+    assert "runs aaaaaaaa, bbbbbbbb share records" in said
+    assert f"has spent epsilon {together:.3f} at" in said
 
 
 def test_pate_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

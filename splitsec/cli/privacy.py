@@ -149,6 +149,7 @@ def _ledger(options: argparse.Namespace) -> None:
     from rich.table import Table
 
     from splitsec.choosing.picture import check_format
+    from splitsec.privacy.history import epsilon_together, shared_runs
     from splitsec.privacy.ledger import find_ledgers, plot_ledgers
 
     if options.plot is not None:
@@ -181,6 +182,15 @@ def _ledger(options: argparse.Namespace) -> None:
                 f"Against another client, which knows its own share of the noise: epsilon {against:.3f}.",
                 soft_wrap=True,
             )
+    for group in shared_runs(options.run_directory):
+        delta = min(one.delta for one in group)
+        together = epsilon_together(group, delta=delta, accountant=group[0].accountant)
+        names = ", ".join(one.run[:8] for one in group)
+        console.print(
+            f"{group[0].client}: runs {names} share records (or nobody can tell), of which the whole has spent epsilon "
+            f"{together:.3f} at delta {delta:g}.",
+            soft_wrap=True,
+        )
     if options.plot is not None:
         plot_ledgers(ledgers, options.plot)
         console.print(f"epsilon against accuracy: {options.plot}")

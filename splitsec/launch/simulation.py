@@ -85,6 +85,7 @@ def simulate(
     drop: float = 0.0,
     checkpoints: Path | None = None,
     ledgers: Path | None = None,
+    epsilon_limit: float = 0.0,
     report: Report = ignore,
 ) -> Simulated:
     """Run a schedule's training in this process.
@@ -98,6 +99,7 @@ def simulate(
             turn.
         checkpoints: a directory in which each party keeps its own.
         ledgers: a directory in which each client keeps its privacy ledger; None for that of the checkpoints.
+        epsilon_limit: of each client, as in `Client.train`.
 
     Raises:
         ConfigError: the schedule does not fit.
@@ -109,7 +111,9 @@ def simulate(
     if not 0 <= drop < 1:
         raise ConfigError("the share of clients that drops out must be at least 0 and below 1")
     with one_thread():
-        return _Simulation(tail, segments, parts, cut, schedule, seed, drop, checkpoints, ledgers, report).run()
+        return _Simulation(
+            tail, segments, parts, cut, schedule, seed, drop, checkpoints, ledgers, epsilon_limit, report
+        ).run()
 
 
 class _Simulation:
@@ -124,6 +128,7 @@ class _Simulation:
         drop: float,
         checkpoints: Path | None,
         ledgers: Path | None,
+        epsilon_limit: float,
         report: Report,
     ) -> None:
         self._make = segments
@@ -134,6 +139,7 @@ class _Simulation:
         self._drop = drop
         self._directory = checkpoints
         self._ledgers = checkpoints if ledgers is None else ledgers
+        self._epsilon_limit = epsilon_limit
         self._outer = report
         # One process sees everything, so a round that is repeated after a restart gives nothing away.
         self._book = MaskBook(max(2, schedule.minimum), recorded=True)
@@ -228,6 +234,7 @@ class _Simulation:
             report=self._outer,
             checkpoints=self._kept(name),
             ledgers=None if self._ledgers is None else self._ledgers / name,
+            epsilon_limit=self._epsilon_limit,
         )
 
     def _kept(self, name: str) -> Checkpoints | None:

@@ -159,6 +159,7 @@ class Client:
         seed: int | None = None,
         checkpoints: Path | None = None,
         ledgers: Path | None = None,
+        epsilon_limit: float = 0.0,
     ) -> Schedule:
         """Take part in the server's run with this client's data; `front` holds the combined segment afterwards.
 
@@ -168,11 +169,13 @@ class Client:
             checkpoints: a directory of this client's own; a run that was killed goes on from the last round that all
                 its parties have finished.
             ledgers: a directory for the ledger of what the run costs this client's privacy; None puts it beside the
-                checkpoints, if there are any.
+                checkpoints, if there are any. Keep those of all runs over the same data in one: they are added up.
+            epsilon_limit: what all runs together, by the ledgers in that directory, may spend of any record of this
+                client, at the run's delta; a run that would spend more is refused before its first step. 0: no limit.
 
         Raises:
             ConfigError: the checkpoints are of another run.
-            BudgetError: the run's privacy budget is spent.
+            BudgetError: the run's privacy budget is spent, or the run would exceed `epsilon_limit`.
             PartyTimeoutError, AuthenticationError, RefusedError: the server or the dealer does not play along.
             RangeError: an activation or a parameter is not finite or out of range.
         """
@@ -186,6 +189,7 @@ class Client:
             report=self._report,
             checkpoints=None if checkpoints is None else Checkpoints(checkpoints),
             ledgers=checkpoints if ledgers is None else ledgers,
+            epsilon_limit=epsilon_limit,
         )
         out = deque(learner.begin())
         while not learner.done:

@@ -87,9 +87,10 @@ class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `VerticalModel`; with `halves`, the model is this client's part, trained for `epochs` with `train_batch_size` and
     `learning_rate`. Neither has a cut.
 
-    `ahead`, `reveal`, `checked` and `comparison` are those of `Client.predict`. `out` also receives the ledger of a run
-    with a privacy budget. `activation_clip` is for a client that does not train: that of the run in which its front was
-    trained.
+    `ahead`, `reveal`, `checked` and `comparison` are those of `Client.predict`. `ledgers`, or else `out`, also receives
+    the ledger of a run with a privacy budget; `epsilon_limit` is what all runs with a ledger there may spend together
+    of any record of this client. `activation_clip` is for a client that does not train: that of the run in which its
+    front was trained.
     """
 
     name: str
@@ -112,6 +113,8 @@ class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checked: bool = False
     comparison: ComparisonKind = "tables"
     out: str | None = None
+    ledgers: str | None = None
+    epsilon_limit: float = 0.0
     checkpoints: str | None = None
     train: bool = True
     activation_clip: float = 0.0

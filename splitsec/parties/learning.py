@@ -69,6 +69,7 @@ class Learner:
         traffic: bytes sent to and received from the server so far.
         checkpoints: where to keep and find them; None keeps none.
         ledgers: the directory of this client's privacy ledgers; None keeps none.
+        epsilon_limit: what all runs together may spend of any record, by those ledgers; 0 for no limit.
 
     Attributes:
         done: the run is over and the segments are final.
@@ -91,6 +92,7 @@ class Learner:
         report: Report,
         checkpoints: Checkpoints | None = None,
         ledgers: Path | None = None,
+        epsilon_limit: float = 0.0,
     ) -> None:
         self.done = False
         self.welcome: Welcome | None = None
@@ -104,6 +106,7 @@ class Learner:
         self._report = report
         self._checkpoints = checkpoints
         self._ledgers = ledgers
+        self._epsilon_limit = epsilon_limit
         self.protection: Protection | None = None
         self._saved = () if checkpoints is None else checkpoints.rounds()
         self._combinable = Combinable(segments)
@@ -216,16 +219,16 @@ class Learner:
         if self.protection is not None:
             # Its front may be called in plain, so what another welcome put around it comes off.
             self._trainer.close()
-        samples = len(self._part.ids) if isinstance(self._part, Columns) else len(self._part.train_labels)
         # A second welcome goes on where the first left off.
         taken = self._taken if self.protection is None else max(self._taken, self.protection.taken)
         protection = self.protection = Protection(
             self._name,
             welcome,
-            samples=samples,
+            records=self._part.ids if isinstance(self._part, Columns) else self._part.train_images,
             trained=self._combinable.trained,
             directory=self._ledgers,
             taken=taken,
+            epsilon_limit=self._epsilon_limit,
         )
         if schedule.privacy.epsilon:
             from splitsec.privacy.record import check_private

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
-from splitsec.errors import ConfigError
+from splitsec.errors import BudgetError, ConfigError
 from splitsec.mpc.prg import fresh_seed
-from splitsec.privacy.accounting import check_left
+from splitsec.privacy.accounting import check_left, epsilon_of
+from splitsec.privacy.history import RunHistory, epsilon_together, steps_of
 from splitsec.privacy.ledger import CLIENT, NOISY, RECORD, Ledger, Point, ledger_path, read_ledger
 from splitsec.privacy.plan import PrivacyPlan
-from splitsec.privacy.rules import check_delta
+from splitsec.privacy.rules import Privacy, check_delta, check_epsilon
 from splitsec.privacy.updates import NoiseShares, clip_update, noise_of_sum
 from splitsec.training.aggregation import FRACTION_BITS, mask_update
 from splitsec.training.data import Loader, Part, PoissonLoader
@@ -24,17 +25,21 @@ class Protection:
     """One client's side of a run's privacy.
 
     Args:
-        samples: of this client.
+        records: of this client: the inputs of its rows, or their ids. They stay here.
         trained: which of the values that it uploads are trained, bool (values,): the others stay as they are.
         directory: where to keep the ledger; None keeps it in memory.
         taken: steps of the mechanism that an earlier life of this client is known to have begun.
+        epsilon_limit: what all runs together may spend of any record of this client, by the ledgers in `directory`, at
+            the run's delta; 0 for no limit.
 
     Attributes:
         ledger: None where the run has neither a budget nor a guard.
         taken: steps of the mechanism that have begun, those of an earlier life among them.
 
     Raises:
-        ConfigError, BudgetError: the plan does not keep the budget, or it is spent.
+        ConfigError: the plan does not keep the budget, or there is no directory to keep a limit by.
+        BudgetError: the budget is spent, or the run would exceed the limit.
+        MessageError: the run's name could not be that of a file.
     """
 
     def __init__(
@@ -42,14 +47,15 @@ class Protection:
         name: str,
         welcome: Welcome,
         *,
-        samples: int,
+        records: torch.Tensor | Sequence[str],
         trained: torch.Tensor,
         directory: Path | None = None,
         taken: int = 0,
+        epsilon_limit: float = 0.0,
     ) -> None:
         self._welcome = welcome
         self._rules = rules = welcome.schedule.privacy
-        self._samples = samples
+        self._samples = samples = len(records)
         self._trained = trained
         self._plan = welcome.plan
         self._begun = torch.empty(0, dtype=torch.float64)
@@ -59,7 +65,11 @@ class Protection:
         self.taken = 0
         self._path = None if directory is None else ledger_path(directory, welcome.run)
         self._allowed = 0
+        self._limit = epsilon_limit
+        self._history: RunHistory | None = None
         self.ledger: Ledger | None = None
+        if epsilon_limit:
+            check_limit(rules, epsilon_limit, directory)
         if rules.epsilon:
             plan = self._plan
             if plan is None or not plan.noise > 0 or not 0 < plan.rate <= 1 or min(plan.steps, plan.per_epoch) < 1:
@@ -68,14 +78,21 @@ class Protection:
                 check_delta(rules.delta, samples)
         if rules.epsilon or rules.activation_clip or rules.nopeek:
             self.ledger = Ledger(name, welcome.run, rules.epsilon, rules.delta, rules.accountant)
-            if self._path is not None and self._path.exists():
-                self.ledger = read_ledger(self._path)
+            if self._path is not None and directory is not None:
+                if self._path.exists():
+                    self.ledger = read_ledger(self._path)
+                    if self.ledger.run != welcome.run:
+                        raise ConfigError(f"{self._path} is the ledger of another run; put it back where it was")
+                self._history = RunHistory(directory)
+                self.ledger.data = self._history.note(records)
+            self.ledger.limit = epsilon_limit
         if self._plan is not None and self.ledger is not None:
             # Steps of rounds before this one count, whether this client has a memory of them or not; the ledger itself
             # is charged an epoch ahead.
             self.taken = max(taken, self._plan.steps * welcome.round)
             # By this client's own accounting, whatever the server's is.
             self._allowed = self._plan.allowed(rules, self._plan.steps * welcome.rounds + self.taken)
+            self._check_limit(self._plan, self._plan.steps * (welcome.rounds - welcome.round))
             charged = self.ledger.steps_of(self._mechanism)
             if self.taken > charged:
                 self._charge(self.ledger, self._plan, charged)
@@ -189,6 +206,28 @@ class Protection:
         if rules.activation_clip or rules.nopeek:
             self._save()
 
+    def _earlier(self) -> list[Ledger]:
+        """The ledgers of other runs that shared a record with this one."""
+        if self._history is None or self.ledger is None:
+            return []
+        return self._history.sharing(self.ledger.data, run=self.ledger.run)
+
+    def _check_limit(self, plan: PrivacyPlan, to_come: int) -> None:
+        """Raise `BudgetError` where `to_come` more steps exceed what all runs together may spend."""
+        if not self._limit or self.ledger is None:
+            return
+        rules, earlier = self._rules, self._earlier()
+        history = [(plan.noise, plan.rate, min(self._allowed, self.taken + to_come))]
+        total = epsilon_of([*steps_of(earlier), *history], delta=rules.delta, accountant=rules.accountant)
+        if total > self._limit:
+            spent = epsilon_together(earlier, delta=rules.delta, accountant=rules.accountant)
+            alone = epsilon_of(history, delta=rules.delta, accountant=rules.accountant)
+            raise BudgetError(
+                f"this client's data may spend epsilon {self._limit:g} over all runs: {len(earlier)} earlier ones have "
+                f"spent {spent:.3f}, this one wants {alone:.3f}, together {total:.3f} at delta {rules.delta:g}; ask "
+                "for a run with a smaller epsilon, or raise epsilon_limit"
+            )
+
     def _charge(self, ledger: Ledger, plan: PrivacyPlan, charged: int) -> None:
         """Charge what is begun now, and as much as comes with it up to the end of an epoch: accounting takes time."""
         rules = self._rules
@@ -207,7 +246,20 @@ class Protection:
             steps=total - charged,
             parameters=parameters,
         )
+        # Read anew, since another run over the same data may be going on.
+        earlier = self._earlier()
+        ledger.earlier = [one.run for one in earlier]
+        ledger.together = (
+            epsilon_together([ledger, *earlier], delta=rules.delta, accountant=rules.accountant)
+            if earlier
+            else ledger.spent
+        )
         self._save()
+        if self._limit and ledger.together > self._limit:
+            raise BudgetError(
+                f"this client's data may spend epsilon {self._limit:g} over all runs, and the next steps would make it "
+                f"{ledger.together:.3f}, together with {len(earlier)} other runs; the model stays as it is"
+            )
 
     def upload(self, flat: torch.Tensor, *, seed: bytes, round_number: int) -> torch.Tensor:
         """The upload with this client's share of the noise, under its mask.
@@ -254,3 +306,22 @@ class Protection:
     def _save(self) -> None:
         if self.ledger is not None and self._path is not None:
             self.ledger.save(self._path)
+
+
+def check_limit(rules: Privacy, limit: float, directory: Path | None) -> None:
+    """Raise an error where a limit over all runs cannot be kept in a run of these rules.
+
+    Raises:
+        ConfigError: the limit is no epsilon, or there is no directory with the ledgers of earlier runs.
+        BudgetError: the run has no budget, so that what it spends has no bound.
+    """
+    check_epsilon(limit)
+    if directory is None:
+        raise ConfigError(
+            "epsilon_limit counts earlier runs by their ledgers: say where they are kept (ledgers, or checkpoints)"
+        )
+    if not rules.epsilon:
+        raise BudgetError(
+            f"this client's data may spend epsilon {limit:g} over all runs, and this run has no budget: nothing bounds "
+            "what it spends; ask the server for privacy = {epsilon = ...}, or leave epsilon_limit out"
+        )

@@ -111,6 +111,9 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
     processors = settle(config.threads, config.cpu)
     began = time.monotonic()
     _check_cut(config.topology, config.cut)
+    if (config.ledgers is not None or config.epsilon_limit) and (config.topology == "halves" or not config.train):
+        what = "a part of a model is trained by its client alone" if config.topology == "halves" else "train = false"
+        raise ConfigError(f"{what}, so that nothing is spent: leave ledgers and epsilon_limit out")
     runs = {"horizontal": _run_rows, "vertical": _run_columns, "halves": _run_half}
     runs[config.topology](config, base, report, processors)
     report(Finished(config.name, time.monotonic() - began))
@@ -140,7 +143,8 @@ def _run_rows(config: ClientConfig, base: Path, report: Report, processors: Sequ
                 part,
                 seed=derived_seed(config.name, config.seed),
                 checkpoints=_beside(base, config.checkpoints),
-                ledgers=_beside(base, config.out),
+                ledgers=_beside(base, config.out if config.ledgers is None else config.ledgers),
+                epsilon_limit=config.epsilon_limit,
             )
             if config.out is not None:
                 state = {key: value for segment in segments for key, value in segment.state_dict().items()}
@@ -184,7 +188,11 @@ def _run_columns(config: ClientConfig, base: Path, report: Report, processors: S
         report=report,
     ) as client:
         client.train(
-            columns, seed=derived_seed(config.name, config.seed), checkpoints=_beside(base, config.checkpoints)
+            columns,
+            seed=derived_seed(config.name, config.seed),
+            checkpoints=_beside(base, config.checkpoints),
+            ledgers=_beside(base, config.out if config.ledgers is None else config.ledgers),
+            epsilon_limit=config.epsilon_limit,
         )
         if config.out is not None:
             _save(dict(front.state_dict()), base / config.out / "front.safetensors")

@@ -80,12 +80,23 @@ def noise_for(*, epsilon: float, delta: float, rate: float, steps: int, accounta
 
 
 def steps_allowed(
-    *, noise: float, rate: float, epsilon: float, delta: float, accountant: Accountant = "prv", most: int
+    *,
+    noise: float,
+    rate: float,
+    epsilon: float,
+    delta: float,
+    accountant: Accountant = "prv",
+    most: int,
+    before: History = (),
 ) -> int:
-    """How many steps keep the budget, at most `most`."""
+    """How many steps keep the budget, at most `most`.
+
+    Args:
+        before: what has been spent of it already.
+    """
 
     def spent(steps: int) -> float:
-        return epsilon_of([(noise, rate, steps)], delta=delta, accountant=accountant)
+        return epsilon_of([*before, (noise, rate, steps)], delta=delta, accountant=accountant)
 
     if spent(most) <= epsilon:
         return most

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from splitsec.errors import ConfigError
+from splitsec.errors import ConfigError, MessageError
 from splitsec.files import whole_file
 from splitsec.privacy.accounting import epsilon_of
 from splitsec.privacy.rules import Accountant
@@ -17,6 +18,7 @@ from splitsec.privacy.rules import Accountant
 RECORD = "DP-SGD"
 CLIENT = "distributed discrete Gaussian"
 NOISY = "noise on activations"
+_RUN = re.compile(r"[0-9a-f]{32}\Z")
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,6 +58,10 @@ class Ledger(msgspec.Struct, forbid_unknown_fields=True):
 
     Attributes:
         budget: epsilon that the run may spend at `delta`; 0 for none.
+        data: the name of the fingerprints of its records, see `RunHistory`; empty where none are kept.
+        limit: epsilon that all runs over this data may spend at `delta`; 0 for none.
+        earlier: run ids of other runs that shared a record with it when steps were last charged.
+        together: epsilon at `delta` of this run and those, for a record that was in all of them.
     """
 
     client: str
@@ -65,6 +71,10 @@ class Ledger(msgspec.Struct, forbid_unknown_fields=True):
     accountant: Accountant
     entries: list[Entry] = msgspec.field(default_factory=list)
     points: list[Point] = msgspec.field(default_factory=list)
+    data: str = ""
+    limit: float = 0.0
+    earlier: list[str] = msgspec.field(default_factory=list)
+    together: float = 0.0
 
     @property
     def spent(self) -> float:
@@ -129,8 +139,14 @@ def read_ledger(path: Path) -> Ledger:
 
 
 def ledger_path(directory: Path, run: str) -> Path:
-    """Where a client keeps the ledger of a run, among those of other runs."""
-    return directory / f"ledger-{run[:8]}.json"
+    """Where a client keeps the ledger of a run, among those of other runs.
+
+    Raises:
+        MessageError: `run`, which the server chooses, is not 32 hexadecimal digits.
+    """
+    if not _RUN.match(run):
+        raise MessageError("the server's run is not named by 32 hexadecimal digits; no file is named by anything else")
+    return directory / f"ledger-{run}.json"
 
 
 def find_ledgers(place: Path) -> list[Ledger]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import secrets
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from opacus.accountants import PRVAccountant
@@ -13,9 +15,10 @@ from parties_in_threads import model, part, world
 from torch import nn
 
 from splitsec import Part, Schedule, SplitModel
-from splitsec.errors import BudgetError, ConfigError
+from splitsec.errors import BudgetError, ConfigError, MessageError
 from splitsec.launch.simulation import Simulated, simulate
 from splitsec.parties import protecting
+from splitsec.privacy.history import epsilon_together
 from splitsec.privacy.ledger import CLIENT, NOISY, RECORD, find_ledgers, read_ledger
 from splitsec.privacy.plan import PrivacyPlan
 from splitsec.privacy.rules import Privacy
@@ -31,7 +34,14 @@ def _parts(rows: tuple[int, ...] = (12, 20, 9)) -> dict[str, Part]:
 
 
 def _run(
-    cut: str = "1", *, drop: float = 0.0, checkpoints: Path | None = None, ledgers: Path | None = None, **schedule: Any
+    cut: str = "1",
+    *,
+    drop: float = 0.0,
+    checkpoints: Path | None = None,
+    ledgers: Path | None = None,
+    epsilon_limit: float = 0.0,
+    parts: dict[str, Part] | None = None,
+    **schedule: Any,
 ) -> tuple[Simulated, SplitModel]:
     split = SplitModel(model(), cut)
     begin = [one for one in (split.front, split.head) if one is not None]
@@ -39,13 +49,14 @@ def _run(
     found = simulate(
         split.tail,
         lambda _name: copy.deepcopy(begin),
-        _parts(),
+        _parts() if parts is None else parts,
         cut=cut,
         schedule=plan,
         seed=5,
         drop=drop,
         checkpoints=checkpoints,
         ledgers=ledgers,
+        epsilon_limit=epsilon_limit,
     )
     return found, split
 
@@ -157,6 +168,56 @@ def test_a_run_stops_before_it_would_exceed_its_budget(tmp_path: Path) -> None:
     assert tight.epsilon < PrivacyPlan(noise, 0.25, 1, 4).epsilon(tight, taken + 1)
     with pytest.raises(BudgetError, match="is spent: 0 of 0 steps"):
         _run(every=1, privacy=Privacy(epsilon=0.01, delta=1e-3, noise=0.5, accountant="rdp"))
+
+
+def test_runs_over_the_same_data_add_up_and_a_limit_ends_them(tmp_path: Path) -> None:
+    first, _ = _run(ledgers=tmp_path, **BY_RECORD)
+    second, _ = _run(ledgers=tmp_path, **BY_RECORD)
+    one, two = first.ledgers["client-1"], second.ledgers["client-1"]
+    assert two.earlier == [one.run]
+    # Opacus's own composition of the steps of both.
+    assert two.together == pytest.approx(epsilon_together([one, two], delta=1e-3, accountant="rdp"))
+    assert two.spent == one.spent == one.together < two.together < 2 * one.spent
+    # A run over other records does not count.
+    other = {name: part(seed + 50) for seed, name in enumerate(NAMES)}
+    third, _ = _run(ledgers=tmp_path, parts=other, **BY_RECORD)
+    assert third.ledgers["client-1"].earlier == []
+    limit = two.together + 0.5
+    wanted = rf"may spend epsilon {limit:g} over all runs: 2 earlier ones have spent {two.together:.3f}, this one wants"
+    with pytest.raises(BudgetError, match=wanted):
+        _run(ledgers=tmp_path, epsilon_limit=limit, **BY_RECORD)
+    # It was refused before its first step: nothing is charged. The control: without a limit it runs.
+    assert len(list((tmp_path / "client-1").glob("ledger-*.json"))) == 3
+    fourth, _ = _run(ledgers=tmp_path, **BY_RECORD)
+    assert fourth.ledgers["client-1"].together > limit
+
+
+def test_a_limit_needs_a_budget_and_a_place_for_ledgers(tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match="this run has no budget"):
+        _run(ledgers=tmp_path, epsilon_limit=3)
+    with pytest.raises(ConfigError, match="say where they are kept"):
+        _run(epsilon_limit=3, **BY_RECORD)
+    with pytest.raises(ConfigError, match="an epsilon of -1"):
+        _run(ledgers=tmp_path, epsilon_limit=-1, **BY_RECORD)
+
+
+@pytest.mark.parametrize("run", ["../../../tmp/x", "0" * 31 + "/", "0" * 33, "A" * 32, ""])
+def test_the_servers_name_of_a_run_does_not_choose_a_path(run: str, tmp_path: Path) -> None:
+    from splitsec.parties.protecting import Protection
+    from splitsec.training.messages import Welcome, server_codec
+
+    schedule = Schedule(clients=NAMES, **BY_RECORD)
+    welcome = Welcome(run, "start", schedule, 0, 12, False, PrivacyPlan(5.0, 0.25, 1, 4))
+    with pytest.raises(MessageError, match="run"):
+        server_codec.decode(server_codec.encode(welcome))
+    keep = {"records": torch.zeros(12, 4), "trained": torch.ones(3, dtype=torch.bool), "directory": tmp_path / "deep"}
+    with pytest.raises(MessageError, match="32 hexadecimal digits"):
+        Protection("client-1", welcome, **keep)  # type: ignore[arg-type]
+    assert not list(tmp_path.rglob("*"))
+    # The control: with a name as servers give it, there is a ledger.
+    protection = Protection("client-1", msgspec.structs.replace(welcome, run="0" * 32), **keep)  # type: ignore[arg-type]
+    protection.begin_round(lambda: torch.zeros(3), [])
+    assert (tmp_path / "deep" / f"ledger-{'0' * 32}.json").exists()
 
 
 def test_what_is_lost_when_a_run_is_killed_is_charged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,9 +335,11 @@ def test_a_client_does_its_own_accounting() -> None:
 
     schedule = Schedule(clients=NAMES, **BY_RECORD)
     for plan, error in ((PrivacyPlan(0.3, 0.25, 1, 4), BudgetError), (None, ConfigError)):
-        welcome = Welcome("run", "start", schedule, 0, 12, False, plan)
+        welcome = Welcome(secrets.token_hex(16), "start", schedule, 0, 12, False, plan)
         with pytest.raises(error):  # noqa: PT012  (either the plan is refused, or its first round)
-            protection = Protection("client-1", welcome, samples=12, trained=torch.ones(3, dtype=torch.bool))
+            protection = Protection(
+                "client-1", welcome, records=torch.zeros(12, 4), trained=torch.ones(3, dtype=torch.bool)
+            )
             protection.begin_round(lambda: torch.zeros(3), [])
 
 

@@ -8,7 +8,7 @@ from splitsec.privacy.ledger import RECORD, Ledger, Point, find_ledgers, ledger_
 
 
 def _ledger(**changed: object) -> Ledger:
-    return Ledger("client-1", "0123456789", 3.0, 1e-5, "prv", **changed)  # type: ignore[arg-type]
+    return Ledger("client-1", "0123456789abcdef" * 2, 3.0, 1e-5, "prv", **changed)  # type: ignore[arg-type]
 
 
 def _charge(ledger: Ledger, steps: int, **changed: float) -> float:
