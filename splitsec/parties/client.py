@@ -33,7 +33,7 @@ from splitsec.parties.asking import ClientSession, predicted_cost, receive_maske
 from splitsec.parties.contributing import joined_shape
 from splitsec.parties.events import Predicted, Report, ignore
 from splitsec.parties.fetching import corrections, join_session
-from splitsec.parties.learning import Learner
+from splitsec.parties.learning import TRAINS, Learner, Purpose
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.training.checkpoints import Checkpoints
 from splitsec.training.data import Part
@@ -66,6 +66,7 @@ class Predictions:
         rounds: rounds a query, online.
         bytes_sent, bytes_received: bytes a query, online, as this client sees them.
         bytes_offline: bytes a query that the dealer sends to the server.
+        ids: of columns, whose result each row is; else empty.
     """
 
     labels: torch.Tensor = field(repr=False)
@@ -76,6 +77,7 @@ class Predictions:
     bytes_sent: int
     bytes_received: int
     bytes_offline: int
+    ids: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def online_ms_median(self) -> float:
@@ -190,6 +192,7 @@ class Client:
             checkpoints=None if checkpoints is None else Checkpoints(checkpoints),
             ledgers=checkpoints if ledgers is None else ledgers,
             epsilon_limit=epsilon_limit,
+            purpose=self._purpose,
         )
         out = deque(learner.begin())
         while not learner.done:
@@ -205,6 +208,10 @@ class Client:
                 out.extend(learner.take(*message))
         assert learner.welcome is not None
         return learner.welcome.schedule
+
+    @property
+    def _purpose(self) -> Purpose:
+        return TRAINS
 
     def predict(
         self,
@@ -248,7 +255,8 @@ class Client:
     ) -> Predictions:
         if self.head is not None and reveal == "label":
             raise ConfigError("the tail of a U ends before the labels: reveal its output, which the head takes")
-        if images.is_floating_point() == (vocabulary(self.front) is not None):
+        # Columns have been tried on the front when rows were aligned.
+        if shared is None and images.is_floating_point() == (vocabulary(self.front) is not None):
             wanted = "whole numbers, since the front looks them up" if images.is_floating_point() else "real numbers"
             raise MessageError(f"the images are {images.dtype}; give {wanted}, as the model was trained")
         if len(images) < 1 or batch_size < 1:

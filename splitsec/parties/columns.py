@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from splitsec.errors import ConfigError, MessageError
+from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.messages import Done
+from splitsec.mpc.program import Reveal
 from splitsec.mpc.ring import encode
 from splitsec.parties.asking import ClientSession
 from splitsec.parties.client import Client, Predictions
 from splitsec.parties.contributing import Masks, mask, put_together
+from splitsec.parties.learning import Purpose
 from splitsec.parties.names import SERVER
 from splitsec.training.messages import Ask, Contribute, Contribution, ContributionBody, Serve, contribution_codec
+from splitsec.training.schedule import Schedule
+from splitsec.training.standardising import Standardisation
 from splitsec.training.vertical import Columns
 from splitsec.transport import Link
 
 
 class ColumnsClient(Client):
-    """A client of a vertical layout: after `train` it may ask for predictions, or contribute to those of others.
+    """A client of a vertical layout: after `train` or `align` it may ask for predictions, or contribute to others'.
+
+    Unless `Columns.scaling` says otherwise `train` standardises each column by the rows for training; `standardisation`
+    is what was done, and belongs to the trained front.
+
+    Attributes:
+        asks: whether it is the one that asks for predictions, which the server makes sure is one client; None where
+            that is decided later.
 
     Example:
         >>> with ColumnsClient(model.fronts["bank"], cut="join", keys=keys, peers=peers, ...) as client:
@@ -28,20 +41,67 @@ class ColumnsClient(Client):
         ...     print(client.predict_rows(range(client.training_rows, len(client.columns.ids))))  # doctest: +SKIP
     """
 
-    def predict_rows(self, rows: Sequence[int], *, batch_size: int = 1, ahead: int = 1) -> Predictions:
+    asks: bool | None = None
+
+    _trains = True
+
+    def align(self, columns: Columns) -> Schedule:
+        """Find the rows that all clients have, for predictions alone: the server's run has no epochs.
+
+        Args:
+            columns: of any people; `columns.scaling.given` is the `standardisation` that the front was trained with.
+                Labels are not needed.
+
+        Raises:
+            ConfigError, RefusedError: the columns are not those of the front, the front is not trained, or the server
+                trains.
+        """
+        self._trains = False
+        try:
+            return self.train(columns)
+        finally:
+            self._trains = True
+
+    @property
+    def _purpose(self) -> Purpose:
+        return Purpose(trains=self._trains, asks=self.asks)
+
+    @property
+    def standardisation(self) -> Standardisation:
+        """What was done to the columns; for `Columns.scaling.given` when the front predicts people who come later."""
+        given = self.columns.scaling.given
+        assert given is not None
+        return given
+
+    def predict_rows(
+        self,
+        rows: Sequence[int],
+        *,
+        batch_size: int = 1,
+        ahead: int = 1,
+        reveal: Reveal = "logits",
+        checked: bool = False,
+        comparison: ComparisonKind = "tables",
+    ) -> Predictions:
         """Encrypted predictions for aligned rows, of which other clients hold other columns; see `columns`.
 
         The others must be in `contribute`. Neither they nor the server learn the results, and nobody another's columns.
 
         Args:
             rows: numbers of aligned rows; the server and the other clients learn which.
-            batch_size, ahead: as in `predict`.
+            batch_size, ahead, reveal, checked, comparison: as in `predict`.
+
+        Returns:
+            Results with the `ids` of these rows.
         """
         columns = self.columns
         if not rows or min(rows) < 0 or max(rows) >= len(columns.ids):
             raise MessageError(f"give numbers of aligned rows, from 0 to {len(columns.ids) - 1}")
         values = columns.values[torch.tensor(rows)]
-        return self._predict(values, batch_size, ahead, "logits", False, "tables", shared=partial(self._joined, rows))
+        predictions = self._predict(
+            values, batch_size, ahead, reveal, checked, comparison, shared=partial(self._joined, rows)
+        )
+        return replace(predictions, ids=tuple(columns.ids[row] for row in rows))
 
     def contribute(self) -> int:
         """Give shares of this client's activation to the predictions that others ask for, until nobody asks any more.
@@ -90,7 +150,7 @@ class ColumnsClient(Client):
             ConfigError: no rows have been aligned; `train` does it.
         """
         if self._learner is None or self._learner.columns is None:
-            raise ConfigError("no rows are aligned: train with columns first")
+            raise ConfigError("no rows are aligned: train with columns first, or align those of people who come later")
         return self._learner.columns
 
     @property

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from splitsec import __version__
-from splitsec.errors import RefusedError
+from splitsec.errors import ConfigError, RefusedError
 from splitsec.training.aggregation import MAX_TOTAL_WEIGHT
 from splitsec.training.messages import PROTOCOL, Hello
 from splitsec.training.schedule import Schedule
@@ -35,10 +35,56 @@ def check_hello(name: str, hello: Hello, *, cut: str, schedule: Schedule, member
         raise RefusedError(f"the clients' samples add up to more than {MAX_TOTAL_WEIGHT}")
     if hello.shape:
         _check_shape(name, hello.shape, {} if schedule.join else others)
+    if schedule.join:
+        _check_columns(name, hello, others, schedule)
     if schedule.combine == "none":
         return
     for other, one in others.items():
         _check_alike(name, hello, other, one)
+
+
+def check_columns_complete(schedule: Schedule, members: Mapping[str, Hello]) -> None:
+    """Raise `ConfigError` where all clients with columns are there and something is still missing, or does not fit."""
+    parts = {name: hello.columns for name, hello in members.items() if hello.columns is not None}
+    if len(parts) < len(schedule.clients):
+        return
+    if schedule.epochs and not any(part.labels for part in parts.values()):
+        raise ConfigError("no client has labels, and training needs them: give one client's data a column 'y'")
+    if not schedule.epochs and all(part.asks is False for part in parts.values()):
+        raise ConfigError(
+            "no client asks for predictions: the one that is to have them needs ask = true (if nothing is said, it is "
+            "the one whose data has labels)"
+        )
+    widths = {name: hello.shape for name, hello in members.items() if hello.shape}
+    if schedule.join == "sum" and len(set(widths.values())) > 1:
+        listed = ", ".join(f"{name} {_times(shape)}" for name, shape in widths.items())
+        raise ConfigError(f"activations that are added must have the same number of features; there are: {listed}")
+
+
+def _check_columns(name: str, hello: Hello, others: Mapping[str, Hello], schedule: Schedule) -> None:
+    part = hello.columns
+    if part is None:
+        return
+    if schedule.epochs and not part.trains:
+        raise RefusedError(
+            f"{name} is there for predictions alone (train = false), but the server's run trains {schedule.epochs} "
+            "epochs: for predictions with trained weights the server needs epochs = 0 and the weights of its tail"
+        )
+    if not schedule.epochs and not part.trained:
+        raise RefusedError(
+            f"the server's run has no training (epochs = 0) and the front of {name} is not trained: give it weights = "
+            "'front.safetensors', as the run saved it that trained the server's tail"
+        )
+    for other, hello_before in others.items():
+        before = hello_before.columns
+        if before is not None and schedule.epochs and part.labels and before.labels:
+            raise RefusedError(
+                f"{name} and {other} both have labels: one client's data has the column 'y', leave it out at the other"
+            )
+        if before is not None and part.asks and before.asks:
+            raise RefusedError(
+                f"{name} and {other} both ask for predictions, and one client can: set ask = false at the other"
+            )
 
 
 def _check_shape(name: str, shape: tuple[int, ...], others: Mapping[str, Hello]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,12 +24,14 @@ from splitsec.training.checkpoints import Checkpoints, optimizer_tensors, restor
 from splitsec.training.combinable import Combinable
 from splitsec.training.compression import ActivationCoder, GradientCoder
 from splitsec.training.data import Loader, Part
+from splitsec.training.fitting import fitted
 from splitsec.training.inspection import activation_shape, check_tokens, largest_activation
 from splitsec.training.loop import FrontTrainer, StepResult, segment_digest, set_rate
 from splitsec.training.messages import (
     PROTOCOL,
     Aligned,
     Batch,
+    ColumnsPart,
     Combined,
     DealerBody,
     Gradient,
@@ -59,6 +62,22 @@ _LARGEST_LOSS = 4000.0
 Out: TypeAlias = tuple[str, ServerBody | DealerBody, Sequence[torch.Tensor]]
 
 
+@dataclass(frozen=True)
+class Purpose:
+    """What a client with columns is in a run for.
+
+    Attributes:
+        trains: False for predictions alone, where the server's run has no epochs.
+        asks: whether it asks for predictions; None where that is decided later.
+    """
+
+    trains: bool = True
+    asks: bool | None = None
+
+
+TRAINS = Purpose()
+
+
 class Learner:
     """Trains front and head with the server: `begin` says hello, `take` answers each message, until `done`.
 
@@ -70,6 +89,7 @@ class Learner:
         checkpoints: where to keep and find them; None keeps none.
         ledgers: the directory of this client's privacy ledgers; None keeps none.
         epsilon_limit: what all runs together may spend of any record, by those ledgers; 0 for no limit.
+        purpose: with columns, what it is here for.
 
     Attributes:
         done: the run is over and the segments are final.
@@ -93,8 +113,10 @@ class Learner:
         checkpoints: Checkpoints | None = None,
         ledgers: Path | None = None,
         epsilon_limit: float = 0.0,
+        purpose: Purpose = TRAINS,
     ) -> None:
         self.done = False
+        self._purpose = purpose
         self.welcome: Welcome | None = None
         self._segments = segments
         self._head = segments[1] if len(segments) == 2 else None
@@ -143,13 +165,15 @@ class Learner:
             rounds=self._saved or (0,),
             run=self._run,
             shape=self._inspected(),
+            columns=self._columns_part(),
         )
         return [(SERVER, hello, [])]
 
     def _inspected(self) -> tuple[int, ...]:
-        """The shape of one row's activation; empty for columns, whose rows are still to be aligned."""
+        """The shape of one row's activation."""
         if isinstance(self._part, Columns):
-            return ()
+            self._part, features = fitted(self._part, self._segments[0])
+            return (features,)
         self._part.check()
         front = self._segments[0]
         doubts = self._part.doubts()
@@ -166,6 +190,16 @@ class Learner:
         for doubt in doubts:
             log.warning("%s: %s", self._name, doubt)
         return shape
+
+    def _columns_part(self) -> ColumnsPart | None:
+        if not isinstance(self._part, Columns):
+            return None
+        return ColumnsPart(
+            labels=self._part.labels is not None,
+            trains=self._purpose.trains,
+            trained=self._part.scaling.given is not None,
+            asks=self._purpose.asks,
+        )
 
     def take(self, body: ServerBody | DealerBody, tensors: Sequence[torch.Tensor]) -> list[Out]:
         """What to say to a message of the server or the dealer.
@@ -292,9 +326,13 @@ class Learner:
             raise MessageError("Places were not due")
         assert isinstance(self._part, Columns)
         rows = self._alignment.common(tensors[0])
-        train, test = split_aligned(len(rows), self.welcome.schedule.held_out, self.welcome.schedule.order)
+        schedule = self.welcome.schedule
+        # Without training all rows are for prediction, in the order of their ids.
+        train, test = (
+            split_aligned(len(rows), schedule.held_out, schedule.order) if schedule.epochs else ([], range(len(rows)))
+        )
         self.training_rows = len(train)
-        self.columns = self._part.take([rows[one] for one in train + test]).standardised(len(train))
+        self.columns = self._part.take([rows[place] for place in (*train, *test)]).standardised(len(train))
         return [(SERVER, Aligned(len(rows)), [])]
 
     def _aligned(self) -> list[Out]:

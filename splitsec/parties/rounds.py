@@ -20,7 +20,7 @@ from splitsec.mpc.ring import check_range
 from splitsec.parties.aligning import Aligner
 from splitsec.parties.budgeting import Budgeting
 from splitsec.parties.combining import AskDealer, ClientsUnseeded, Combiner, upload_shape
-from splitsec.parties.door import check_hello
+from splitsec.parties.door import check_columns_complete, check_hello
 from splitsec.parties.events import Dropped, Joined, Report, RoundDone
 from splitsec.parties.keeping import check_same_run, facts_of, restore, state_of
 from splitsec.parties.learning import MEANS
@@ -135,7 +135,8 @@ class Run:
         self._dropped: list[str] = []
         self._progress: float | None = None
         self._round_began = 0.0
-        self.finished = schedule.epochs == 0
+        # Rows of columns are aligned for predictions alone too.
+        self.finished = schedule.epochs == 0 and schedule.join is None
         # The end of the last round, for who comes back after it.
         self._last_sent: tuple[Combined, list[torch.Tensor]] | None = None
 
@@ -265,10 +266,13 @@ class Run:
         known = self.members.get(name)
         if known is not None and known.samples != hello.samples:
             raise RefusedError(f"{name} has {hello.samples} samples now and began with {known.samples}")
-        if self.schedule.join and not self.finished:
+        if self.schedule.join:
             raise RefusedError(
                 "columns are joined of all clients from the beginning: start all parties again, with checkpoints to go "
                 "on from the last round"
+                if not self.finished
+                else "the rows of all clients were aligned before: for other rows start all parties again, the server "
+                "with epochs = 0, all with the trained weights"
             )
         if self._combiner.waits_for_turn and self.round and hello.run != self._id:
             raise RefusedError(f"there is nothing that {name} could go on from yet; come back after the next turn")
@@ -294,6 +298,8 @@ class Run:
         if self._checkpoints is not None and self._saved:
             restore(self._tail, self._trainer, self._combiner, self._checkpoints.load(self.round)[0])
         try:
+            if self.schedule.join:
+                self._check_joined()
             samples = sum(hello.samples for hello in self.members.values())
             self.rounds = self._budget.begin(samples=samples, number=self.round, rounds=self.rounds)
             if self._budget.tail is not None:
@@ -322,6 +328,14 @@ class Run:
         self._progress = now
         if not self._aligning:
             self._next_round(now)
+
+    def _check_joined(self) -> None:
+        """Raise `SplitsecError` where the clients' columns cannot be joined, or the tail cannot take what they make."""
+        check_columns_complete(self.schedule, self.members)
+        widths = [hello.shape[0] for hello in self.members.values() if hello.shape]
+        if len(widths) == len(self.schedule.clients):
+            total = sum(widths) if self.schedule.join == "concat" else widths[0]
+            self._trainer.check_activation(torch.zeros(1, total))
 
     def _align(self, name: str, body: Points | Aligned, tensors: Sequence[torch.Tensor], now: float) -> None:
         if self._aligner is None or self.round is None or not self._aligning:

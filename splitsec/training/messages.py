@@ -39,13 +39,23 @@ from splitsec.transport.fields import (
 PROTOCOL = 5
 
 
+class ColumnsPart(msgspec.Struct, frozen=True, array_like=True):
+    """What a client with columns takes part in: whether it has labels; whether it wants to train, and whether its front
+    is trained already; whether it asks for predictions, None where that is decided later."""
+
+    labels: bool
+    trains: bool = True
+    trained: bool = False
+    asks: bool | None = None
+
+
 class Hello(Message, frozen=True):
     """Client to server: who wants to take part.
 
     `segments` names and shapes what is combined, `begins` is a digest of its first values; `parameters` of the
     `values` are parameters. `rounds` are those at whose beginning the client can go on: 0, or its checkpoints, which
     are of run `run`. `shape` is that of one row's activation, so that what does not fit is refused before any round
-    begins; empty where the client cannot know it yet.
+    begins; empty where the client cannot know it yet. `columns` is what a client with columns takes part in.
     """
 
     protocol: int
@@ -59,6 +69,7 @@ class Hello(Message, frozen=True):
     rounds: Annotated[tuple[Number, ...], Meta(max_length=16)] = (0,)
     run: OptionalIdentifier = ""
     shape: Sizes = ()
+    columns: ColumnsPart | None = None
 
 
 class Welcome(Message, frozen=True):
