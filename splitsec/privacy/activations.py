@@ -11,9 +11,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from splitsec.errors import ConfigError
 from splitsec.mpc.prg import Stream, fresh_seed
+from splitsec.mpc.ring import check_range
 from splitsec.privacy.accounting import epsilon_of
-from splitsec.privacy.noise import gaussian
+from splitsec.privacy.noise import discrete_gaussian, grid_step
+
+# In float32.
+LARGEST_EXACT = 2.0**24
 
 
 def clip_rows(activation: torch.Tensor, limit: float) -> torch.Tensor:
@@ -25,9 +30,43 @@ def clip_rows(activation: torch.Tensor, limit: float) -> torch.Tensor:
 
 
 def guarded(activation: torch.Tensor, *, clip: float, noise: float, stream: Stream) -> torch.Tensor:
-    """What crosses the cut in training: rows clipped, with noise of `noise` times the clip."""
+    """What crosses the cut in training: rows clipped, with noise of `noise` times the clip; differentiable.
+
+    With noise, the values are multiples of a power of two: those of the clipped rows are rounded towards zero, so that
+    no row becomes longer than `clip`, and the noise is a discrete Gaussian in units of that step. So no value's digits
+    say what it was without the noise. All of them are exact in float32.
+
+    Raises:
+        RangeError: the activation is not finite, or too large for so little noise.
+    """
     clipped = clip_rows(activation, clip)
-    return clipped + gaussian(stream, clipped.shape, noise * clip).to(clipped) if noise else clipped
+    if not noise:
+        return clipped
+    step = activation_step(clip=clip, noise=noise)
+    # In double precision, since a norm of float32 may be above the clip by its rounding.
+    flat = activation.detach().flatten(1).double()
+    factors = (clip * (1 - 1e-12) / flat.norm(dim=1, keepdim=True).clamp(min=1e-300)).clamp(max=1.0)
+    units = (flat * factors / step).trunc()
+    check_range(units, limit=float("inf"), what="the activation that noise is added to")
+    drawn = discrete_gaussian(stream, units.numel(), noise * clip / step)
+    released = (units.long() + drawn.view(units.shape)).double() * step
+    # The last term is exactly zero, and carries the gradient.
+    crossing: torch.Tensor = released.to(activation).view_as(activation) + (clipped - clipped.detach())
+    return crossing
+
+
+def activation_step(*, clip: float, noise: float) -> float:
+    """The step of the grid that noisy activations lie on: fine beside the noise, and so that all are exact in float32.
+
+    Raises:
+        ConfigError: there is too little noise for a grid that is fine beside it.
+    """
+    std = noise * clip
+    for steps in (1 << 12, 1 << 8, 1 << 4):
+        # The noise's tails never reach 2^7 standard deviations.
+        if (clip / std + 128) * 2 * steps < LARGEST_EXACT:
+            return grid_step(std, steps)
+    raise ConfigError(f"no grid in float32 is fine beside noise of {noise:g} times the clip")
 
 
 class Guard:
@@ -57,7 +96,10 @@ class Guard:
 
 def epsilon_of_activations(*, noise: float, delta: float, releases: int = 1) -> float:
     """Epsilon of so many releases of one row's activation with noise of `noise` times its clip, by replacement: the
-    row's input may change, its label is known. A clipped vector moves by at most twice the clip."""
+    row's input may change, its label is known. A clipped vector moves by at most twice the clip, on the grid as well;
+    the discrete Gaussian's Rényi divergences are at most those of the continuous one, which this accounts for (C.
+    Canonne, G. Kamath and T. Steinke, "The discrete Gaussian for differential privacy", NeurIPS 2020, theorem 4: of
+    a vector they add up over its values)."""
     return epsilon_of([(noise / 2, 1.0, releases)], delta=delta, accountant="rdp")
 
 

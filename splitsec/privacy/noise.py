@@ -1,39 +1,50 @@
-"""Gaussian noise from the AES-CTR generator: real, and discrete in the ring."""
+"""Discrete Gaussian noise from the AES-CTR generator: in the ring, and on a grid of real numbers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from splitsec.mpc.prg import Stream
+from splitsec.mpc.ring import check_range
+
+# A grid has this many steps, or up to twice as many, in a standard deviation of the noise on it.
+STEPS_IN_STD = 1 << 16
 
 
-def gaussian(stream: Stream, shape: Sequence[int], std: float) -> torch.Tensor:
-    """Gaussian noise, float64 of `shape`.
+def grid_step(std: float, steps: int = STEPS_IN_STD) -> float:
+    """The step of a grid for noise of this standard deviation: a power of two, so that scaling by it is exact."""
+    return 2.0 ** (math.floor(math.log2(std)) - int(math.log2(steps)))
 
-    Each value is half of the sum of four: with one, the numbers that floating point can make of a value would tell
-    noise and value apart (I. Mironov, "On significance of the least significant bits for differential privacy", CCS
-    2012). Four leave an attacker with about 2^159 cases: N. Holohan and S. Braghin, "Secure random sampling in
-    differential privacy", ESORICS 2021, section 4.2, with n = 2, as in Opacus's secure mode.
+
+def with_noise(values: torch.Tensor, *, std: float, moved: float, stream: Stream) -> torch.Tensor:
+    """Values with Gaussian noise, float64 of their shape, in multiples of a fixed step.
+
+    In floating point the numbers that a value and its noise can add up to depend on the value, and tell them apart: a
+    value of exactly zero lets the noise's finer digits through (I. Mironov, "On significance of the least significant
+    bits for differential privacy", CCS 2012; S. Haney et al., "Precision-based attacks and interval refining", 2022).
+    Here values are rounded to a grid and the noise is a discrete Gaussian on it, whose Rényi divergences are at most
+    those of the continuous one (C. Canonne, G. Kamath and T. Steinke, as below, theorem 4).
+
+    Args:
+        std: of the noise; 0 for none.
+        moved: L2 norm by which the unit that is protected can move the values. What rounding adds to it, up to a step a
+            value, is made up for by as much more noise.
+
+    Raises:
+        RangeError: a value is not finite, or 2^52 steps and more from zero.
     """
-    count = math.prod(shape)
-    four = _normal(stream, 4 * count).reshape(4, count).sum(0)
-    return torch.from_numpy(four * (std / 2)).view(tuple(shape))
-
-
-def _normal(stream: Stream, count: int) -> NDArray[np.float64]:
-    """G. Box and M. Muller, "A note on the generation of random normal deviates", 1958."""
-    half = (count + 1) // 2
-    raw = stream.bytes(16 * half).view(np.uint64)
-    # From (0, 1] for the logarithm: 53 random bits each.
-    first, second = ((raw >> 11).astype(np.float64) + 1).reshape(2, half) * 2.0**-53
-    radius = np.sqrt(-2 * np.log(first))
-    angle = 2 * np.pi * second
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+    if not std:
+        return values.double()
+    step = grid_step(std)
+    rounded = (values.double() / step).round()
+    check_range(rounded, limit=2.0**52, what="what noise is added to")
+    more = (moved + step * math.sqrt(values.numel())) / moved
+    noise = discrete_gaussian(stream, values.numel(), std * more / step)
+    return (rounded.long() + noise.view(values.shape)).double() * step
 
 
 def discrete_gaussian(stream: Stream, count: int, std: float) -> torch.Tensor:

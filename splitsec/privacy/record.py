@@ -21,7 +21,7 @@ from torch import fx, nn
 
 from splitsec.errors import ConfigError, first_line
 from splitsec.mpc.prg import Stream, fresh_seed
-from splitsec.privacy.noise import gaussian
+from splitsec.privacy.noise import with_noise
 from splitsec.privacy.rules import GradientNoise
 
 # A front's inputs need no gradient, and the hooks do not mind.
@@ -30,7 +30,7 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 
 class _SecureOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
-    """Opacus's optimizer with noise from the AES-CTR generator."""
+    """Opacus's optimizer with discrete noise from the AES-CTR generator."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, rules: GradientNoise) -> None:
         super().__init__(
@@ -42,6 +42,7 @@ class _SecureOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
         )
         self.factors: torch.Tensor | None = None
         self._std = rules.std
+        self._clip = rules.clip
         self._stream = Stream(fresh_seed())
 
     def clip_and_accumulate(self) -> None:
@@ -53,10 +54,11 @@ class _SecureOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
         self.factors = None
 
     def add_noise(self) -> None:
-        for parameter in self.params:
-            summed: torch.Tensor = parameter.summed_grad  # type: ignore[attr-defined]  # Opacus puts it there
-            noise = gaussian(self._stream, summed.shape, self._std)
-            parameter.grad = (summed + noise.to(summed)).view_as(parameter)
+        # Of all together, since the clip is that of all.
+        summed = torch.cat([one.summed_grad.detach().flatten() for one in self.params])
+        noisy = with_noise(summed, std=self._std, moved=self._clip, stream=self._stream)
+        for parameter, part in zip(self.params, noisy.split([one.numel() for one in self.params]), strict=True):
+            parameter.grad = part.to(parameter).view_as(parameter)
 
 
 class PrivateStep:

@@ -10,6 +10,8 @@ import msgspec
 
 from splitsec.errors import ConfigError
 
+# With less on activations, no grid in float32 is fine beside it.
+LEAST_NOISE = 1e-5
 Accountant: TypeAlias = Literal["prv", "rdp"]
 Unit: TypeAlias = Literal["record", "client"]
 
@@ -104,6 +106,10 @@ def check_privacy(rules: Privacy) -> None:
         raise ConfigError("a clip of 0 would leave nothing to learn from; 1 is a usual one")
     if rules.activation_noise and not rules.activation_clip:
         raise ConfigError("noise on activations is a multiple of their clip: set it too (--activation-clip)")
+    if 0 < rules.activation_noise < LEAST_NOISE:
+        raise ConfigError(
+            f"activation_noise = {rules.activation_noise:g} hides nothing: write {LEAST_NOISE:g} or more, or 0 for none"
+        )
     if rules.local and not rules.by_record:
         raise ConfigError("noise that each client adds by itself belongs to a budget by record")
     if rules.noise and not rules.epsilon:

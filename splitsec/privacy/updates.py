@@ -19,7 +19,8 @@ import torch
 
 from splitsec.errors import MessageError
 from splitsec.mpc.prg import Stream, fresh_seed
-from splitsec.privacy.noise import discrete_gaussian, gaussian
+from splitsec.privacy.noise import discrete_gaussian, with_noise
+from splitsec.privacy.rules import GradientNoise
 
 # Fewer units would make sums of discrete Gaussians differ from one.
 LEAST_STD = 10.0
@@ -79,12 +80,16 @@ def noise_of_sum(*, clip: float, noise: float, part: float, length: int, shares:
 
 
 class ServerNoise:
-    """Noise of the server's own on the tail's part of a sum, from a seed of its own."""
+    """Noise of the server's own on the tail's part of a sum, from a seed of its own.
 
-    def __init__(self, std: float) -> None:
-        self._std = std
+    Args:
+        noise: its standard deviation, and the norm of one unit's part of the sum.
+    """
+
+    def __init__(self, noise: GradientNoise) -> None:
+        self._noise = noise
         self._stream = Stream(fresh_seed())
 
     def add(self, summed: torch.Tensor) -> torch.Tensor:
         """The vector with noise, float64."""
-        return summed.double() + gaussian(self._stream, summed.shape, self._std)
+        return with_noise(summed, std=self._noise.std, moved=self._noise.clip, stream=self._stream)

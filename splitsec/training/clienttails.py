@@ -37,7 +37,7 @@ class ClientTails(TailTrainer):
     def protect(self, noise: GradientNoise, *, jointly: bool = False) -> None:
         """Clip each client's update of the tail, and add noise to their sum."""
         self._clip = noise.clip
-        self._noise = ServerNoise(noise.std)
+        self._noise = ServerNoise(noise)
 
     def begin_round(self, samples: Mapping[str, int]) -> None:
         for name in samples:

@@ -72,6 +72,7 @@ def test_delta_above_one_over_n() -> None:
         (Privacy(epsilon=1, clip=float("inf")), "finite"),
         (Privacy(noise=1.0), "promises nothing"),
         (Privacy(activation_noise=0.1), "multiple of their clip"),
+        (Privacy(activation_clip=1, activation_noise=1e-7), "hides nothing: write 1e-05 or more"),
         (Privacy(epsilon=1, nopeek=0.5), "mixes the rows"),
         (Privacy(epsilon=1, front=1.0), "between 0 and 1"),
         (Privacy(local=True), "budget by record"),

@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy import stats
 
-from splitsec.errors import MessageError, RandomnessError
+from splitsec.errors import MessageError, RandomnessError, RangeError
 from splitsec.mpc.prg import Stream, fresh_seed
 from splitsec.privacy import noise, updates
-from splitsec.privacy.noise import discrete_gaussian, gaussian
+from splitsec.privacy.noise import discrete_gaussian, grid_step, with_noise
 from splitsec.privacy.updates import NoiseShares, check_shares, clip_update, noise_of_sum
 from splitsec.training.aggregation import FRACTION_BITS, MaskBook, combine, mask_update
 
@@ -29,15 +29,47 @@ def _normal(values: torch.Tensor, std: float) -> float:
     return float(stats.kstest(values.double().numpy().ravel() / std, "norm").pvalue)
 
 
-def test_real_noise_is_normal() -> None:
-    drawn = gaussian(_stream(), (300, 200), 2.5)
-    assert drawn.dtype == torch.float64
-    assert drawn.shape == (300, 200)
-    assert _normal(drawn, 2.5) > LEAST
+@pytest.mark.parametrize("std", [2.5, 1e-6, 3e5])
+def test_noise_on_a_grid_is_normal_and_on_it(std: float) -> None:
+    values = torch.linspace(-3, 3, 60_000).view(300, 200) * std
+    noisy = with_noise(values, std=std, moved=std, stream=_stream())
+    assert noisy.dtype == torch.float64
+    assert noisy.shape == (300, 200)
+    assert _normal(noisy - values, std) > LEAST
+    step = grid_step(std)
+    assert std / 2**17 < step <= std / 2**16
+    assert torch.equal(noisy / step, (noisy / step).round())
+    # The control: the values themselves are not.
+    assert not torch.equal(values.double() / step, (values.double() / step).round())
 
 
 def test_control_the_test_sees_noise_that_is_a_twentieth_too_small() -> None:
-    assert _normal(gaussian(_stream(), (60_000,), 0.95), 1.0) < LEAST
+    zeros = torch.zeros(60_000)
+    assert _normal(with_noise(zeros, std=0.95, moved=1.0, stream=_stream()), 1.0) < LEAST
+
+
+def test_what_rounding_adds_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[float] = []
+
+    def keep(stream: Stream, count: int, std: float) -> torch.Tensor:
+        drawn.append(std)
+        return torch.zeros(count, dtype=torch.int64)
+
+    monkeypatch.setattr(noise, "discrete_gaussian", keep)
+    step = grid_step(0.5)
+    values = torch.rand(4096, dtype=torch.float64)
+    # Neighbours, whose difference has the norm 0.1 and every value of which is rounded the other way.
+    other = values + 0.1 / 64
+    found = [with_noise(one, std=0.5, moved=0.1, stream=_stream()) for one in (values, other)]
+    longer = float((found[1] - found[0]).norm())
+    assert longer <= 0.1 + step * 64
+    assert longer / (drawn[0] * step) <= 0.1 / 0.5
+
+
+def test_values_that_no_grid_holds_are_refused() -> None:
+    for value in (float("nan"), float("inf"), 2.0**60):
+        with pytest.raises(RangeError, match="what noise is added to"):
+            with_noise(torch.tensor([value]), std=1.0, moved=1.0, stream=_stream())
 
 
 @pytest.mark.parametrize("std", [0.3, 1.0, 4.7])
