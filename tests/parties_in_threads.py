@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from splitsec import Client, Dealer, Part, Schedule, Server, SplitModel
+from splitsec.cut import origin_of, set_origin
 from splitsec.parties.pool import WorkerPool
 from splitsec.training.loop import segment_digest
 from splitsec.training.messages import PROTOCOL, Hello
@@ -135,6 +136,8 @@ def world(
     whole = options.pop("tail", None)
     split = SplitModel(options.pop("model", model)() if whole is None else whole, cut if whole is None else "input")
     front = SplitModel(model(), cut if whole is None else "1").front
+    # Tests that give the server another tail want it to answer the same front.
+    set_origin(front, origin_of(split.tail))
     dealer = Dealer(keys=keys["dealer"], peers=peers, address="tcp://127.0.0.1:*", **(dealer_options or {}))
     planned = Schedule(clients=tuple(members), epochs=epochs, batch_size=8, **(schedule or {}))
     settings: dict[str, Any] = {"join_timeout": timeout, "cut": CUT, **options}

@@ -12,7 +12,7 @@ from torch import fx, nn
 from splitsec.choosing.counting import MacCounter, counting_macs
 from splitsec.choosing.leaking import Leak, mark_dominated, measure_leaks
 from splitsec.choosing.speed import Link, Speed
-from splitsec.cut import INPUT, CutGraph, SplitModel, trace, vocabulary
+from splitsec.cut import INPUT, CutGraph, Origin, SplitModel, trace, vocabulary
 from splitsec.errors import ConfigError, SplitsecError, first_line
 from splitsec.mpc.bounds import Memory
 from splitsec.mpc.compiler import ShapeNotes, compile_tail
@@ -174,7 +174,7 @@ def _cost(
     split, front = None, graph.front(node)
     encrypted, reason = None, ""
     try:
-        split = SplitModel(traced, name).eval()
+        split = SplitModel(traced, name, origin=Origin()).eval()
         encrypted = _encrypted(split.tail, value, speed, link, memories)
     except SplitsecError as error:
         reason = str(error)

@@ -1,6 +1,7 @@
 """Tracing a model, listing its cut points, splitting it."""
 
 from splitsec.cut.graph import INPUT, CutGraph, CutPoint, vocabulary
+from splitsec.cut.origin import Origin, origin_of, set_origin
 from splitsec.cut.segments import ConstantError, build_segment
 from splitsec.cut.split import Cut, SplitModel, check_batch, cut_names, is_u
 from splitsec.cut.tracing import trace
@@ -12,6 +13,7 @@ __all__ = [
     "Cut",
     "CutGraph",
     "CutPoint",
+    "Origin",
     "SplitModel",
     "build_segment",
     "check_batch",
@@ -19,6 +21,8 @@ __all__ = [
     "is_u",
     "load_part",
     "load_segment",
+    "origin_of",
+    "set_origin",
     "trace",
     "vocabulary",
 ]

@@ -33,7 +33,7 @@ def build_segment(
 ) -> fx.GraphModule:
     """One segment of a model whose other segments' weights are never built, by way of torch's meta device.
 
-    Its `meta["cut"]` is the cut's name, `SplitModel.cut`.
+    Its `meta["cut"]` is the cut's name, `SplitModel.cut`, and `meta["whole"]` the names of the whole model's values.
 
     Args:
         make: makes the whole model.
@@ -56,6 +56,7 @@ def build_segment(
     if segment is None:
         raise CutError(f"the cut '{split.cut}' has no {part}")
     segment.meta["cut"] = split.cut
+    segment.meta["whole"] = tuple(model.state_dict())
     _refuse_constants(segment)
     tied = _tied(segment)
     segment.to_empty(device=device)

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from splitsec.cut.graph import INPUT, CutGraph, CutPoint
+from splitsec.cut.origin import Origin, set_origin, whole_origin
 from splitsec.cut.tracing import forget_constants, trace
 from splitsec.cut.weights import load_part
 from splitsec.errors import CutError
@@ -44,6 +45,7 @@ class SplitModel(nn.Module):
             `"input"` leaves the whole network to the server, for encrypted prediction only: training would send the
             inputs themselves. Two names make a U: `("layer1", "fc")` ends the front with `layer1` and begins the head
             with `fc`. Front and head are the client's, so that labels never leave it.
+        origin: of the values, which all segments remember; None makes it from the values of the whole model.
 
     Attributes:
         cut: the cut as text, which all parties of a run must agree on; a U's names with a comma between.
@@ -64,7 +66,7 @@ class SplitModel(nn.Module):
 
     head: fx.GraphModule | None
 
-    def __init__(self, model: nn.Module, cut: Cut) -> None:
+    def __init__(self, model: nn.Module, cut: Cut, *, origin: Origin | None = None) -> None:
         super().__init__()
         names = cut_names(cut)
         graph = CutGraph(trace(model))
@@ -82,6 +84,11 @@ class SplitModel(nn.Module):
         self.head = _segment(graph, "Head", points[1], None) if len(points) == 2 else None
         self.training = self._was_training = model.training
         self._refuse_shared()
+        self._remember(whole_origin(model.state_dict()) if origin is None else origin)
+
+    def _remember(self, origin: Origin) -> None:
+        for segment in self.segments:
+            set_origin(segment, origin)
 
     @property
     def segments(self) -> list[fx.GraphModule]:
@@ -103,6 +110,7 @@ class SplitModel(nn.Module):
         """Load a state dict of the uncut model; raises `CutError` naming keys or shapes that do not fit."""
         for segment in self.segments:
             load_part(segment, state)
+        self._remember(whole_origin(self._whole[0].state_dict()))
 
     def merge(self) -> nn.Module:
         """The whole model again, of the class it had, with copies of the segments' weights and in their mode."""

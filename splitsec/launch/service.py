@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import fx
 
+from splitsec.cut import origin_of
 from splitsec.launch.processes import PartyGroup
 from splitsec.parties.config import DealerConfig, ServerConfig, write_config
 from splitsec.parties.names import DEALER, SERVER
+from splitsec.training.segment_files import save_segment
 from splitsec.transport import make_keys
 
 START_SECONDS = 120.0
@@ -54,7 +56,14 @@ def start_service(
         timeout, cpu: of the server.
     """
     make_keys(directory / "keys", [DEALER, SERVER, *clients])
-    save_file({key: value.contiguous().clone() for key, value in service.tail.state_dict().items()}, directory / "tail")
+    save_segment(
+        directory / "tail",
+        service.tail.state_dict(),
+        role="tail",
+        party=SERVER,
+        cut=service.cut,
+        origin=origin_of(service.tail),
+    )
     write_config(directory / "dealer.toml", DealerConfig("tcp://127.0.0.1:*", threads=service.threads))
     group.start(DEALER, DEALER, directory / "dealer.toml")
     dealer = group.wait_listening(DEALER, START_SECONDS)

@@ -18,7 +18,8 @@ import torch
 import zmq
 from torch import nn
 
-from splitsec.cut import check_batch, is_u, vocabulary
+from splitsec.cut import Origin, check_batch, is_u, origin_of, vocabulary
+from splitsec.cut.origin import values_digest
 from splitsec.errors import AuthenticationError, ConfigError, MessageError, RefusedError
 from splitsec.mpc.checking import check_program
 from splitsec.mpc.context import CLIENT, ComparisonKind
@@ -303,7 +304,11 @@ class Client:
             reveal, checked, comparison: as in `predict`.
         """
         pair_seed = fresh_seed()
-        self._server.send(OpenSession(tuple(shape), pair_seed, reveal, checked, comparison))
+        origin = self._origin()
+        wanted = OpenSession(
+            tuple(shape), pair_seed, reveal, checked, comparison, origin.mark, origin.run, origin.rounds
+        )
+        self._server.send(wanted)
         opened, _ = self._answer()
         if not isinstance(opened, SessionOpened):
             raise MessageError(f"the server answered {type(opened).__name__} to OpenSession")
@@ -365,6 +370,18 @@ class Client:
                 # Not the error's own words: they may hold the client's values.
                 peer.refuse(RefusedError("the client gave up"))
                 raise
+
+    def _origin(self) -> Origin:
+        """Where the front's values come from; raises `ConfigError` if they have changed since."""
+        origin = origin_of(self.front)
+        segments = [self.front] if self.head is None else [self.front, self.head]
+        now = values_digest(item for segment in segments for item in segment.state_dict().items())
+        if origin.digest not in ("", now):
+            raise ConfigError(
+                f"the front has changed since it was trained in {origin.described}, so it does not belong to the "
+                "server's tail any more; load what the run saved, or train both in a new run"
+            )
+        return origin
 
     def _worker_address(self, port: int) -> str:
         address = f"tcp://{urlsplit(self._server_address).hostname}:{port}"

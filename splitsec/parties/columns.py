@@ -112,7 +112,8 @@ class ColumnsClient(Client):
         columns = self.columns
         width = self._activation(columns.values[:1]).shape[1]
         masks, links, count = Masks(), dict[int, Link[ContributionBody]](), 0
-        self._server.send(Serve(width))
+        origin = self._origin()
+        self._server.send(Serve(width, origin.mark, origin.run, origin.rounds))
         try:
             while True:
                 wanted, _ = self._answer()

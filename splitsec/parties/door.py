@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 
 from splitsec import __version__
+from splitsec.cut.origin import Origin
 from splitsec.errors import ConfigError, RefusedError
 from splitsec.training.aggregation import MAX_TOTAL_WEIGHT
-from splitsec.training.messages import PROTOCOL, Hello
+from splitsec.training.messages import PROTOCOL, Hello, OpenSession, Serve
 from splitsec.training.schedule import Schedule
 
 MOST_DIMENSIONS = 8
@@ -101,6 +102,30 @@ def _check_shape(name: str, shape: tuple[int, ...], others: Mapping[str, Hello])
 
 def _times(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
+
+
+def check_architecture(name: str, hello: Hello, architecture: str) -> None:
+    """Raise `RefusedError` for a client whose whole model differs from the server's, where both know theirs."""
+    if architecture and hello.architecture and hello.architecture != architecture:
+        raise RefusedError(
+            f"the model of {name} differs from the server's: their parameters have other names or shapes; give both "
+            "the same model, file and version"
+        )
+
+
+def check_belongs(name: str, asked: OpenSession | Serve, tail: Origin) -> None:
+    """Raise `RefusedError` for a session of a front that does not belong to the server's tail.
+
+    A prediction with such a front would have wrong labels and no error.
+    """
+    if asked.mark == tail.mark:
+        return
+    front = Origin(mark=asked.mark, run=asked.run, rounds=asked.rounds)
+    raise RefusedError(
+        f"the front of {name} does not belong to the server's tail: the front is of {front.described}, the tail of "
+        f"{tail.described}; give both the weights of one run (its front.safetensors and tail.safetensors), or of one "
+        "whole model"
+    )
 
 
 def _check_alike(name: str, hello: Hello, other: str, one: Hello) -> None:

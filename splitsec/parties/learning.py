@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ import torch
 from torch import nn
 
 from splitsec import __version__
+from splitsec.cut.origin import MARK_DIGITS, Origin, origin_of, set_origin, values_digest
 from splitsec.errors import ConfigError, MessageError
 from splitsec.mpc.compiler import DEFAULT_LIMIT
 from splitsec.mpc.ring import check_range
 from splitsec.parties.events import Joined, Report, RoundDone
+from splitsec.parties.keeping import check_identity, identity_of
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.parties.protecting import Protection
 from splitsec.training.aggregation import hand_over, mask_upload, take_over
@@ -134,12 +137,21 @@ class Learner:
         self._combinable = Combinable(segments)
         # Where gradients are summed the server sends how far the values have come from these.
         self._origin = self._combinable.flat()
+        self._architecture = origin_of(segments[0]).architecture
+        # Of the segments at the beginning of the round, see `Origin`.
+        self._mark = ""
         self._begins = segment_digest(*segments)
         self._taken = 0
         self._run = ""
+        self._marks: tuple[str, ...] = ()
+        self._identity: dict[str, Any] = {}
+        self._data = _digest_of(part)
         if checkpoints is not None and self._saved:
             _, facts = checkpoints.load(self._saved[-1])
             self._seed, self._begins, self._run = facts["seed"], facts["begins"], facts["run"]
+            self._marks = tuple(checkpoints.load(number)[1].get("mark", "") for number in self._saved)
+            self._identity = facts.get("identity", {})
+            self._check_own(facts, seed, checkpoints)
             self._taken = facts.get("taken", 0)
         self._trainer: FrontTrainer
         self._seeds = RunSeed(b"", b"")
@@ -150,6 +162,19 @@ class Learner:
         # Batches of this round: how many there are, sent, and answered; and the number of its first one.
         self._steps = self._sent = self._answered = self._first = 0
         self._missed = False
+
+    def _check_own(self, facts: dict[str, Any], seed: int | None, checkpoints: Checkpoints) -> None:
+        """Raise `ConfigError` where this client's seed or data are not those that its run began with."""
+        if seed is not None and seed != self._seed:
+            raise ConfigError(
+                f"the checkpoints in {checkpoints.directory} are of a run with another seed: set it back to go on with "
+                "that run, or remove the checkpoints to begin anew"
+            )
+        if facts.get("data", self._data) != self._data:
+            raise ConfigError(
+                f"the data of {self._name} is not that which the run in {checkpoints.directory} began with: give the "
+                "same data to go on with it, or remove the checkpoints of all parties to begin anew"
+            )
 
     def begin(self) -> list[Out]:
         """What to say first; raises `ConfigError` for data that this client's own segments cannot learn from."""
@@ -166,6 +191,8 @@ class Learner:
             run=self._run,
             shape=self._inspected(),
             columns=self._columns_part(),
+            marks=self._marks,
+            architecture=self._architecture,
         )
         return [(SERVER, hello, [])]
 
@@ -285,9 +312,14 @@ class Learner:
         )
         self._round = welcome.round
         self._missed = welcome.wait
+        self._mark = welcome.mark
+        # From here on the values are those of a run that is not over.
+        self._remember(Origin(architecture=self._architecture))
         if welcome.run != self._run:
             # What is kept here is of another run.
             self._run, self._saved, self._taken = welcome.run, (), 0
+        elif self._identity and self._checkpoints is not None:
+            check_identity(self._identity, identity_of(self._cut, schedule), self._checkpoints.directory)
         if welcome.wait and schedule.combine == "none" and not self._saved:
             raise ConfigError(f"{self._name} has no checkpoint to come back with, and nothing is combined in this run")
         if welcome.round in self._saved:
@@ -301,7 +333,7 @@ class Learner:
             raise ConfigError(f"{self._name} has no checkpoint of round {welcome.round}, from which the run goes on")
         if welcome.round >= welcome.rounds:
             # Rows are aligned all the same: predictions need it.
-            self.done = not welcome.wait and schedule.join is None
+            self._end(not welcome.wait and schedule.join is None)
         elif self._checkpoints is not None and not welcome.wait:
             self._save()
         if schedule.join is None and (self.done or schedule.combine == "none"):
@@ -343,7 +375,7 @@ class Learner:
         schedule = self.welcome.schedule
         rows = self.columns.values[:count], None if labels is None else labels[:count]
         self._load_from(Loader(*rows, batch_size=schedule.batch_size, seed=schedule.order))
-        self.done = self._round >= self.welcome.rounds
+        self._end(self._round >= self.welcome.rounds)
         return self._begin_round()
 
     @property
@@ -464,7 +496,8 @@ class Learner:
             self._forget()
         self._missed = False
         self._round = done.round + 1
-        self.done = self._round >= self.welcome.rounds
+        self._mark = done.mark
+        self._end(self._round >= self.welcome.rounds)
         if self._checkpoints is not None:
             self._save()
         assert self.protection is not None
@@ -486,6 +519,26 @@ class Learner:
             )
         )
         return self._begin_round()
+
+    def _end(self, over: bool) -> None:
+        """Note whether the run is over; then the segments remember which tail they belong to."""
+        self.done = over
+        if over:
+            assert self.welcome is not None
+            digest = values_digest(item for one in self._segments for item in one.state_dict().items())
+            self._remember(
+                Origin(
+                    mark=self._mark,
+                    architecture=self._architecture,
+                    run=self.welcome.run,
+                    rounds=self.welcome.rounds,
+                    digest=digest,
+                )
+            )
+
+    def _remember(self, origin: Origin) -> None:
+        for segment in self._segments:
+            set_origin(segment, origin)
 
     @property
     def _length(self) -> int:
@@ -511,7 +564,9 @@ class Learner:
         tensors = {f"segment.{name}": one for name, one in state.items()}
         tensors |= optimizer_tensors(self._trainer.optimizer)
         facts: dict[str, Any] = {"name": self._name, "cut": self._cut, "seed": self._seed}
-        facts |= {"begins": self._begins, "run": self._run}
+        facts |= {"begins": self._begins, "run": self._run, "mark": self._mark, "version": __version__}
+        assert self.welcome is not None
+        facts |= {"identity": identity_of(self._cut, self.welcome.schedule), "data": self._data}
         if self.protection is not None and self.protection.ledger is not None:
             facts["taken"] = self.protection.begun
         self._checkpoints.save(self._round, {**tensors, "randomness": self._trainer.randomness.state}, facts)
@@ -523,3 +578,12 @@ class Learner:
             segment.load_state_dict({key: tensors[f"segment.{key}"] for key in segment.state_dict()})
         restore_optimizer(self._trainer.optimizer, tensors)
         self._trainer.randomness.state = tensors["randomness"]
+
+
+def _digest_of(part: Part | Columns) -> str:
+    """Return a digest of the data that a client trains on."""
+    if isinstance(part, Columns):
+        labels = torch.empty(0) if part.labels is None else part.labels
+        ids = hashlib.sha256("\n".join(part.ids).encode()).hexdigest()
+        return ids[:MARK_DIGITS] + values_digest([("values", part.values), ("labels", labels)])
+    return values_digest([("images", part.train_images), ("labels", part.train_labels)])

@@ -14,15 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from splitsec import __version__
 from splitsec.cut import is_u
+from splitsec.cut.origin import Origin, origin_of, set_origin
 from splitsec.errors import ConfigError, MessageError, PartyTimeoutError, RandomnessError, RefusedError, SplitsecError
 from splitsec.mpc.ring import check_range
 from splitsec.parties.aligning import Aligner
 from splitsec.parties.budgeting import Budgeting
 from splitsec.parties.combining import AskDealer, ClientsUnseeded, Combiner, upload_shape
-from splitsec.parties.door import check_columns_complete, check_hello
+from splitsec.parties.door import check_architecture, check_columns_complete, check_hello
 from splitsec.parties.events import Dropped, Joined, Report, RoundDone
-from splitsec.parties.keeping import check_same_run, facts_of, restore, state_of
+from splitsec.parties.keeping import check_same_run, identity_of, mark_of, restore, state_of
 from splitsec.parties.learning import MEANS
 from splitsec.parties.names import SERVER
 from splitsec.parties.steps import JoinedSteps, Send, Steps, USteps
@@ -118,12 +120,17 @@ class Run:
         self._saved = () if checkpoints is None else checkpoints.rounds()
         kept: dict[str, Any] = {}
         if checkpoints is not None and self._saved:
-            kept = check_same_run(checkpoints, self._saved[-1], facts_of(cut, schedule))
+            kept = check_same_run(checkpoints, self._saved[-1], cut, schedule)
         self._id = kept.get("run") or secrets.token_hex(16)
         self.members: dict[str, Hello] = {}
         # None before the first round.
         self.round: int | None = None
-        self.rounds = int(kept.get("rounds", 0))
+        # How many samples there were at the beginning, from which the number of rounds follows.
+        self._samples = int(kept.get("samples", 0))
+        # After how many the budget of privacy ends the run is known where there is a checkpoint.
+        self.rounds = int(kept.get("rounds", 0)) if kept.get("epochs") == schedule.epochs else 0
+        self._architecture = origin_of(tail).architecture
+        self._mark = ""
         self._budget = Budgeting(schedule, kept)
         self._active: list[str] = []
         # In a relay, those whose turn it is not.
@@ -234,6 +241,7 @@ class Run:
 
     def _welcome(self, name: str, hello: Hello, now: float) -> None:
         check_hello(name, hello, cut=self._cut, schedule=self.schedule, members=self.members)
+        check_architecture(name, hello, self._architecture)
         if self.finished and self.round is None:
             raise RefusedError(
                 "the server's run has no training (epochs = 0): clients of predictions alone have train = false, and "
@@ -285,18 +293,24 @@ class Run:
             self._send(name, *self._last_sent)
 
     def _welcome_to(self, number: int, *, wait: bool = False) -> Welcome:
-        return Welcome(self._id, self._start, self.schedule, number, self.rounds, wait, self._budget.plan)
+        mark = self._mark if number >= self.rounds else ""
+        return Welcome(self._id, self._start, self.schedule, number, self.rounds, wait, self._budget.plan, mark)
 
     def _begin(self, now: float) -> None:
         """The first round of this start: the newest that everybody can go on from."""
-        # On from checkpoints it is as many as at the beginning, whoever has come this time.
-        self.rounds = self.rounds or self.schedule.rounds(sum(hello.samples for hello in self.members.values()))
+        # On from checkpoints there are as many rounds as at the beginning, whoever has come this time.
+        self._samples = self._samples or sum(hello.samples for hello in self.members.values())
+        self.rounds = self.rounds or self.schedule.rounds(self._samples)
+        set_origin(self._tail, Origin(architecture=self._architecture))
         rounds = {name: hello.rounds if hello.run == self._id else (0,) for name, hello in self.members.items()}
         own = self._saved or (0,)
         common = [one for one in own if all(one in mine for mine in rounds.values())]
         self.round = common[-1] if common else own[-1]
         if self._checkpoints is not None and self._saved:
-            restore(self._tail, self._trainer, self._combiner, self._checkpoints.load(self.round)[0])
+            tensors, facts = self._checkpoints.load(self.round)
+            restore(self._tail, self._trainer, self._combiner, tensors)
+            self._mark = facts.get("mark", "")
+            self._check_marks()
         try:
             if self.schedule.join:
                 self._check_joined()
@@ -337,6 +351,19 @@ class Run:
             total = sum(widths) if self.schedule.join == "concat" else widths[0]
             self._trainer.check_activation(torch.zeros(1, total))
 
+    def _check_marks(self) -> None:
+        """Raise `RunFailed` where a client's checkpoint of this round is not the partner of the server's."""
+        for name, hello in self.members.items():
+            marks = dict(zip(hello.rounds, hello.marks, strict=False)) if hello.run == self._id else {}
+            mark = marks.get(self.round or 0, "")
+            if mark and self._mark and mark != self._mark:
+                raise RunFailed(
+                    ConfigError(
+                        f"the checkpoint of round {self.round} at {name} does not belong to the server's: one of them "
+                        "was copied from another directory; remove those of all parties to begin anew"
+                    )
+                )
+
     def _align(self, name: str, body: Points | Aligned, tensors: Sequence[torch.Tensor], now: float) -> None:
         if self._aligner is None or self.round is None or not self._aligning:
             raise MessageError(f"{type(body).__name__} was not due")
@@ -358,6 +385,8 @@ class Run:
         if self.round >= self.rounds:
             self.finished = True
             self._trainer.close()
+            origin = Origin(self._mark, self._architecture, self._id, self.rounds)
+            set_origin(self._tail, origin)
             return
         there = [name for name in self.schedule.clients if name in self._active or name in self._returning]
         self._returning, self._uploads, self._uploaded, self._dropped = set(), {}, set(), []
@@ -492,11 +521,13 @@ class Run:
             loss, accuracy = made[0][-MEANS:].tolist()
         # What others lost on their batches is beyond any budget.
         told = (0.0, 0.0) if self._budget.plan is not None else (loss, accuracy)
-        done = Combined(self.round, *told, self._combiner.pad, tuple(self._dropped))
-        self._last_sent = done, made
         self.round += 1
         self._budget.end_round()
+        if self._checkpoints is not None or self.round >= self.rounds:
+            self._mark = mark_of(self._tail, made)
         self._save()
+        done = Combined(self.round - 1, *told, self._combiner.pad, tuple(self._dropped), self._mark)
+        self._last_sent = done, made
         # One that vanished after its upload and is back is among both.
         for name in dict.fromkeys([*self._active, *self._idle, *sorted(self._returning)]):
             self._send(name, done, made)
@@ -523,6 +554,14 @@ class Run:
     def _save(self) -> None:
         if self._checkpoints is not None:
             assert self.round is not None
-            facts = {"run": self._id, "rounds": self.rounds, **facts_of(self._cut, self.schedule)}
+            facts = {
+                "version": __version__,
+                "run": self._id,
+                "rounds": self.rounds,
+                "identity": identity_of(self._cut, self.schedule),
+                "epochs": self.schedule.epochs,
+                "samples": self._samples,
+                "mark": self._mark,
+            }
             facts |= self._budget.facts(more=self.round < self.rounds)
             self._checkpoints.save(self.round, state_of(self._tail, self._trainer, self._combiner), facts)

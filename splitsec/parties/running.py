@@ -5,15 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import fx
+from torch import fx, nn
 
-from splitsec.cut import INPUT, ConstantError, SplitModel, build_segment, is_u, load_part
+from splitsec.cut import (
+    INPUT,
+    ConstantError,
+    Origin,
+    SplitModel,
+    build_segment,
+    is_u,
+    load_part,
+    origin_of,
+    set_origin,
+)
+from splitsec.cut.origin import whole_origin
 from splitsec.cut.segments import Part
 from splitsec.errors import ConfigError
 from splitsec.files import whole_file
@@ -31,6 +43,7 @@ from splitsec.privacy.activations import Guard
 from splitsec.training import data, vertical
 from splitsec.training.randomness import derived_seed
 from splitsec.training.schedule import Schedule
+from splitsec.training.segment_files import Role, origin_of_file, read_segment, save_segment
 from splitsec.transport import load_key_pair, load_public_keys
 
 log = logging.getLogger(__name__)
@@ -61,11 +74,16 @@ def make_server(config: ServerConfig, base: Path, report: Report, *, processors:
         model = load_columns_model(config.model, config.seed)
         cut, tail = vertical.CUT, SplitModel(model.tail, INPUT).tail
         if config.weights is not None:
-            load_part(tail, _load_weights(base / config.weights))
+            values, record = read_segment(base / config.weights, role="tail", cut=cut)
+            load_part(tail, values)
+            set_origin(tail, record.origin)
+        elif not config.epochs:
+            raise ConfigError(untrained("epochs = 0", "tail"))
         shared |= {"join": model.join, "combine": "none"}
     elif config.topology == "halves":
         shared |= {"halves": True, "epochs": 0, "combine": "none"}
     else:
+        _check_trained(config)
         cut, (tail,) = make_segments(config.model, config.cut, config.seed, ("tail",), _beside(base, config.weights))
     return Server(
         tail,
@@ -98,11 +116,19 @@ def run_server(config: ServerConfig, base: Path, report: Report) -> None:
     processors = settle(config.threads, config.cpu)
     began = time.monotonic()
     server = make_server(config, base, report, processors=processors)
-    try:
-        server.serve()
-    finally:
+
+    def save_tail() -> None:
         if config.out is not None and server.tail is not None:
-            _save(server.tail.state_dict(), base / config.out / "tail.safetensors")
+            save_segment(
+                base / config.out / "tail.safetensors",
+                server.tail.state_dict(),
+                role="tail",
+                party=SERVER,
+                cut=server.cut,
+                origin=origin_of(server.tail),
+            )
+
+    server.serve(on_trained=save_tail)
     report(Finished(SERVER, time.monotonic() - began))
 
 
@@ -124,6 +150,7 @@ def _run_rows(config: ClientConfig, base: Path, report: Report, processors: Sequ
     pair, peers = load_key_pair(keys, config.name), load_public_keys(keys)
     part = data.Part.load(base / config.data)
     wanted: tuple[Part, ...] = ("front", "head") if is_u(config.cut) else ("front",)
+    _check_trained(config)
     cut, segments = make_segments(config.model, config.cut, config.seed, wanted, _beside(base, config.weights))
     with Client(
         segments[0],
@@ -148,7 +175,7 @@ def _run_rows(config: ClientConfig, base: Path, report: Report, processors: Sequ
             )
             if config.out is not None:
                 state = {key: value for segment in segments for key, value in segment.state_dict().items()}
-                _save(state, base / config.out / "front.safetensors")
+                _save_front(config, base, cut, segments[0], state)
         elif config.activation_clip:
             Guard(segments[0], clip=config.activation_clip)
         count = len(part.test_images) if config.predictions is None else config.predictions
@@ -195,7 +222,7 @@ def _run_columns(config: ClientConfig, base: Path, report: Report, processors: S
             epsilon_limit=config.epsilon_limit,
         )
         if config.out is not None:
-            _save(dict(front.state_dict()), base / config.out / "front.safetensors")
+            _save_front(config, base, vertical.CUT, front, front.state_dict())
         if columns.labels is None:
             client.contribute()
         else:
@@ -231,7 +258,14 @@ def _run_half(config: ClientConfig, base: Path, report: Report, processors: Sequ
             seed=derived_seed(config.name, config.seed),
         )
         if config.out is not None:
-            _save(dict(half.state_dict()), base / config.out / "half.safetensors")
+            save_segment(
+                base / config.out / "half.safetensors",
+                half.state_dict(),
+                role="part",
+                party=config.name,
+                cut=INPUT,
+                origin=Origin(),
+            )
         client.give(part)
         images = part.test_images[: len(part.test_images) if config.predictions is None else config.predictions]
         if len(images):
@@ -254,6 +288,40 @@ def _check_cut(topology: Topology, cut: str) -> None:
         raise ConfigError(f"a {topology} run {wants}")
 
 
+def _save_front(
+    config: ClientConfig, base: Path, cut: str, front: nn.Module, state: Mapping[str, torch.Tensor]
+) -> None:
+    assert config.out is not None
+    path = base / config.out / "front.safetensors"
+    save_segment(path, state, role="front", party=config.name, cut=cut, origin=origin_of(front))
+
+
+def untrained(setting: str, segment: str) -> str:
+    """Say that a segment with random values would answer predictions, and what to do."""
+    return (
+        f"with {setting} and no weights the {segment} would be untrained, and every prediction a guess: give weights = "
+        f"'{segment}.safetensors', as the run that trained it saved it, or those of the whole model"
+    )
+
+
+def _check_trained(config: ServerConfig | ClientConfig) -> None:
+    """Raise `ConfigError` where predictions would be made with values that nobody has trained."""
+    serving = isinstance(config, ServerConfig)
+    training = config.epochs > 0 if isinstance(config, ServerConfig) else config.train
+    if training or config.weights is not None or _has_own_weights(config.model):
+        return
+    raise ConfigError(untrained("epochs = 0", "tail") if serving else untrained("train = false", "front"))
+
+
+def _has_own_weights(source: str) -> bool:
+    """Whether a model loads values of its own while it is made: then they do not depend on torch's generator."""
+    marks = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        marks.append(whole_origin(load_model(source).state_dict()).mark)
+    return marks[0] == marks[1]
+
+
 def _save_predictions(found: Predictions, config: ClientConfig, base: Path) -> None:
     if config.out is None:
         return
@@ -268,20 +336,32 @@ def make_segments(
 ) -> tuple[str, list[fx.GraphModule]]:
     """The cut as all parties call it, and the wanted segments as `seed` makes their first weights, or with those of a
     file, where the others are never built."""
+    role: Role = "tail" if "tail" in wanted else "front"
     if weights is not None:
         try:
             parts = [build_segment(partial(load_model, model), cut, part, weights=weights) for part in wanted]
-            return parts[0].meta["cut"], parts
         except ConstantError as error:
             log.info("the whole model is built: %s", error)
+        else:
+            name = parts[0].meta["cut"]
+            _remember(parts, origin_of_file(weights, role=role, cut=name, whole=parts[0].meta["whole"]))
+            return name, parts
     _seed_weights(seed)
-    split = SplitModel(load_model(model), cut)
-    found = [getattr(split, part) for part in wanted]
+    whole = load_model(model)
+    split = SplitModel(whole, cut)
+    segments = [getattr(split, part) for part in wanted]
     if weights is not None:
-        held = _load_weights(weights)
-        for segment in found:
-            load_part(segment, held)
-    return split.cut, found
+        values = _load_weights(weights)
+        for segment in segments:
+            load_part(segment, values)
+        _remember(segments, origin_of_file(weights, role=role, cut=split.cut, whole=whole.state_dict().keys()))
+    return split.cut, segments
+
+
+def _remember(segments: Sequence[fx.GraphModule], origin: Origin) -> None:
+    for segment in segments:
+        architecture = origin_of(segment).architecture or origin.architecture
+        set_origin(segment, replace(origin, architecture=architecture))
 
 
 def _seed_weights(seed: int | None) -> None:

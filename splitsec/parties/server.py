@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
 from torch import fx, nn
 
-from splitsec.cut import INPUT, cut_names
+from splitsec.cut import INPUT, cut_names, origin_of
 from splitsec.errors import (
     AuthenticationError,
     ConfigError,
@@ -23,6 +23,7 @@ from splitsec.errors import (
 )
 from splitsec.mpc.messages import Done
 from splitsec.parties.contributing import Contributors
+from splitsec.parties.door import check_belongs
 from splitsec.parties.events import Listening, Report, ignore
 from splitsec.parties.halves import Halves
 from splitsec.parties.names import DEALER, SERVER
@@ -115,7 +116,7 @@ class Server:
         if cut_names(cut)[0] == INPUT and schedule.epochs:
             raise ConfigError("a cut at the input would train on the clients' inputs in plain; choose a later cut")
         self.tail = tail
-        self._cut = cut
+        self.cut = cut
         self._schedule = schedule
         self._keys = keys
         self._peers = dict(peers)
@@ -173,8 +174,11 @@ class Server:
             self._close()
             raise
 
-    def serve(self) -> None:
+    def serve(self, *, on_trained: Callable[[], None] = lambda: None) -> None:
         """Run the schedule, then answer predictions until every client has left (or `stop`, with `stay`).
+
+        Args:
+            on_trained: called once when the last round is over and the tail is final, before predictions are answered.
 
         Raises:
             PartyTimeoutError: too few clients came, or are left; the others are told.
@@ -182,6 +186,7 @@ class Server:
         self._report(Listening(SERVER, self.address))
         self._progress = time.monotonic()
         incoming: Incoming[ServerBody] | None = None
+        finished = self._run.finished
         try:
             self._ready_workers()
             while not self._stop.is_set() and not self._everybody_left():
@@ -191,6 +196,10 @@ class Server:
                     self._progress = time.monotonic()
                     self._answer(incoming)
                 self._check_time()
+                if self._run.finished and not finished:
+                    # Before anything that may be waited for: from here on a tail that is lost cannot be made again.
+                    finished = True
+                    on_trained()
                 self._keep_waiting()
         except RunFailed as failed:
             self._tell_all(failed.reason)
@@ -266,6 +275,7 @@ class Server:
                 self._routes[name] = incoming.sender
                 self._open(incoming, incoming.body)
             case Serve():
+                self._check_belongs(name, incoming.body)
                 self._contributing().serve(name, incoming.body)
                 self._routes[name] = incoming.sender
                 self._grant_wishes()
@@ -307,6 +317,8 @@ class Server:
         contributors = self._contributors
         if contributors is not None and len(wanted.shape) != 2:
             raise MessageError(f"an activation to be joined has shape (rows, features), not {wanted.shape}")
+        if self._run.finished:
+            self._check_belongs(name, wanted)
         absent = contributors is not None and not contributors.ready(name)
         if absent or (self._halves is not None and self._halves.missing):
             self._wished = time.monotonic()
@@ -320,6 +332,10 @@ class Server:
         opened, port = service.open(name, wanted, join=self._schedule.join or "", shares=shares)
         contributors.opened(name, opened, port)
         self._reply(name, opened, [])
+
+    def _check_belongs(self, name: str, asked: OpenSession | Serve) -> None:
+        if self.tail is not None:
+            check_belongs(name, asked, origin_of(self.tail))
 
     def _contributing(self) -> Contributors:
         if self._contributors is None:

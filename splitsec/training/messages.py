@@ -54,8 +54,9 @@ class Hello(Message, frozen=True):
 
     `segments` names and shapes what is combined, `begins` is a digest of its first values; `parameters` of the
     `values` are parameters. `rounds` are those at whose beginning the client can go on: 0, or its checkpoints, which
-    are of run `run`. `shape` is that of one row's activation, so that what does not fit is refused before any round
-    begins; empty where the client cannot know it yet. `columns` is what a client with columns takes part in.
+    are of run `run` and have these `marks` (see `Origin`). `shape` is that of one row's activation, so that what does
+    not fit is refused before any round begins; empty where the client cannot know it yet. `architecture` is a digest of
+    the shapes of the whole model, where the client knows it. `columns` is what a client with columns takes part in.
     """
 
     protocol: int
@@ -70,6 +71,8 @@ class Hello(Message, frozen=True):
     run: OptionalIdentifier = ""
     shape: Sizes = ()
     columns: ColumnsPart | None = None
+    marks: Annotated[tuple[OptionalIdentifier, ...], Meta(max_length=16)] = ()
+    architecture: OptionalIdentifier = ""
 
 
 class Welcome(Message, frozen=True):
@@ -78,6 +81,7 @@ class Welcome(Message, frozen=True):
 
     With one vector (float64), the last combined segments, for a client that cannot go on by itself; a client that
     comes back in the middle of a round waits for `Combined`. Where the schedule has a budget, `plan` is how it is kept.
+    `mark` is that of the segments after the last round, for a client that comes when all is over.
     """
 
     run: Identifier
@@ -87,6 +91,7 @@ class Welcome(Message, frozen=True):
     rounds: Number
     wait: bool = False
     plan: PrivacyPlan | None = None
+    mark: OptionalIdentifier = ""
 
 
 class Points(Message, frozen=True):
@@ -166,20 +171,22 @@ class Return(Message, frozen=True):
 
 class Combined(Message, frozen=True):
     """Server to client at the end of a round, with the average (float64), or in a relay what was handed over (int64)
-    under the pad of round `pad`. With a privacy budget the loss and the accuracy are 0: they are not covered by it."""
+    under the pad of round `pad`. With a privacy budget the loss and the accuracy are 0: they are not covered by it.
+    `mark` is that of the segments as they are now, see `Origin`; empty where nobody keeps them."""
 
     round: Number
     loss: float
     accuracy: float
     pad: int = -1
     dropped: tuple[PartyName, ...] = ()
+    mark: OptionalIdentifier = ""
 
 
 class OpenSession(Message, frozen=True):
     """Client to server: an encrypted prediction session for activations of this shape.
 
     `reveal` is what the client gets, `checked` whether every layer's range is checked, `comparison` how values are
-    compared.
+    compared. `mark`, `run` and `rounds` say where the client's front comes from, see `Origin`.
     """
 
     shape: Sizes
@@ -187,6 +194,9 @@ class OpenSession(Message, frozen=True):
     reveal: Reveal = "logits"
     checked: bool = False
     comparison: ComparisonKind = "tables"
+    mark: OptionalIdentifier = ""
+    run: OptionalIdentifier = ""
+    rounds: Number = 0
 
     def __repr__(self) -> str:
         return f"OpenSession(shape={self.shape})"
@@ -220,9 +230,12 @@ class SessionOpened(Message, frozen=True):
 
 class Serve(Message, frozen=True):
     """Client whose columns are joined to server: it will contribute its activation, of so many features, to the
-    predictions that others ask for, until the server says `Done`."""
+    predictions that others ask for, until the server says `Done`. `mark`, `run` and `rounds` as in `OpenSession`."""
 
     features: Number
+    mark: OptionalIdentifier = ""
+    run: OptionalIdentifier = ""
+    rounds: Number = 0
 
 
 class Ask(Message, frozen=True):

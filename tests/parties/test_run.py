@@ -10,6 +10,7 @@ from parties_in_threads import World, hello, model, part, world
 from torch import nn
 
 from splitsec import Client, SplitModel
+from splitsec.cut import origin_of
 from splitsec.errors import (
     AuthenticationError,
     ConfigError,
@@ -158,7 +159,7 @@ def test_bad_batches_are_refused_with_a_reason_and_the_server_stays_up(tmp_path:
         with pytest.raises(MessageError, match="round 5 is not running"):
             one._server.request(Batch(5, 0, (6,)), good)
         with pytest.raises(RefusedError, match="still in training"):
-            one._server.request(OpenSession((1, 6), fresh_seed()))
+            one._server.request(OpenSession((1, 6), fresh_seed(), mark=origin_of(here.split.tail).mark))
         one._server.send(Batch(0, 0, (6,)), good)
         two._server.request(Batch(0, 0, (6,)), good)
         assert one._server.receive()[1][0].shape == (2, 6)
@@ -203,9 +204,9 @@ def test_a_tail_without_encrypted_form_is_refused_by_name(tmp_path: Path) -> Non
         with pytest.raises(UnsupportedLayerError, match=r"server: layer '3' \(Softsign\) has no encrypted form"):
             client.predict(torch.ones(1, 4))
         with pytest.raises(MessageError, match="an activation cannot have shape"):
-            client._server.request(OpenSession((0, 6), fresh_seed()))
+            client._server.request(OpenSession((0, 6), fresh_seed(), mark=origin_of(here.split.tail).mark))
         with pytest.raises(MessageError, match="16 bytes"):
-            client._server.request(OpenSession((1, 6), b"x"))
+            client._server.request(OpenSession((1, 6), b"x", mark=origin_of(here.split.tail).mark))
 
 
 def test_several_sessions_at_once(tmp_path: Path) -> None:
@@ -451,6 +452,9 @@ class _Unwilling:
     def seeds_for(self, _name: str, **_options: Any) -> tuple[bytes, bytes]:
         return fresh_seed(), fresh_seed()
 
+    def unseeded(self, _round: int, _participants: Any) -> list[str]:
+        return []
+
 
 def test_sessions_are_given_back_and_no_client_takes_them_all(tmp_path: Path) -> None:
     with world(tmp_path, epochs=0, stay=True, timeout=2.0, own_pool=True) as here:
@@ -463,9 +467,9 @@ def test_sessions_are_given_back_and_no_client_takes_them_all(tmp_path: Path) ->
                 time.sleep(0.05)
             assert len(here.dealer._sessions) == 0
             for _ in range(8):
-                client._server.request(OpenSession((1, 6), fresh_seed()))
+                client._server.request(OpenSession((1, 6), fresh_seed(), mark=origin_of(here.split.tail).mark))
             with pytest.raises(RefusedError, match="open already"):
-                client._server.request(OpenSession((1, 6), fresh_seed()))
+                client._server.request(OpenSession((1, 6), fresh_seed(), mark=origin_of(here.split.tail).mark))
         with _serving(here, "client-2") as other:
             assert other.predict(torch.ones(1, 4)).logits.shape == (1, 3)
 

@@ -1,0 +1,162 @@
+"""Files of segments, with a record of where their values come from.
+
+A file is ordinary safetensors, which every library reads. Its metadata has one entry `splitsec`: a JSON object with the
+fields of `SegmentRecord`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import msgspec
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from splitsec import __version__
+from splitsec.cut.origin import COUNTER, Origin, values_digest, whole_origin
+from splitsec.errors import ConfigError, first_line
+from splitsec.files import whole_file
+
+FORMAT = 1
+_ENTRY = "splitsec"
+Role: TypeAlias = Literal["front", "tail", "part"]
+
+
+class SegmentRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file of a segment says of itself.
+
+    Attributes:
+        format: of the record.
+        version: of splitsec that wrote it.
+        role: `front` (with the head of a U), `tail`, or `part` of a model that was trained apart.
+        party: whose file it is.
+        cut: where the model was cut.
+        run, rounds, mark: as in `Origin`; `mark` is equal for the front and the tail of one run, since it is a digest
+            of both.
+        digest: of the values in the file, so that a file that was changed is noticed.
+    """
+
+    format: int = FORMAT
+    version: str = __version__
+    role: Role
+    party: str
+    cut: str
+    run: str
+    rounds: int
+    mark: str
+    digest: str
+
+    @property
+    def origin(self) -> Origin:
+        """Where the values come from."""
+        return Origin(mark=self.mark, run=self.run, rounds=self.rounds)
+
+
+def save_segment(
+    path: Path,
+    values: Mapping[str, torch.Tensor],
+    *,
+    role: Role,
+    party: str,
+    cut: str,
+    origin: Origin,
+    extra: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write a segment's values with the record of their origin; the file is there as a whole or not at all.
+
+    Args:
+        extra: further tensors that belong to the segment, such as the means that its columns were standardised with.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    tensors = {name: value.detach().contiguous().clone() for name, value in {**values, **(extra or {})}.items()}
+    record = SegmentRecord(
+        role=role,
+        party=party,
+        cut=cut,
+        run=origin.run,
+        rounds=origin.rounds,
+        mark=origin.mark,
+        digest=values_digest(tensors.items()),
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata={_ENTRY: msgspec.json.encode(record).decode()})
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or first_line(error)}") from None
+
+
+def read_record(path: Path) -> SegmentRecord | None:
+    """Return the record of a safetensors file; None if it has none, as files that other programs write.
+
+    Raises:
+        ConfigError: the file cannot be read, or a newer splitsec wrote it.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            entry = (file.metadata() or {}).get(_ENTRY)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {path}") from None
+    except Exception as error:
+        raise ConfigError(
+            f"cannot read weights from {path}: {first_line(error)}; it must be a safetensors file, as "
+            "safetensors.torch.save_file(model.state_dict(), PATH) writes it"
+        ) from None
+    if entry is None:
+        return None
+    try:
+        record = msgspec.json.decode(entry, type=SegmentRecord)
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"the record in {path} cannot be read ({first_line(error)}); was the file changed?") from None
+    if record.format > FORMAT:
+        raise ConfigError(f"{path} was written by splitsec {record.version}, which is newer than {__version__}: update")
+    return record
+
+
+def read_segment(path: Path, *, role: Role, cut: str) -> tuple[dict[str, torch.Tensor], SegmentRecord]:
+    """Return the tensors and the record of a file that `save_segment` wrote.
+
+    Raises:
+        ConfigError: it has no record, is of another role or cut, or its values are not those that were saved.
+    """
+    record = read_record(path)
+    if record is None:
+        raise ConfigError(f"{path} has no record of where its values come from; give a file that a run saved")
+    if record.role != role:
+        raise ConfigError(f"{path} holds the {record.role} of {record.party}, and a {role} is wanted here")
+    if record.cut != cut:
+        raise ConfigError(f"{path} was cut at '{record.cut}', and the cut here is '{cut}'")
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    if values_digest(tensors.items()) != record.digest:
+        raise ConfigError(f"the values in {path} are not those that {record.party} saved: the file was changed")
+    return tensors, record
+
+
+def origin_of_file(path: Path, *, role: Role, cut: str, whole: Collection[str]) -> Origin:
+    """Return the origin of the values that a file of weights gives a segment.
+
+    Args:
+        whole: the names of all values of the whole model.
+
+    Raises:
+        ConfigError: the file is of another role or cut, or it holds a part of a model and no record.
+    """
+    record = read_record(path)
+    if record is not None:
+        return read_segment(path, role=role, cut=cut)[1].origin
+    with safe_open(path, "pt") as file:
+        held = set(file.keys())
+        missing = sorted(name for name in set(whole) - held if not name.endswith(COUNTER))
+        if missing:
+            raise ConfigError(
+                f"{path} lacks {missing[0]} of the model and has no record of where its values come from, so that "
+                f"nobody could tell whether they belong to the other segments: give a file that a run saved, or the "
+                "weights of the whole model"
+            )
+        return whole_origin({name: file.get_tensor(name) for name in sorted(held & set(whole))})

@@ -1,0 +1,241 @@
+"""A front predicts with the tail that it was trained with, and with no other."""
+
+import copy
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from parties_in_threads import part, world
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from splitsec import Schedule, SplitModel
+from splitsec.cut import origin_of
+from splitsec.errors import ConfigError, RefusedError
+from splitsec.parties.config import ClientConfig, ServerConfig
+from splitsec.parties.events import ignore
+from splitsec.parties.keeping import check_same_run, identity_of
+from splitsec.parties.running import make_segments, make_server, run_client
+from splitsec.privacy.rules import Privacy
+from splitsec.training.checkpoints import Checkpoints
+from splitsec.transport import make_keys
+
+MODEL = """
+import torch
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+def trained():
+    model = net()
+    model.load_state_dict({name: torch.ones_like(value) for name, value in model.state_dict().items()})
+    return model
+"""
+
+
+def test_a_front_of_the_run_is_answered_and_every_other_is_refused(tmp_path: Path) -> None:
+    with world(tmp_path / "keys", epochs=1, stay=True) as here:
+        fresh = copy.deepcopy(here.front)
+        clients = [here.client(f"client-{number}") for number in (1, 2)]
+        results = here.together(*(lambda client=client: client.train(part(), seed=0) for client in clients))
+        assert not [one for one in results if isinstance(one, BaseException)]
+        x = part().test_images[:2]
+        # The control: the front that was trained with this tail.
+        assert clients[0].predict(x).logits.shape == (2, 3)
+        origin = origin_of(clients[0].front)
+        assert origin == origin_of(clients[1].front)
+        assert (origin.mark, origin.run) == (origin_of(here.split.tail).mark, origin_of(here.split.tail).run)
+        # Untrained, of the whole model that the run began with.
+        with (
+            here.client("client-2", fresh) as other,
+            pytest.raises(RefusedError, match="does not belong to the server"),
+        ):
+            other.predict(x)
+        # Made by hand.
+        with (
+            here.client("client-2", nn.Sequential(nn.Linear(4, 6), nn.ReLU())) as other,
+            pytest.raises(RefusedError, match="is of an unknown model, the tail of run .* after 1 round;"),
+        ):
+            other.predict(x)
+        # Trained on since, by itself.
+        with torch.no_grad():
+            next(clients[1].front.parameters()).add_(1e-3)
+        with pytest.raises(ConfigError, match="has changed since it was trained in run"):
+            clients[1].predict(x)
+        for client in clients:
+            client.close()
+
+
+def test_a_front_of_another_run_is_refused(tmp_path: Path) -> None:
+    fronts = []
+    for run in ("one", "two"):
+        with world(tmp_path / run, epochs=1, stay=True) as here:
+            clients = [here.client(f"client-{number}") for number in (1, 2)]
+            here.together(*(lambda client=client: client.train(part(), seed=0) for client in clients))
+            fronts.append(copy.deepcopy(clients[0].front))
+            for client in clients:
+                client.close()
+            if run == "two":
+                x = part().test_images[:2]
+                with here.client("client-1", fronts[1]) as same:
+                    assert same.predict(x).logits is not None
+                with here.client("client-1", fronts[0]) as other, pytest.raises(RefusedError, match="does not belong"):
+                    other.predict(x)
+
+
+def test_whole_models_with_equal_values_belong_together() -> None:
+    def net(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+
+    marks = [origin_of(SplitModel(net(seed), "1").front).mark for seed in (0, 0, 1)]
+    assert marks[0] == marks[1] == origin_of(SplitModel(net(0), "1").tail).mark != marks[2]
+    split = SplitModel(net(1), "1")
+    split.load_whole_state_dict(net(0).state_dict())
+    assert origin_of(split.tail).mark == marks[0]
+    assert origin_of(copy.deepcopy(split.front)).mark == marks[0]
+
+
+def test_a_client_with_another_model_is_refused_at_the_door(tmp_path: Path) -> None:
+    with world(tmp_path, epochs=1) as here:
+        wider = SplitModel(
+            nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 3)), "1"
+        ).front
+        with here.client("client-1", wider) as client, pytest.raises(RefusedError, match="differs from the server's"):
+            client.train(part(), seed=0)
+
+
+def _config(directory: Path, **changed: object) -> ServerConfig:
+    make_keys(directory / "keys", ["server", "dealer", "a", "b"])
+    (directory / "net.py").write_text(MODEL)
+    settings = {
+        "address": "tcp://127.0.0.1:*",
+        "dealer": "tcp://127.0.0.1:1",
+        "model": f"{directory}/net.py:net",
+        "cut": "1",
+        "clients": ("a", "b"),
+        "epochs": 0,
+        "timeout": 1.0,
+    }
+    return ServerConfig(**{**settings, **changed})  # type: ignore[arg-type]
+
+
+def test_an_untrained_tail_answers_nobody(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    with pytest.raises(ConfigError, match="with epochs = 0 and no weights the tail would be untrained"):
+        make_server(config, tmp_path, ignore)
+    # The controls: a model that brings its values, and one that is to be trained.
+    for changed in ({"model": f"{tmp_path}/net.py:trained"}, {"epochs": 1}):
+        (tmp_path / "keys").rename(tmp_path / "old")
+        make_server(_config(tmp_path, **changed), tmp_path, ignore)._close()
+        for path in (tmp_path / "old").iterdir():
+            path.unlink()
+        (tmp_path / "old").rmdir()
+
+
+def test_an_untrained_front_asks_for_nothing(tmp_path: Path) -> None:
+    _config(tmp_path)
+    part().save(tmp_path / "data.safetensors")
+    config = ClientConfig(
+        name="a",
+        server="tcp://127.0.0.1:1",
+        dealer="tcp://127.0.0.1:2",
+        model=f"{tmp_path}/net.py:net",
+        cut="1",
+        data="data.safetensors",
+        train=False,
+    )
+    with pytest.raises(ConfigError, match="with train = false and no weights the front would be untrained"):
+        run_client(config, tmp_path, ignore)
+
+
+def test_weights_of_a_whole_model_belong_together_and_a_nameless_part_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(MODEL)
+    source = f"{tmp_path}/net.py:net"
+    whole = SplitModel(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), "1")
+    save_file(whole.whole_state_dict(), tmp_path / "whole.safetensors")
+    origins = [
+        origin_of(make_segments(source, "1", None, (which,), tmp_path / "whole.safetensors")[1][0])  # type: ignore[arg-type]
+        for which in ("front", "tail")
+    ]
+    assert origins[0] == origins[1] == origin_of(whole.front)
+    save_file(dict(whole.front.state_dict()), tmp_path / "front.safetensors")
+    with pytest.raises(ConfigError, match="has no record of where its values come from"):
+        make_segments(source, "1", None, ("front",), tmp_path / "front.safetensors")
+
+
+# Another value of every setting of a schedule: a new setting without an entry fails the test below.
+OTHER = {
+    "clients": ("client-1", "client-3"),
+    "batch_size": 4,
+    "learning_rate": 1e-3,
+    "combine": "relay",
+    "every": 1,
+    "minimum": 3,
+    "in_flight": 2,
+    "proximal": 0.1,
+    "server_momentum": 0.5,
+    "decay": True,
+    "compress": "float16",
+    "join": "sum",
+    "order": 7,
+    "held_out": 0.5,
+    "halves": True,
+    "privacy": Privacy(activation_clip=1.0),
+}
+
+
+@pytest.mark.parametrize("name", Schedule.__struct_fields__)
+def test_a_setting_that_changes_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    schedule = Schedule(clients=("client-1", "client-2"), epochs=2)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, {}, {"identity": identity_of("1", schedule), "epochs": 2})
+    # The control.
+    assert check_same_run(checkpoints, 2, "1", schedule)["round"] == 2
+    if name == "epochs":
+        assert check_same_run(checkpoints, 2, "1", msgspec.structs.replace(schedule, epochs=5))
+        with pytest.raises(ConfigError, match="has 2 epochs and epochs = 1 here: epochs may only grow"):
+            check_same_run(checkpoints, 2, "1", msgspec.structs.replace(schedule, epochs=1))
+        return
+    with pytest.raises(ConfigError, match=rf"of another run: {name} is .* there and .* here"):
+        check_same_run(checkpoints, 2, "1", msgspec.structs.replace(schedule, **{name: OTHER[name]}))
+    with pytest.raises(ConfigError, match="cut is '1' there"):
+        check_same_run(checkpoints, 2, "3", schedule)
+
+
+def test_a_run_goes_on_with_more_epochs_but_not_with_other_data(tmp_path: Path) -> None:
+    def run(*, epochs: int = 2, seed: int = 0, rows: int = 12) -> list[object]:
+        options = {"checkpoints": tmp_path / "server", "dealer_options": {"checkpoints": tmp_path / "dealer"}}
+        keys = tmp_path / f"keys-{epochs}-{seed}-{rows}"
+        with world(keys, epochs=epochs, timeout=3, **options) as here:  # type: ignore[arg-type]
+            clients = [here.client(f"client-{number}", timeout=3, join_timeout=3) for number in (1, 2)]
+            data = part(rows=rows)
+            results = here.together(
+                *(
+                    lambda client=client: client.train(data, seed=seed, checkpoints=tmp_path / client.name)
+                    for client in clients
+                )
+            )
+            for client in clients:
+                client.close()
+            return results
+
+    def facts(party: str, number: int) -> dict[str, object]:
+        held: dict[str, object] = json.loads((tmp_path / party / f"round-{number:06d}.json").read_text())
+        return held
+
+    assert not [one for one in run() if isinstance(one, BaseException)]
+    server, client = facts("server", 2), facts("client-1", 2)
+    assert server["mark"] == client["mark"] != ""
+    assert (server["run"], server["version"]) == (client["run"], client["version"])
+    errors = run(seed=1)
+    assert all(isinstance(one, ConfigError) and "another seed" in str(one) for one in errors)
+    errors = run(rows=11)
+    assert all(isinstance(one, ConfigError) and "is not that which the run" in str(one) for one in errors)
+    assert not [one for one in run(epochs=4) if isinstance(one, BaseException)]
+    assert facts("server", 4)["epochs"] == 4
+    tails = [load_file(tmp_path / "server" / f"round-00000{number}.safetensors")["tail.2.weight"] for number in (3, 4)]
+    assert not torch.equal(*tails)
