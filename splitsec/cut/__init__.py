@@ -1,9 +1,11 @@
 """Tracing a model, listing its cut points, splitting it."""
 
+from splitsec.cut.check import check_batch, check_split
 from splitsec.cut.graph import INPUT, CutGraph, CutPoint, vocabulary
 from splitsec.cut.origin import Origin, origin_of, set_origin
+from splitsec.cut.results import one_tensor
 from splitsec.cut.segments import ConstantError, build_segment
-from splitsec.cut.split import Cut, SplitModel, check_batch, cut_names, is_u
+from splitsec.cut.split import Cut, SplitModel, cut_names, is_u
 from splitsec.cut.tracing import trace
 from splitsec.cut.weights import load_part, load_segment
 
@@ -17,12 +19,14 @@ __all__ = [
     "SplitModel",
     "build_segment",
     "check_batch",
+    "check_split",
     "cut_names",
     "is_u",
     "load_part",
     "load_segment",
     "origin_of",
     "set_origin",
+    "one_tensor",
     "trace",
     "vocabulary",
 ]

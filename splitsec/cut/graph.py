@@ -6,10 +6,12 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import torch
 from torch import fx, nn
 
+from splitsec.cut.state import as_it_was
 from splitsec.cut.tracing import containers
 from splitsec.errors import CutError
 
@@ -134,7 +136,34 @@ class CutGraph:
         if node.op == "call_module":
             return isinstance(self.traced.get_submodule(str(node.target)), (nn.RNNBase, nn.MultiheadAttention))
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if node.target is operator.getitem:
+            return self._is_hidden_state(node)
         return name in ("getattr", "size", "dim", "numel", "chunk", "split", "unbind", "tensor_split")
+
+    def _is_hidden_state(self, node: fx.Node) -> bool:
+        """Whether a node is the second result of a recurrent layer (layers, rows, size) or of attention, or for an LSTM
+        a part of that."""
+        source, index = node.args
+        if not isinstance(source, fx.Node):
+            return False
+        if source.op == "call_module":
+            return index == 1 and self._gives_several(source)
+        if source.target is not operator.getitem or not self._is_hidden_state(source):
+            return False
+        layer = source.args[0]
+        return (
+            isinstance(layer, fx.Node)
+            and layer.op == "call_module"
+            and isinstance(self.traced.get_submodule(str(layer.target)), nn.LSTM)
+        )
+
+    def tensors(self, sample: torch.Tensor) -> set[fx.Node]:
+        """The nodes whose value for `sample` may be sent: real numbers, a row for each of its rows."""
+        notes = _Sendable(self.traced, len(sample))
+        with as_it_was(self.traced, values=True), torch.no_grad():
+            self.traced.eval()
+            notes.run(sample)
+        return notes.found
 
     def find(self, name: str) -> CutPoint:
         """The clean cut called `name`: a module path (a container's stands for its last call) or a graph node.
@@ -211,6 +240,22 @@ class CutGraph:
         if node.target is getattr:
             return f"{node.args[0]}.{node.args[1]}"
         return node_name(node)
+
+
+class _Sendable(fx.Interpreter):
+    """Runs a model and notes which of its values may cross a cut."""
+
+    def __init__(self, module: fx.GraphModule, rows: int) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        self._rows = rows
+        self.found: set[fx.Node] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        """As torch.fx has it."""
+        value = super().run_node(n)
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and tuple(value.shape[:1]) == (self._rows,):
+            self.found.add(n)
+        return value
 
 
 def vocabulary(traced: nn.Module) -> int | None:

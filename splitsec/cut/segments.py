@@ -51,7 +51,8 @@ def build_segment(
     except (RuntimeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConstantError(f"the model needs its values while it is built: {reason}; build it whole") from error
-    split = SplitModel(model, cut)
+    # Nothing can run on the meta device.
+    split = SplitModel(model, cut, check=False)
     segment: fx.GraphModule | None = getattr(split, part)
     if segment is None:
         raise CutError(f"the cut '{split.cut}' has no {part}")

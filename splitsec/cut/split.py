@@ -9,8 +9,10 @@ from typing import TypeAlias
 import torch
 from torch import fx, nn
 
+from splitsec.cut.check import ROWS, check_batch, check_split
 from splitsec.cut.graph import INPUT, CutGraph, CutPoint
 from splitsec.cut.origin import Origin, set_origin, whole_origin
+from splitsec.cut.samples import make_sample
 from splitsec.cut.tracing import forget_constants, trace
 from splitsec.cut.weights import load_part
 from splitsec.errors import CutError
@@ -46,14 +48,18 @@ class SplitModel(nn.Module):
             inputs themselves. Two names make a U: `("layer1", "fc")` ends the front with `layer1` and begins the head
             with `fc`. Front and head are the client's, so that labels never leave it.
         origin: of the values, which all segments remember; None makes it from the values of the whole model.
+        sample: a few inputs, (N, ...), on which the segments are compared with the model; None to make them as its
+            first layers suggest, and to leave the cut unchecked if the model cannot take what is made.
+        check: False to compare nothing.
 
     Attributes:
         cut: the cut as text, which all parties of a run must agree on; a U's names with a comma between.
         cuts: the names of all clean cuts.
+        checked: whether the segments were compared with the model (`check_split`).
         head: of a U, else None.
 
     Raises:
-        CutError: the model cannot be traced, or `cut` does not separate it.
+        CutError: the model cannot be traced, `cut` does not separate it, or the segments do not do what it does.
 
     Example:
         >>> from torch import nn
@@ -66,7 +72,15 @@ class SplitModel(nn.Module):
 
     head: fx.GraphModule | None
 
-    def __init__(self, model: nn.Module, cut: Cut, *, origin: Origin | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        cut: Cut,
+        *,
+        origin: Origin | None = None,
+        sample: torch.Tensor | None = None,
+        check: bool = True,
+    ) -> None:
         super().__init__()
         names = cut_names(cut)
         graph = CutGraph(trace(model))
@@ -85,6 +99,12 @@ class SplitModel(nn.Module):
         self.training = self._was_training = model.training
         self._refuse_shared()
         self._remember(whole_origin(model.state_dict()) if origin is None else origin)
+        self.checked = False
+        sample = make_sample(model) if check and sample is None else sample
+        if check and sample is not None:
+            self.checked = check_split(model, self.segments, sample, cut=self.cut)
+            tensors = graph.tensors(sample[:ROWS])
+            self.cuts = [point.name for point in graph.points if point.node in tensors]
 
     def _remember(self, origin: Origin) -> None:
         for segment in self.segments:
@@ -180,18 +200,9 @@ def _segment(graph: CutGraph, name: str, after: CutPoint | None, upto: CutPoint 
     return segment
 
 
-def check_batch(activation: torch.Tensor, x: torch.Tensor, cut: str) -> None:
-    """Raise `CutError` unless the value at a cut has one row for each of its input's."""
-    if not isinstance(activation, torch.Tensor) or activation.shape[:1] != x.shape[:1]:
-        shape = tuple(activation.shape) if isinstance(activation, torch.Tensor) else type(activation).__name__
-        raise CutError(
-            f"at cut '{cut}' {len(x)} samples become {shape}: the batch must stay the first dimension; choose another"
-        )
-
-
 def is_u(cut: str) -> bool:
     """Whether a `SplitModel.cut` has a head at the client."""
     return len(cut_names(cut)) == 2
 
 
-__all__ = ["INPUT", "Cut", "SplitModel", "check_batch", "cut_names", "is_u"]
+__all__ = ["INPUT", "Cut", "SplitModel", "cut_names", "is_u"]
