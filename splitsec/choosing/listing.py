@@ -12,7 +12,8 @@ from torch import fx, nn
 from splitsec.choosing.counting import MacCounter, counting_macs
 from splitsec.choosing.leaking import Leak, mark_dominated, measure_leaks
 from splitsec.choosing.speed import Link, Speed
-from splitsec.cut import INPUT, CutGraph, Origin, SplitModel, trace, vocabulary
+from splitsec.cut import INPUT, CutGraph, Origin, SplitModel, check_split, trace, vocabulary
+from splitsec.cut.check import ROWS
 from splitsec.errors import ConfigError, SplitsecError, first_line
 from splitsec.mpc.bounds import Memory
 from splitsec.mpc.compiler import ShapeNotes, compile_tail
@@ -113,6 +114,7 @@ def list_cuts(
     graph = CutGraph(traced)
     nodes = {INPUT: graph.input} | {point.name: point.node for point in graph.points}
     values, macs = _run(traced, shape, set(nodes.values()))
+    check_split(model, [traced], _noise(traced, ROWS, shape) if images is None else images, cut=INPUT)
     speed, link = speed or Speed(), link or Link()
     memories = Memory(), StepMemory()
     usable = {name: node for name, node in nodes.items() if _crosses(values[node])}
@@ -142,12 +144,17 @@ def _leaks(
     return measure_leaks(traced, nodes, images.to(next(traced.parameters(), images).dtype))
 
 
+def _noise(traced: fx.GraphModule, rows: int, shape: tuple[int, ...]) -> torch.Tensor:
+    if vocabulary(traced) is not None:
+        return torch.zeros(rows, *shape, dtype=torch.int64)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(rows, *shape, generator=generator).to(next(traced.parameters(), torch.empty(0)).dtype)
+
+
 def _run(
     traced: fx.GraphModule, shape: tuple[int, ...], keep: set[fx.Node]
 ) -> tuple[dict[fx.Node, Any], dict[fx.Node, int]]:
-    noise = torch.randn(1, *shape).to(next(traced.parameters(), torch.empty(0)).dtype)
-    if vocabulary(traced) is not None:
-        noise = torch.zeros(1, *shape, dtype=torch.int64)
+    noise = _noise(traced, 1, shape)
     with torch.no_grad(), counting_macs() as counter:
         interpreter = _Counting(traced, counter, keep)
         try:
@@ -174,7 +181,8 @@ def _cost(
     split, front = None, graph.front(node)
     encrypted, reason = None, ""
     try:
-        split = SplitModel(traced, name, origin=Origin()).eval()
+        # The whole trace has been compared with the model.
+        split = SplitModel(traced, name, origin=Origin(), check=False).eval()
         encrypted = _encrypted(split.tail, value, speed, link, memories)
     except SplitsecError as error:
         reason = str(error)

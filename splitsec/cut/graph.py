@@ -147,7 +147,7 @@ class CutGraph:
         if not isinstance(source, fx.Node):
             return False
         if source.op == "call_module":
-            return index == 1 and self._gives_several(source)
+            return isinstance(index, int) and index == 1 and self._gives_several(source)
         if source.target is not operator.getitem or not self._is_hidden_state(source):
             return False
         layer = source.args[0]

@@ -11,6 +11,7 @@ import ast
 import linecache
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -65,6 +66,8 @@ class Tracer(fx.Tracer):
         super().__init__()
         self.proxy_buffer_attributes = buffers
         self._kept, self._kinds, self._functions = kept, kinds, functions
+        # torch.fx puts wrappers around every module of the process while it traces.
+        self._thread = threading.get_ident()
 
     @property
     def innermost(self) -> str:
@@ -97,7 +100,9 @@ class Tracer(fx.Tracer):
         )
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """As torch.fx, but into transformer encoders."""
+        """As torch.fx, but into transformer encoders, and not for modules that other threads call meanwhile."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if not self.is_leaf_module(m, path):
             _refuse_backward_hooks(m, path)
@@ -108,6 +113,12 @@ class Tracer(fx.Tracer):
                 x = layer(x)
             return x if m.norm is None else m.norm(x)
         return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """As torch.fx, and not for what other threads read meanwhile."""
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """As torch.fx, noting the user's line and whether gradients are on."""

@@ -19,8 +19,7 @@ from splitsec.cut.state import Generators, as_it_was
 from splitsec.cut.tracer import Tracer, UntraceableError, changed, place_of_error, random_numbers
 from splitsec.errors import CutError
 
-# torch.fx puts wrappers around every module of the process while it traces: never two traces at once, and no module may
-# run in another thread meanwhile, so split models before you start threads.
+# torch.fx puts wrappers around every module of the process while it traces: never two traces at once.
 _tracing = threading.Lock()
 # What wraps a model so that nothing can look into it, and where the model is.
 _WRAPPERS = {

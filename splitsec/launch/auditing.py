@@ -102,7 +102,7 @@ def audit(run: AuditRun, report: Callable[[str], None] = lambda _line: None) -> 
     torch.manual_seed(run.seed)
     model = load_model(run.model)
     trained = _prepare(run, model, rows, report)
-    cuts = [_split(model, cut, run.head) for cut in run.cuts]
+    cuts = [_split(model, cut, run.head, rows.private) for cut in run.cuts]
     for split in cuts:
         with torch.no_grad():
             check_batch(split.front.eval()(rows.private[:2]), rows.private[:2], split.cut)
@@ -158,10 +158,10 @@ def _prepare(run: AuditRun, model: nn.Module, rows: _Rows, report: Callable[[str
     return True
 
 
-def _split(model: nn.Module, cut: str, head: str | None) -> SplitModel:
+def _split(model: nn.Module, cut: str, head: str | None, images: torch.Tensor) -> SplitModel:
     if cut == INPUT:
         raise ConfigError("a cut at the input sends inputs in plain; there is nothing to attack")
-    split = SplitModel(model, cut if head is None else (cut, head))
+    split = SplitModel(model, cut if head is None else (cut, head), sample=images)
     return split.eval()
 
 

@@ -101,7 +101,8 @@ def simulate_demo(run: LocalRun, console: Console, *, drop: float = 0.0, checkpo
         else:
             cut, (tail,) = make_segments(run.model, run.where, run.seed + SERVER_SEED, ("tail",))
             wanted = ("front", "head") if is_u(run.where) else ("front",)
-            _, first = make_segments(run.model, run.where, run.seed, wanted)  # type: ignore[arg-type]
+            sample = next(part.train_images for part in parts if isinstance(part, Part))
+            _, first = make_segments(run.model, run.where, run.seed, wanted, sample=sample)  # type: ignore[arg-type]
             begin = {name: list[nn.Module](first) for name in run.names}
         found = simulate(
             tail,

@@ -70,7 +70,7 @@ def judge(run: LocalRun, directory: Path, parts: list[Part] | list[Columns]) -> 
             half.load_state_dict(_tensors(directory / name / "out" / "half.safetensors"))
         whole: nn.Module = Whole(halves)
     else:
-        split = SplitModel(load_model(run.model), run.where)
+        split = SplitModel(load_model(run.model), run.where, check=False)
         front = _tensors(directory / run.names[0] / "out" / "front.safetensors")
         tail = _tensors(directory / SERVER / "out" / "tail.safetensors")
         split.load_whole_state_dict({**front, **tail})

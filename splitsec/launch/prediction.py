@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from splitsec.cut import SplitModel, vocabulary
+from splitsec.cut import SplitModel, check_split, one_tensor, vocabulary
 from splitsec.errors import ConfigError, RangeError, first_line
 from splitsec.launch.processes import PartyGroup
 from splitsec.launch.service import Service, start_service
@@ -143,11 +143,12 @@ def predict(
     model = load_model(source).eval()
     if weights is not None:
         load_weights(model, weights)
-    split = SplitModel(model, cut).eval()
+    split = SplitModel(model, cut, check=False).eval()
     rows = vocabulary(split.front)
     samples = samples.fit(model, rows)
     images = samples.images
     activation = _activation(split, images[:1].expand(batch_size, *images.shape[1:]))
+    check_split(model, split.segments, images, cut=split.cut)
     on_start("compiling the tail")
     measured = _calibration(split, activation, images, calibration, rows)
     with tempfile.TemporaryDirectory(prefix="splitsec-predict-") as name, PartyGroup() as group:
@@ -227,7 +228,7 @@ def _in_plain(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, flo
     with torch.no_grad(), one_thread():
         for image in images:
             began = time.perf_counter()
-            results.append(model(image[None]))
+            results.append(one_tensor(model(image[None])))
             times.append((time.perf_counter() - began) * 1e3)
     return torch.cat(results).float(), median(times)
 

@@ -78,7 +78,7 @@ class HalvesClient(Client):
         report: Report = ignore,
     ) -> HalvesClient:
         """A client with this part of the model; the other arguments are those of `Client`."""
-        split = SplitModel(half, INPUT)
+        split = SplitModel(half, INPUT, check=False)
         client = cls(
             split.front,
             cut=INPUT,
@@ -154,7 +154,7 @@ class HalvesClient(Client):
             RefusedError: the server wants no parts.
         """
         images = part.train_images[:CALIBRATION]
-        split = SplitModel(self.half, INPUT)
+        split = SplitModel(self.half, INPUT, check=False)
         compiled = [compile_tail(split.tail, (count, *images.shape[1:]), calibration=images) for count in BATCHES]
         weights = encode_weights(*compiled[0])
         answer, _ = self._dealer.request(OwnWeights())

@@ -151,7 +151,9 @@ def _run_rows(config: ClientConfig, base: Path, report: Report, processors: Sequ
     part = data.Part.load(base / config.data)
     wanted: tuple[Part, ...] = ("front", "head") if is_u(config.cut) else ("front",)
     _check_trained(config)
-    cut, segments = make_segments(config.model, config.cut, config.seed, wanted, _beside(base, config.weights))
+    weights = _beside(base, config.weights)
+    sample = part.train_images if len(part.train_images) else part.test_images
+    cut, segments = make_segments(config.model, config.cut, config.seed, wanted, weights, sample=sample)
     with Client(
         segments[0],
         head=segments[1] if len(segments) == 2 else None,
@@ -240,6 +242,7 @@ def _run_half(config: ClientConfig, base: Path, report: Report, processors: Sequ
     # Each client's own first weights: two parts alike would learn the same.
     torch.manual_seed(derived_seed(f"weights of {config.name}", config.seed))
     half = load_model(config.model)
+    SplitModel(half, INPUT, sample=part.train_images)
     with HalvesClient.of(
         half,
         keys=load_key_pair(keys, config.name),
@@ -332,12 +335,22 @@ def _save_predictions(found: Predictions, config: ClientConfig, base: Path) -> N
 
 
 def make_segments(
-    model: str, cut: str, seed: int | None, wanted: tuple[Part, ...], weights: Path | None = None
+    model: str,
+    cut: str,
+    seed: int | None,
+    wanted: tuple[Part, ...],
+    weights: Path | None = None,
+    *,
+    sample: torch.Tensor | None = None,
 ) -> tuple[str, list[fx.GraphModule]]:
     """The cut as all parties call it, and the wanted segments as `seed` makes their first weights, or with those of a
-    file, where the others are never built."""
+    file, where the others are built for a moment only, to compare the segments with the model on a `sample` (N, ...) of
+    its inputs."""
     role: Role = "tail" if "tail" in wanted else "front"
+    sample = sample if sample is not None and len(sample) else None
     if weights is not None:
+        if sample is not None:
+            SplitModel(load_model(model), cut, sample=sample)
         try:
             parts = [build_segment(partial(load_model, model), cut, part, weights=weights) for part in wanted]
         except ConstantError as error:
@@ -348,7 +361,9 @@ def make_segments(
             return name, parts
     _seed_weights(seed)
     whole = load_model(model)
-    split = SplitModel(whole, cut)
+    split = SplitModel(whole, cut, sample=sample)
+    if not split.checked:
+        log.info("the segments are not compared with the model, for which no sample of inputs can be made")
     segments = [getattr(split, part) for part in wanted]
     if weights is not None:
         values = _load_weights(weights)

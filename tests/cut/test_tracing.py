@@ -1,6 +1,7 @@
 """Tracing loses nothing that a model does, and leaves the model as it was."""
 
 import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -496,3 +497,28 @@ def test_lists_and_tables_of_a_model_stay_as_they_were() -> None:
     SplitModel(model, "b")
     assert model.seen == []
     assert model.table == {}
+
+
+def test_modules_run_in_other_threads_meanwhile() -> None:
+    model, x, ended, errors = (
+        nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))),
+        torch.ones(2, 4),
+        threading.Event(),
+        [],
+    )
+    expected = model(x)
+
+    def run() -> None:
+        try:
+            while not ended.is_set():
+                assert torch.equal(model(x), expected)
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    for _ in range(20):
+        SplitModel(Body(), "b")
+    ended.set()
+    thread.join()
+    assert errors == []
