@@ -114,7 +114,10 @@ def list_cuts(
     graph = CutGraph(traced)
     nodes = {INPUT: graph.input} | {point.name: point.node for point in graph.points}
     values, macs = _run(traced, shape, set(nodes.values()))
-    check_split(model, [traced], _noise(traced, ROWS, shape) if images is None else images, cut=INPUT)
+    sample = _noise(traced, ROWS, shape)
+    if images is not None and tuple(images.shape[1:]) == shape:
+        sample = images[:ROWS].to(sample.dtype)
+    check_split(model, [traced], sample, cut=INPUT)
     speed, link = speed or Speed(), link or Link()
     memories = Memory(), StepMemory()
     usable = {name: node for name, node in nodes.items() if _crosses(values[node])}

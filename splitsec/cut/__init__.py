@@ -24,9 +24,9 @@ __all__ = [
     "is_u",
     "load_part",
     "load_segment",
+    "one_tensor",
     "origin_of",
     "set_origin",
-    "one_tensor",
     "trace",
     "vocabulary",
 ]
