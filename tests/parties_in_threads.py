@@ -34,7 +34,7 @@ def shared_pool() -> WorkerPool:
 def close_pool() -> None:
     """End the shared pool, if there is one."""
     while _pools:
-        _pools.pop().close(5)
+        _pools.pop().close()
 
 
 _seeded = threading.Lock()

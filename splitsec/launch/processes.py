@@ -18,6 +18,9 @@ from splitsec import errors
 from splitsec.errors import PartyTimeoutError, SplitsecError
 from splitsec.parties.events import AnyEvent, Failed, Finished, Listening, from_json_line
 
+# After SIGTERM; a server takes a few seconds for the queries that run.
+STOP_SECONDS = 8.0
+
 
 class PartyProcess:
     """One party in a process of its own, whose events come as lines on its standard output."""
@@ -54,6 +57,26 @@ class PartyProcess:
         """Signal the party's whole process group if it is still alive."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
+
+    def wait_all(self, deadline: float) -> None:
+        """Wait for the party and all processes that it started, until `deadline` on the monotonic clock; then kill."""
+        try:
+            self.process.wait(max(0.1, deadline - time.monotonic()))
+            while self._left():
+                if time.monotonic() > deadline:
+                    raise subprocess.TimeoutExpired(self.process.args, STOP_SECONDS)
+                time.sleep(0.05)
+        except subprocess.TimeoutExpired:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+
+    def _left(self) -> bool:
+        """Whether a process of the party's group is there."""
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
 
 
 class PartyExit:
@@ -135,13 +158,9 @@ class PartyGroup:
         try:
             for party in self._parties.values():
                 party.signal(signal.SIGTERM)
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + STOP_SECONDS
             for party in self._parties.values():
-                try:
-                    party.process.wait(max(0.1, deadline - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    party.signal(signal.SIGKILL)
-                    party.process.wait()
+                party.wait_all(deadline)
         finally:
             if main:
                 signal.signal(signal.SIGINT, previous)

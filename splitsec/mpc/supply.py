@@ -6,11 +6,12 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from splitsec.errors import RandomnessError, SplitsecError
 from splitsec.mpc.plan import Plan, query_bytes
 from splitsec.mpc.session import Session
+from splitsec.transport.peer import WATCH_SECONDS
 
 # What the queries that are ready, and have not run, may hold in memory at one party.
 MEMORY_BYTES = 1 << 30
@@ -48,8 +49,11 @@ class Supply:
             self._wanted = max(self._wanted, count)
             self._changed.notify_all()
 
-    def wait(self, query: int, *, timeout: float) -> float:
+    def wait(self, query: int, *, timeout: float, watch: Callable[[], None] | None = None) -> float:
         """Return when `query` is ready; the milliseconds that it took. May be asked again until a later one is.
+
+        Args:
+            watch: called a few times a second meanwhile; what it raises ends the wait.
 
         Raises:
             RandomnessError: nobody asked for it, or it is not ready in time.
@@ -58,7 +62,12 @@ class Supply:
         with self._changed:
             if query >= self._wanted:
                 raise RandomnessError(f"the randomness of query {query} was never asked for")
-            self._changed.wait_for(lambda: query in self._times or self._error, timeout)
+            deadline = time.monotonic() + timeout
+            while not self._changed.wait_for(lambda: query in self._times or self._error, min(timeout, WATCH_SECONDS)):
+                if watch is not None:
+                    watch()
+                if time.monotonic() >= deadline:
+                    break
             for earlier in [number for number in self._times if number < query]:
                 del self._times[earlier]
             if query in self._times:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from statistics import median
 
 import torch
+import zmq
 
-from splitsec.errors import MessageError, RangeError, SplitsecError
+from splitsec.errors import AddressError, MessageError, PartyTimeoutError, RangeError, SplitsecError
 from splitsec.mpc.context import CLIENT, SERVER
 from splitsec.mpc.costing import Prediction, predict_cost
 from splitsec.mpc.linear import laid_out
-from splitsec.mpc.messages import Await, MaskedWeights, Ping, Prepare, Ready, Run, SessionBody
+from splitsec.mpc.messages import Await, MaskedWeights, Ping, Prepare, Ready, Run, SessionBody, session_codec
 from splitsec.mpc.plan import correction_count
 from splitsec.mpc.program import Program, Weights
 from splitsec.mpc.run import encode_activation, run_program
 from splitsec.mpc.session import Session
 from splitsec.mpc.supply import Supply
+from splitsec.parties.names import SERVER as SERVER_NAME
 from splitsec.training.messages import Share
-from splitsec.transport import Peer, expect_tensor
+from splitsec.transport import Peer, Presence, Wire, expect_tensor
+from splitsec.transport.presence import CONNECT_SECONDS, EVENTS, GONE_SECONDS
 
 
 def predicted_cost(program: Program) -> Prediction:
@@ -46,6 +50,35 @@ def receive_masked_weights(
         for (layer, shape), tensor in zip(shapes.items(), tensors, strict=True)
     }
     return masked, body.ahead
+
+
+@contextmanager
+def session_peer(wire: Wire, address: str, server_key: bytes, *, timeout: float) -> Iterator[Peer[SessionBody]]:
+    """The server's end of a session at `address`; waits for it end with an error soon after it is gone.
+
+    Args:
+        timeout: seconds that the server may be silent.
+    """
+    socket = wire.connect(zmq.DEALER, address, server_key, events=EVENTS)
+    presence = Presence(socket)
+    limit = min(CONNECT_SECONDS, timeout)
+
+    def watch() -> None:
+        absent = presence.absent()
+        if presence.came and absent > GONE_SECONDS:
+            raise PartyTimeoutError(f"the connection to {SERVER_NAME} at {address} was lost in the middle of a session")
+        if not presence.came and absent > limit:
+            raise AddressError(
+                f"{SERVER_NAME} opened a session on {address}, which could not be reached within {limit:g} s; let this "
+                "port through, or choose at the server which ports sessions listen on (session_ports)"
+            )
+
+    peer: Peer[SessionBody] = Peer(socket, peer=SERVER_NAME, codec=session_codec, timeout=timeout, watch=watch)
+    try:
+        yield peer
+    finally:
+        presence.close()
+        peer.close()
 
 
 class ClientSession:

@@ -15,7 +15,6 @@ from typing import Self
 from urllib.parse import urlsplit
 
 import torch
-import zmq
 from torch import nn
 
 from splitsec.cut import Origin, check_batch, is_u, origin_of, vocabulary
@@ -23,14 +22,14 @@ from splitsec.cut.origin import values_digest
 from splitsec.errors import AuthenticationError, ConfigError, MessageError, RefusedError
 from splitsec.mpc.checking import check_program
 from splitsec.mpc.context import CLIENT, ComparisonKind
-from splitsec.mpc.messages import Close, SessionBody, session_codec
+from splitsec.mpc.messages import Close
 from splitsec.mpc.plan import correction_count, weight_shapes
 from splitsec.mpc.prg import fresh_seed
 from splitsec.mpc.program import Reveal
 from splitsec.mpc.session import Session
 from splitsec.mpc.shared import client_shares, shared_weights
 from splitsec.mpc.supply import Supply, most_ahead
-from splitsec.parties.asking import ClientSession, predicted_cost, receive_masked_weights
+from splitsec.parties.asking import ClientSession, predicted_cost, receive_masked_weights, session_peer
 from splitsec.parties.contributing import joined_shape
 from splitsec.parties.events import Predicted, Report, ignore
 from splitsec.parties.fetching import corrections, join_session
@@ -52,7 +51,7 @@ from splitsec.training.messages import (
 )
 from splitsec.training.schedule import Schedule
 from splitsec.training.vertical import Columns
-from splitsec.transport import TRAINING_SPIN_SECONDS, KeyPair, Link, Peer, Wire
+from splitsec.transport import TRAINING_SPIN_SECONDS, KeyPair, Link, Wire
 
 
 @dataclass(frozen=True)
@@ -323,13 +322,13 @@ class Client:
             comparison,
         ):
             raise MessageError("the server's program does not reveal, check or compare as was asked for")
-        predicted = predicted_cost(program)
-        plan = predicted.plan
-        seed = join_session(self._dealer, opened.session, CLIENT, self.name, plan)
-        socket = self._wire.connect(zmq.DEALER, self._worker_address(opened.port), self._peers[SERVER])
-        peer: Peer[SessionBody] = Peer(socket, peer=SERVER, codec=session_codec, timeout=self._timeout)
         with contextlib.ExitStack() as stack:
-            stack.callback(peer.close)
+            # First of all: the server waits for this, and not for long.
+            address = self._worker_address(opened.port)
+            peer = stack.enter_context(session_peer(self._wire, address, self._peers[SERVER], timeout=self._timeout))
+            predicted = predicted_cost(program)
+            plan = predicted.plan
+            seed = join_session(self._dealer, opened.session, CLIENT, self.name, plan)
             fetch = None
             if correction_count(plan, CLIENT):
                 # Of its own, since the session's randomness is fetched in another thread.

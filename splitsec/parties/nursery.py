@@ -2,6 +2,9 @@
 
 A fresh process each session keeps sessions apart, in memory and in time; forking it from a process without threads
 takes milliseconds where starting one takes seconds. Only `pool` starts it, with two inherited sockets.
+
+Nobody outlives whom it works for: workers end when the nursery dies, by whatever signal, and the nursery when the
+server's end of its socket closes. What still runs then has END_SECONDS.
 """
 
 from __future__ import annotations
@@ -14,27 +17,30 @@ import select
 import signal
 import socket
 import struct
-import threading
+import time
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
 
 from splitsec.errors import SplitsecError
+from splitsec.mpc.linear import laid_out
+from splitsec.mpc.program import Weights
+from splitsec.parties.ending import QUERY_SECONDS, TELL_SECONDS, Ending
 from splitsec.parties.machine import settle
-from splitsec.parties.worker import Job, serve_session
+from splitsec.parties.worker import Bound, Closed, Job, Spare, serve_session
 from splitsec.transport import Codec, Message
 
 _LENGTH = struct.Struct("<Q")
 _PR_SET_PDEATHSIG = 1
+# For all workers together; whoever is left then is killed.
+END_SECONDS = QUERY_SECONDS + 2 * TELL_SECONDS
 
 
-class Bound(Message, frozen=True):
-    """Worker to server: the session's socket listens on this port, that for contributions on the other (or 0)."""
+class End(Message, frozen=True):
+    """Server to nursery: the session is to make way for a newer one of its client."""
 
     session: str
-    port: int
-    contributions: int
 
 
 class Failed(Message, frozen=True):
@@ -51,7 +57,7 @@ class Ended(Message, frozen=True):
     session: str
 
 
-PoolBody: TypeAlias = Job | Bound | Failed | Ended
+PoolBody: TypeAlias = Job | End | Bound | Spare | Closed | Failed | Ended
 pool_codec: Codec[PoolBody] = Codec(PoolBody, header_bytes=1 << 26)
 
 
@@ -88,64 +94,118 @@ def _report(reports: socket.socket, body: PoolBody) -> None:
         reports.send(pool_codec.encode(body)[0])
 
 
-def _work(job: Job, tensors: list[torch.Tensor], reports: socket.socket) -> None:
-    """The life of a worker: SIGTERM lets it finish its query, Ctrl-C is for the server to handle."""
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    try:
-        serve_session(job, tensors, lambda *ports: _report(reports, Bound(job.session, *ports)), stop)
-    except SplitsecError as error:
-        _report(reports, Failed(job.session, type(error).__name__, str(error)))
+class _Nursery:
+    """The nursery's state: its workers, and the weights that they find in its memory."""
 
+    def __init__(self, jobs: socket.socket, reports: socket.socket) -> None:
+        self._jobs = jobs
+        self._reports = reports
+        self._children: dict[int, str] = {}
+        self._stored: dict[str, torch.Tensor] = {}
+        self._stopped = False
+        self._wake, self._waker = os.pipe()
+        os.set_blocking(self._waker, False)
+        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        # To the whole process group, or to the nursery alone: either way its workers are to end first.
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-def _reap(children: dict[int, str], reports: socket.socket) -> None:
-    for pid in list(children):
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            _report(reports, Ended(children.pop(pid)))
+    def run(self) -> None:
+        """Fork a worker a job until the server closes its end or SIGTERM comes; then end the workers."""
+        while not self._stopped:
+            ready, _, _ = select.select([self._jobs.fileno(), self._wake], [], [])
+            if self._wake in ready:
+                os.read(self._wake, 4096)
+                self._reap()
+            if self._jobs.fileno() not in ready:
+                continue
+            frames = receive_frames(self._jobs)
+            if not frames:
+                break
+            body, tensors = pool_codec.decode(frames)
+            match body:
+                case Job():
+                    self._fork(body, tensors)
+                case End(session):
+                    self._signal(signal.SIGUSR1, {pid for pid, name in self._children.items() if name == session})
+            # The next worker inherits what is still here.
+            del frames, body, tensors
+        self._end()
 
+    def _stop(self, *_: object) -> None:
+        self._stopped = True
 
-def main(jobs_fd: int, reports_fd: int, level: int = logging.WARNING) -> None:
-    """Fork a worker a job until the server closes its end; then let the workers finish. They log from `level` on."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("splitsec").setLevel(level)
-    settle(threads=1)
-    jobs, reports = socket.socket(fileno=jobs_fd), socket.socket(fileno=reports_fd)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    wake, waker = os.pipe()
-    os.set_blocking(waker, False)
-    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    children: dict[int, str] = {}
-    while True:
-        ready, _, _ = select.select([jobs.fileno(), wake], [], [])
-        if wake in ready:
-            os.read(wake, 4096)
-            _reap(children, reports)
-        if jobs.fileno() not in ready:
-            continue
-        frames = receive_frames(jobs)
-        if not frames:
-            break
-        job, tensors = pool_codec.decode(frames)
-        assert isinstance(job, Job)
+    def _fork(self, job: Job, tensors: list[torch.Tensor]) -> None:
+        for name in job.forget:
+            self._stored.pop(name, None)
+        # Laid out here, once, for all workers to come: they share the memory.
+        self._stored |= {name: laid_out(tensor.clone()) for name, tensor in zip(job.sent, tensors, strict=True)}
+        parent = os.getpid()
+        # A worker's signals wait until it has handlers of its own.
+        mask = {signal.SIGTERM, signal.SIGUSR1}
+        signal.pthread_sigmask(signal.SIG_BLOCK, mask)
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for number in (jobs.fileno(), wake, waker):
+            for number in (self._jobs.fileno(), self._wake, self._waker):
                 os.close(number)
             try:
-                _work(job, tensors, reports)
+                self._work(job, parent)
             finally:
                 logging.shutdown()
                 os._exit(0)
-        children[pid] = job.session
-        # The next worker inherits what is still here.
-        del frames, job, tensors
-    for pid in children:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-    for pid in children:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, mask)
+        self._children[pid] = job.session
+
+    def _work(self, job: Job, parent: int) -> None:
+        """The life of a worker; Ctrl-C is for the server to handle."""
+        ending = Ending()
+        ending.listen()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            # The nursery died before the kernel knew that it was to say so.
+            return
+        weights = {
+            layer: Weights(self._stored[weight], self._stored[bias])
+            for layer, weight, bias in zip(job.layers, job.tensors[::2], job.tensors[1::2], strict=True)
+        }
+        try:
+            serve_session(job, weights, self._report, ending)
+        except SplitsecError as error:
+            self._report(Failed(job.session, type(error).__name__, str(error)))
+
+    def _report(self, body: PoolBody) -> None:
+        with contextlib.suppress(OSError):
+            self._reports.send(pool_codec.encode(body)[0])
+
+    def _reap(self) -> None:
+        for pid in list(self._children):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                self._report(Ended(self._children.pop(pid)))
+
+    def _signal(self, number: int, pids: set[int]) -> None:
+        # Of children that are not reaped yet, so that the numbers are theirs.
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _end(self) -> None:
+        self._signal(signal.SIGTERM, set(self._children))
+        deadline = time.monotonic() + END_SECONDS
+        while self._children and time.monotonic() < deadline:
+            select.select([self._wake], [], [], 0.1)
+            self._reap()
+        self._signal(signal.SIGKILL, set(self._children))
+        for pid in self._children:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def main(jobs_fd: int, reports_fd: int, level: int = logging.WARNING) -> None:
+    """Be the nursery of the server that holds the other ends of these sockets; workers log from `level` on."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("splitsec").setLevel(level)
+    settle(threads=1)
+    _Nursery(socket.socket(fileno=jobs_fd), socket.socket(fileno=reports_fd)).run()

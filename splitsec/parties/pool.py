@@ -8,25 +8,43 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
+import msgspec
 import torch
 
 from splitsec import errors
 from splitsec.errors import RefusedError, SplitsecError
-from splitsec.parties.nursery import Bound, Ended, Failed, PoolBody, pool_codec, send_frames
-from splitsec.parties.worker import Job
+from splitsec.parties.nursery import END_SECONDS, End, Ended, Failed, PoolBody, pool_codec, send_frames
+from splitsec.parties.worker import Bound, Closed, Job, Spare
+
+log = logging.getLogger(__name__)
 
 START_SECONDS = 60.0
 MOST_BYTES = 1 << 16
+# Of weights in the nursery's memory, beyond those that the newest session needs.
+STORED_BYTES = 1 << 30
+
+
+@dataclass
+class _Open:
+    """A session whose worker's process lives: whose it is, the worker's number, whether a newer session may take its
+    place, and whether it is over already."""
+
+    client: str
+    slot: int
+    spare: bool = False
+    over: bool = False
 
 
 class WorkerPool:
     """Starts workers and knows which are alive. Not for several threads at once."""
 
     def __init__(self) -> None:
-        # The client and the slot of each open session.
-        self._alive: dict[str, tuple[str, int]] = {}
+        self._alive: dict[str, _Open] = {}
+        # The weights in the nursery's memory, by digest, and their bytes; the longest unused first.
+        self._stored: dict[str, int] = {}
         self._start_nursery()
 
     def _start_nursery(self) -> None:
@@ -43,46 +61,71 @@ class WorkerPool:
                 pass_fds=(jobs.fileno(), reports.fileno()),
             )
 
-    def start(self, job: Job, tensors: Sequence[torch.Tensor]) -> tuple[int, int]:
+    def start(self, job: Job, tensors: Mapping[str, torch.Tensor]) -> tuple[int, int]:
         """Start a worker for a session; returns the ports on which it listens, for the client and for contributions.
+
+        Args:
+            tensors: those of the job by their digests; what the nursery has already is not sent again.
 
         Raises:
             AddressError: no port can be bound.
             RefusedError: no worker can be started.
         """
-        if self._nursery.poll() is not None:
-            # Its workers are told by the kernel when it dies, and end.
-            self._close_sockets()
-            self._alive.clear()
-            self._start_nursery()
-        self._alive[job.session] = job.client, self.free_slot()
+        self._revive()
+        self._alive[job.session] = _Open(job.client, self.free_slot())
         try:
-            send_frames(self._jobs, pool_codec.encode(job, tensors))
+            sent, forget = self._stock(tensors)
+            job = msgspec.structs.replace(job, sent=sent, forget=forget)
+            send_frames(self._jobs, pool_codec.encode(job, [tensors[name] for name in sent]))
             return self._wait_bound(job.session)
         except (OSError, SplitsecError) as error:
-            self._alive.pop(job.session, None)
+            if job.session in self._alive:
+                self._alive[job.session].over = True
             if isinstance(error, SplitsecError):
                 raise
             raise RefusedError("the server cannot start a worker; see its log") from error
 
+    def _stock(self, tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What the nursery needs for these weights, and what it may forget to make room for them."""
+        missing = tuple(name for name in tensors if name not in self._stored)
+        for name, tensor in tensors.items():
+            self._stored.pop(name, None)
+            self._stored[name] = tensor.numel() * tensor.element_size()
+        forget = []
+        while sum(self._stored.values()) > STORED_BYTES and next(iter(self._stored)) not in tensors:
+            forget.append(next(iter(self._stored)))
+            del self._stored[forget[-1]]
+        return missing, tuple(forget)
+
     def free_slot(self) -> int:
         """The smallest number that no live worker has."""
-        taken = {slot for _, slot in self._alive.values()}
+        taken = {one.slot for one in self._alive.values()}
         return next(number for number in range(len(taken) + 1) if number not in taken)
 
     def alive(self) -> dict[str, str]:
         """Open sessions and their clients."""
-        while self._receive(0) is not None:
-            pass
-        return {session: client for session, (client, _) in self._alive.items()}
+        self._take_reports()
+        self._revive()
+        return {session: one.client for session, one in self._alive.items() if not one.over}
 
-    def close(self, patience: float) -> None:
-        """Let running queries end, for at most `patience` seconds, then end every worker."""
+    def make_way(self, client: str) -> bool:
+        """End the client's oldest session that a newer one may replace; False if all are in use."""
+        for session, one in self._alive.items():
+            if one.client == client and one.spare and not one.over:
+                with contextlib.suppress(OSError):
+                    send_frames(self._jobs, pool_codec.encode(End(session)))
+                one.over = True
+                return True
+        return False
+
+    def close(self) -> None:
+        """Let running queries end, for a few seconds at most, then end every worker."""
         with contextlib.suppress(OSError):
             self._jobs.shutdown(socket.SHUT_WR)
         try:
             # With nobody to wait for, it need not even finish to start.
-            self._nursery.wait(patience if self.alive() else 0)
+            self._take_reports()
+            self._nursery.wait(END_SECONDS + 1 if self._alive else 0)
         except subprocess.TimeoutExpired:
             self._nursery.kill()
             self._nursery.wait()
@@ -91,6 +134,19 @@ class WorkerPool:
     def _close_sockets(self) -> None:
         self._jobs.close()
         self._reports.close()
+
+    def _revive(self) -> None:
+        """Start a new nursery in the place of one that died; its workers are told by the kernel, and end."""
+        if self._nursery.poll() is not None:
+            log.error("the process that prediction sessions come from was killed, and they with it; it is started anew")
+            self._close_sockets()
+            self._alive.clear()
+            self._stored.clear()
+            self._start_nursery()
+
+    def _take_reports(self) -> None:
+        while self._receive(0) is not None:
+            pass
 
     def _wait_bound(self, session: str) -> tuple[int, int]:
         deadline = time.monotonic() + START_SECONDS
@@ -118,6 +174,22 @@ class WorkerPool:
             # Every other end is closed: the nursery is gone.
             return None
         body, _ = pool_codec.decode([data])
-        if isinstance(body, (Ended, Failed)):
-            self._alive.pop(body.session, None)
+        match body:
+            case Spare(session, spare) if session in self._alive:
+                self._alive[session].spare = spare
+            case Closed(session, queries, seconds, reason, orderly):
+                ending = f"closed after {queries} queries and {seconds:.1f} s: {reason}"
+                self._over(session, ending, logging.INFO if orderly else logging.WARNING)
+            case Failed(session, _, reason):
+                self._over(session, f"did not begin: {reason}", logging.WARNING)
+            case Ended(session) if session in self._alive:
+                if not self._alive[session].over:
+                    self._over(session, "ended: its worker was killed", logging.WARNING)
+                del self._alive[session]
         return body
+
+    def _over(self, session: str, how: str, level: int) -> None:
+        one = self._alive.get(session)
+        if one is not None:
+            one.over = True
+        log.log(level, "session %s of %s %s", session[:8], "a client" if one is None else one.client, how)

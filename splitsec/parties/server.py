@@ -28,9 +28,10 @@ from splitsec.parties.events import Listening, Report, ignore
 from splitsec.parties.halves import Halves
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.parties.pool import WorkerPool
+from splitsec.parties.programs import Programs
 from splitsec.parties.rounds import Run, RunFailed
 from splitsec.parties.serving import PredictionService
-from splitsec.parties.worker import IDLE_SECONDS, LEAVE_SECONDS
+from splitsec.parties.worker import IDLE_SECONDS
 from splitsec.training.checkpoints import Checkpoints
 from splitsec.training.messages import (
     Ask,
@@ -212,7 +213,7 @@ class Server:
             raise
         finally:
             if self._pool is not None and self._own_pool:
-                self._pool.close(self._timeout + LEAVE_SECONDS)
+                self._pool.close()
             self._close()
 
     def stop(self) -> None:
@@ -363,16 +364,19 @@ class Server:
         if self._service is None:
             assert self._pool is not None
             self._service = PredictionService(
-                self.tail,
+                Programs(
+                    self.tail,
+                    calibration=self._calibration,
+                    given=None if self._halves is None else self._halves.whole(),
+                ),
                 pool=self._pool,
+                clients=self._schedule.clients,
                 keys=self._keys,
                 processors=self._processors,
                 peers=self._peers,
                 dealer_address=self._dealer_address,
                 host=urlsplit(self.address).hostname or "127.0.0.1",
                 timeout=self._timeout,
-                calibration=self._calibration,
-                given=None if self._halves is None else self._halves.whole(),
             )
         return self._service
 
@@ -381,6 +385,7 @@ class Server:
 
     def _check_time(self) -> None:
         now = time.monotonic()
+        active = self._service is not None and self._service.active
         if not self._run.finished:
             self._run.tick(now)
         elif self._halves is not None and self._halves.missing:
@@ -389,7 +394,7 @@ class Server:
                 return
             names = ", ".join(self._halves.missing)
             raise PartyTimeoutError(f"{names} gave no part of the model within {self._join_timeout:g} s")
-        elif not self._stay and now - self._progress > IDLE_SECONDS and not (self._service and self._service.active):
+        elif not self._stay and now - self._progress > IDLE_SECONDS and not active:
             missing = sorted(set(self._schedule.clients) - self._left)
             raise PartyTimeoutError(f"{', '.join(missing)} neither asked nor left for {IDLE_SECONDS:g} s")
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 from urllib.parse import urlsplit
 
-import torch
 import zmq
 
-from splitsec.errors import MessageError, RefusedError, SplitsecError
+from splitsec.errors import AddressError, MessageError, PartyTimeoutError, RefusedError, SplitsecError
 from splitsec.mpc.context import SERVER
 from splitsec.mpc.costing import predict_cost
-from splitsec.mpc.linear import laid_out
 from splitsec.mpc.messages import (
     Await,
     Close,
@@ -37,21 +35,30 @@ from splitsec.mpc.shared import session_weights, shared_weights
 from splitsec.mpc.supply import Supply, most_ahead
 from splitsec.parties import names
 from splitsec.parties.contributing import Gathered
+from splitsec.parties.ending import Ending
 from splitsec.parties.fetching import corrections, join_session, weight_shares
 from splitsec.parties.machine import settle
 from splitsec.training.messages import ContributionBody, DealerBody, Share, contribution_codec, dealer_codec
-from splitsec.transport import Hub, KeyPair, Link, Message, Peer, Wire
+from splitsec.transport import Hub, KeyPair, Link, Message, Peer, Presence, Wire
+from splitsec.transport.peer import WATCH_SECONDS
+from splitsec.transport.presence import CONNECT_SECONDS, EVENTS, GONE_SECONDS
 
 log = logging.getLogger(__name__)
 IDLE_SECONDS = 600.0
-LEAVE_SECONDS = 10.0
+LEAVE_SECONDS = 5.0
+# A client that wants more sessions than its share loses one that has asked nothing for so long.
+SPARE_SECONDS = 10.0
+BoundT = TypeVar("BoundT")
 
 
 class Job(Message, frozen=True):
-    """What a worker needs for one session; with weight and bias of each of `layers` as tensors.
+    """What a worker needs for one session.
 
-    Where clients' activations are joined, `shares` says whose features are where, and `contributors` are the others'
-    names and keys. `processors` are all that the server may use, `processor` the one that the worker keeps to, if any.
+    `tensors` names weight and bias of each of `layers` by their digests; those of them that come with the job are
+    `sent`, and the nursery may drop those of `forget`. Where clients' activations are joined, `shares` says whose
+    features are where, and `contributors` are the others' names and keys. `processors` are all that the server may use,
+    `processor` the one that the worker keeps to, if any. `ports` are the first and the last that the session may listen
+    on, None for any.
     """
 
     session: str
@@ -66,34 +73,63 @@ class Job(Message, frozen=True):
     pair_seed: bytes
     program: Program
     layers: tuple[int, ...]
+    tensors: tuple[str, ...]
     threads: int
     processors: tuple[int, ...]
     processor: int | None
     join: str = ""
     shares: tuple[Share, ...] = ()
     contributors: tuple[tuple[str, bytes], ...] = ()
+    ports: tuple[int, int] | None = None
+    sent: tuple[str, ...] = ()
+    forget: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Job(session={self.session[:8]}, client={self.client})"
 
 
+class Spare(Message, frozen=True):
+    """Worker to server: whether a newer session of the same client may take this one's place, since its client is not
+    there or has asked nothing for a while."""
+
+    session: str
+    spare: bool
+
+
+class Closed(Message, frozen=True):
+    """Worker to server: the session is over after so many queries and seconds; `orderly` if its client closed it."""
+
+    session: str
+    queries: int
+    seconds: float
+    reason: str
+    orderly: bool
+
+
+class Bound(Message, frozen=True):
+    """Worker to server: the session's socket listens on this port, that for contributions on the other (or 0)."""
+
+    session: str
+    port: int
+    contributions: int
+
+
 def serve_session(
-    job: Job, tensors: Sequence[torch.Tensor], bound: Callable[[int, int], None], stop: threading.Event
+    job: Job,
+    weights: Mapping[int, Weights],
+    tell: Callable[[Bound | Spare | Closed], None],
+    ending: Ending,
 ) -> None:
-    """Answer one client's queries until it closes the session, falls silent, or `stop` is set.
+    """Answer one client's queries until it closes the session, is gone or silent, or the worker is asked to end.
 
     Args:
-        bound: called with the ports of the session's socket and of that for contributions (0 if there is none) once
-            they listen.
+        weights: by step number, in the ring.
+        tell: takes what the server is to know.
 
     Raises:
         AddressError: the socket cannot be bound.
     """
     settle(job.threads)
-    weights = {
-        layer: Weights(laid_out(weight), bias)
-        for layer, weight, bias in zip(job.layers, tensors[::2], tensors[1::2], strict=True)
-    }
     keys = KeyPair(names.SERVER, job.public_key, job.secret_key)
     # The dealer's messages are large and come while a query runs: they have a wire, and so a thread, of their own. A
     # thread keeps to the processors of the one that makes it, so the order counts.
@@ -108,56 +144,90 @@ def serve_session(
             os.sched_setaffinity(0, {job.processor})
         wire = stack.enter_context(Wire(keys))
         wire.admit(job.session, {job.client: job.client_key})
-        socket, address = wire.bind(zmq.DEALER, f"tcp://{job.host}:*", job.session)
-        peer: Peer[SessionBody] = Peer(socket, peer=job.client, codec=session_codec, timeout=job.timeout)
-        stack.callback(peer.close)
+        socket, address = bind_within(
+            job.ports, lambda port: wire.bind(zmq.DEALER, f"tcp://{job.host}:{port}", job.session, events=EVENTS)
+        )
+        presence = Presence(socket)
         gathered, contributions = None, 0
         if job.shares:
-            hub: Hub[ContributionBody] = Hub(wire, f"tcp://{job.host}:*", dict(job.contributors), contribution_codec)
+            hub: Hub[ContributionBody] = bind_within(
+                job.ports,
+                lambda port: Hub(wire, f"tcp://{job.host}:{port}", dict(job.contributors), contribution_codec),
+            )
             stack.callback(hub.close)
             gathered = Gathered(hub, job.shares, job.client, job.join, job.program.input_shape[0])
             contributions = urlsplit(hub.address).port or 0
-        bound(urlsplit(address).port or 0, contributions)
-        began, worker = time.monotonic(), _Worker(job, peer, dealer, weights, stop, gathered)
-        log.info("session %s of %s is open", job.session[:8], job.client)
+        worker = _Worker(job, socket, presence, dealer, weights, ending, gathered, tell)
+        stack.callback(worker.peer.close)
+        stack.callback(presence.close)
+        tell(Bound(job.session, urlsplit(address).port or 0, contributions))
+        began, reason, orderly = time.monotonic(), "its client closed it", False
         try:
             worker.run()
+            orderly = True
         except SplitsecError as error:
-            log.warning("session %s of %s ended: %s", job.session[:8], job.client, error)
-            peer.refuse(error)
+            reason = str(error)
+            worker.peer.refuse(error)
         except Exception as error:
             trace = log.isEnabledFor(logging.DEBUG)
             log.error("session %s of %s failed: %r", job.session[:8], job.client, error, exc_info=trace)
-            peer.refuse(RefusedError("the server failed; see its log"))
+            reason = f"it failed: {type(error).__name__}"
+            worker.peer.refuse(RefusedError("the server failed; see its log"))
         finally:
-            log.info(
-                "session %s of %s is over: %d queries in %.1f s",
-                job.session[:8],
-                job.client,
-                worker.queries,
-                time.monotonic() - began,
-            )
+            ending.begin()
+            tell(Closed(job.session, worker.queries, time.monotonic() - began, reason, orderly))
+            worker.close()
             with contextlib.suppress(SplitsecError, zmq.ZMQError):
-                dealer.request(LeaveSession(job.session), timeout=LEAVE_SECONDS / 2)
+                dealer.request(LeaveSession(job.session), timeout=LEAVE_SECONDS)
+
+
+def bind_within(ports: tuple[int, int] | None, bind: Callable[[str], BoundT]) -> BoundT:
+    """What `bind` returns for the first free port from the first to the last of `ports`, or for `*` without a range.
+
+    Raises:
+        AddressError: none is free.
+    """
+    if ports is None:
+        return bind("*")
+    for port in range(ports[0], ports[1] + 1):
+        with contextlib.suppress(AddressError):
+            return bind(str(port))
+    raise AddressError(
+        f"the server has no free port for another session among {ports[0]}-{ports[1]}; try again when one has ended, "
+        "or give it a wider range (session_ports)"
+    )
 
 
 class _Worker:
     def __init__(
         self,
         job: Job,
-        peer: Peer[SessionBody],
+        socket: zmq.Socket[bytes],
+        presence: Presence,
         dealer: Link[DealerBody],
         weights: Mapping[int, Weights],
-        stop: threading.Event,
+        ending: Ending,
         gathered: Gathered | None,
+        tell: Callable[[Bound | Spare | Closed], None],
     ) -> None:
         self._job = job
         self._gathered = gathered
-        self._peer = peer
+        self._presence = presence
         self._dealer = dealer
         self._weights = weights
-        self._stop = stop
+        self._ending = ending
+        self._tell = tell
+        self._supply: Supply | None = None
+        self._spare = False
         self.queries = 0
+        self.peer: Peer[SessionBody] = Peer(
+            socket, peer=job.client, codec=session_codec, timeout=job.timeout, watch=self._watch
+        )
+
+    def close(self) -> None:
+        """Stop using the dealer's link in another thread."""
+        if self._supply is not None:
+            self._supply.close()
 
     def run(self) -> None:
         job = self._job
@@ -166,7 +236,7 @@ class _Worker:
         items = shared_weights(job.program)
         shared = {item.number: self._weights[item.number] for item in items}
         session = Session(
-            self._peer,
+            self.peer,
             rank=SERVER,
             dealt_seed=seed,
             pair_seed=job.pair_seed,
@@ -181,21 +251,17 @@ class _Worker:
         ahead = most_ahead(plan, SERVER)
         masked |= {layer: shared[layer].weight for layer in weight_shapes(plan) if layer in shared}
         sent = {layer: masked[layer] for layer in weight_shapes(plan)}
-        self._peer.send(MaskedWeights(tuple(sent), ahead), list(sent.values()))
+        self.peer.send(MaskedWeights(tuple(sent), ahead), list(sent.values()))
         if items:
             # The client has joined by now: it asks for its first query when it has the masked weights.
-            self._peer.poll(self._job.timeout)
+            self._wait(self._job.timeout)
             shares = weight_shares(self._dealer, job.session, items)
             self._weights = {**self._weights, **session_weights(SERVER, items, shared, shares)}
-        supply = Supply(session, processors=job.processors)
-        try:
-            self._answer(session, supply, ahead)
-        finally:
-            # Before the dealer's link is used again: until then it is the supply's.
-            supply.close()
+        self._supply = Supply(session, processors=job.processors)
+        self._answer(session, self._supply, ahead)
 
     def _answer(self, session: Session, supply: Supply, ahead: int) -> None:
-        peer, patience = self._peer, self._job.timeout
+        peer, patience = self.peer, self._job.timeout
         while True:
             self._wait(patience)
             patience = IDLE_SECONDS
@@ -209,7 +275,7 @@ class _Worker:
                         raise MessageError(f"at most {ahead} queries may be prepared ahead")
                     supply.want(below)
                 case Await(query):
-                    peer.send(Ready(query, supply.wait(query, timeout=self._job.timeout)))
+                    peer.send(Ready(query, supply.wait(query, timeout=self._job.timeout, watch=self._watch_idle)))
                 case Run():
                     self._run_query(session, supply)
                 case Ping():
@@ -219,23 +285,49 @@ class _Worker:
                 case other:
                     raise MessageError(f"{type(other).__name__} was not due")
 
+    def _watch(self) -> None:
+        """Raise if nobody waits for what this worker is doing."""
+        absent, came = self._presence.absent(), self._presence.came
+        if absent > (0 if came else SPARE_SECONDS):
+            self._offer(spare=True)
+        if came and absent > GONE_SECONDS:
+            raise PartyTimeoutError(f"{self.peer.peer} is gone")
+        if not came and absent > min(CONNECT_SECONDS, self._job.timeout):
+            raise PartyTimeoutError(f"{self.peer.peer} opened it and did not come to it within {absent:.0f} s")
+
+    def _watch_idle(self) -> None:
+        self._ending.check()
+        self._watch()
+
     def _wait(self, patience: float) -> None:
         # A client that was just told that its query is ready asks at once, so begin with the short and quick wait.
-        deadline = time.monotonic() + patience
-        readable = self._peer.poll(0)
+        began = time.monotonic()
+        readable = self.peer.poll(0)
         while not readable:
-            if self._stop.is_set():
-                raise RefusedError("the server is stopping")
-            if time.monotonic() > deadline:
-                raise RefusedError(f"{self._peer.peer} asked nothing for {patience:g} s; its session is closed")
-            readable = self._peer.poll(0.25)
+            self._watch_idle()
+            waited = time.monotonic() - began
+            if waited > patience:
+                raise PartyTimeoutError(f"{self.peer.peer} asked nothing for {patience:g} s; its session is closed")
+            if waited > SPARE_SECONDS:
+                self._offer(spare=True)
+            readable = self.peer.poll(WATCH_SECONDS)
+        self._offer(spare=False)
+
+    def _offer(self, *, spare: bool) -> None:
+        if spare != self._spare:
+            self._spare = spare
+            self._tell(Spare(self._job.session, spare))
+
+    def _interrupted(self) -> bool:
+        self._watch()
+        return bool(self._ending.reason)
 
     def _run_query(self, session: Session, supply: Supply) -> None:
         query = session.next_run
-        supply.wait(query, timeout=self._job.timeout)
+        supply.wait(query, timeout=self._job.timeout, watch=self._watch)
         share = None
         if self._gathered is not None:
-            share = self._gathered.share(query, timeout=self._job.timeout / 2, stopped=self._stop.is_set)
+            share = self._gathered.share(query, timeout=self._job.timeout / 2, stopped=self._interrupted)
         session.begin(query)
         run_program(self._job.program, session, activation=share, weights=self._weights)
         session.end()

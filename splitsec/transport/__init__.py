@@ -3,6 +3,7 @@
 from splitsec.transport.codec import Codec, Message, Refused, expect_tensor
 from splitsec.transport.keys import KeyPair, load_key_pair, load_public_key, load_public_keys, make_keys
 from splitsec.transport.peer import Peer
+from splitsec.transport.presence import Presence
 from splitsec.transport.sockets import TRAINING_SPIN_SECONDS, Hub, Incoming, Link, Sender, Traffic, Wire
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Link",
     "Message",
     "Peer",
+    "Presence",
     "Refused",
     "Sender",
     "Traffic",

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -23,42 +24,54 @@ BodyT = TypeVar("BodyT")
 RAW_MARK = 0xC1
 RAW_START = bytes([RAW_MARK])
 RAW_HEADER = struct.Struct("<B3xI")
+# How often the owner of a peer that is waited for looks at why it waits.
+WATCH_SECONDS = 0.25
+ResultT = TypeVar("ResultT")
 
 
 class Peer(Generic[BodyT]):
-    """One end of a one-on-one socket, made for short round trips: no poller, no monitor, no routing."""
+    """One end of a one-on-one socket, made for short round trips: no poller, no monitor, no routing.
 
-    def __init__(self, socket: zmq.Socket[bytes], *, peer: str, codec: Codec[BodyT], timeout: float) -> None:
+    Args:
+        timeout: seconds to wait for the peer.
+        watch: called a few times a second while the peer is waited for; what it raises ends the wait.
+    """
+
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        *,
+        peer: str,
+        codec: Codec[BodyT],
+        timeout: float,
+        watch: Callable[[], None] | None = None,
+    ) -> None:
         self.peer = peer
         self.traffic = Traffic()
         self._codec = codec
         self._socket = socket
         self._held: list[zmq.Frame] | None = None
         self.timeout = timeout
-        self._socket.setsockopt(zmq.RCVTIMEO, max(1, int(timeout * 1000)))
-        self._socket.setsockopt(zmq.SNDTIMEO, max(1, int(timeout * 1000)))
+        self._watch = watch
+        slice_ms = max(1, int(1000 * (timeout if watch is None else min(timeout, WATCH_SECONDS))))
+        self._socket.setsockopt(zmq.RCVTIMEO, slice_ms)
+        self._socket.setsockopt(zmq.SNDTIMEO, slice_ms)
 
     def send(self, body: BodyT, tensors: Sequence[torch.Tensor] = ()) -> None:
         frames = self._codec.encode(body, tensors)
         self.traffic.messages_sent += 1
         self.traffic.bytes_sent += sum(len(frame) for frame in frames)
-        try:
-            self._socket.send_multipart(frames, copy=False)
-        except zmq.Again:
-            raise self._missing() from None
+        self._patiently(lambda: self._socket.send_multipart(frames, copy=False))
 
     def send_raw(self, step: int, tensors: Sequence[torch.Tensor]) -> None:
         """Send int64 tensors whose shapes the peer knows, as one frame without a description: the short way."""
         frame = raw_frame(step, tensors)
         self.traffic.messages_sent += 1
         self.traffic.bytes_sent += len(frame)
-        try:
-            if len(frame) < zmq.COPY_THRESHOLD:
-                self._socket.send(frame)
-            else:
-                self._socket.send(frame, copy=False)
-        except zmq.Again:
-            raise self._missing() from None
+        if len(frame) < zmq.COPY_THRESHOLD:
+            self._patiently(lambda: self._socket.send(frame))
+        else:
+            self._patiently(lambda: self._socket.send(frame, copy=False))
 
     def receive_raw(self, step: int, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What the peer sent with `send_raw` in the same step: int64 tensors of the shapes of `like`.
@@ -115,10 +128,7 @@ class Peer(Generic[BodyT]):
             return held
         if spin:
             spin_until_readable(self._socket)
-        try:
-            frames = self._socket.recv_multipart(copy=False)
-        except zmq.Again:
-            raise self._missing() from None
+        frames: list[zmq.Frame] = self._patiently(lambda: self._socket.recv_multipart(copy=False))
         self.traffic.messages_received += 1
         self.traffic.rounds += 1
         self.traffic.bytes_received += sum(len(frame.buffer) for frame in frames)
@@ -140,6 +150,18 @@ class Peer(Generic[BodyT]):
 
     def close(self) -> None:
         self._socket.close()
+
+    def _patiently(self, act: Callable[[], ResultT]) -> ResultT:
+        """Send or receive, for `timeout` seconds at most, with a look at `watch` now and then."""
+        deadline = time.monotonic() + self.timeout
+        while True:
+            try:
+                return act()
+            except zmq.Again:
+                if self._watch is not None:
+                    self._watch()
+                if time.monotonic() >= deadline:
+                    raise self._missing() from None
 
     def _missing(self) -> PartyTimeoutError:
         return PartyTimeoutError(f"{self.peer} fell silent for {self.timeout:g} s in the middle of a session")

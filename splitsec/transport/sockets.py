@@ -115,9 +115,12 @@ class Wire:
             self.gate.open(domain, allowed)
             self._authenticator.configure_curve_callback(domain, self.gate)
 
-    def bind(self, kind: int, address: str, domain: str) -> tuple[zmq.Socket[bytes], str]:
-        """A bound CURVE server socket and its address with the port that was taken."""
+    def bind(self, kind: int, address: str, domain: str, *, events: int = 0) -> tuple[zmq.Socket[bytes], str]:
+        """A bound CURVE server socket and its address with the port that was taken; `events` of it are watched from the
+        first on (`Socket.get_monitor_socket`)."""
         socket = self._socket(kind)
+        if events:
+            socket.get_monitor_socket(events)
         socket.curve_server = True
         socket.curve_publickey = self.keys.public
         socket.curve_secretkey = self.keys.secret
@@ -134,9 +137,11 @@ class Wire:
             raise AddressError(f"{self.keys.name} cannot listen on {address}: {error.strerror}") from None
         return socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    def connect(self, kind: int, address: str, peer_key: bytes) -> zmq.Socket[bytes]:
-        """A CURVE client socket that accepts only the peer that holds `peer_key`."""
+    def connect(self, kind: int, address: str, peer_key: bytes, *, events: int = 0) -> zmq.Socket[bytes]:
+        """A CURVE client socket that accepts only the peer that holds `peer_key`; `events` as in `bind`."""
         socket = self._socket(kind)
+        if events:
+            socket.get_monitor_socket(events)
         try:
             socket.curve_serverkey = peer_key
             socket.curve_publickey = self.keys.public

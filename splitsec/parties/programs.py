@@ -1,0 +1,139 @@
+"""A server's compiled programs, and the weights that they share.
+
+A program belongs to one shape; the weights in the ring do not, but for the digits that their layer has. So weights are
+told apart by what they are, and many shapes have them once.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import msgspec
+import torch
+from torch import fx
+
+from splitsec.errors import RangeError, RefusedError
+from splitsec.mpc.compiler import compile_tail, encode_weights
+from splitsec.mpc.context import ComparisonKind
+from splitsec.mpc.program import Program, Reveal, Weights
+
+log = logging.getLogger(__name__)
+# A program has a few kilobytes; one that is asked for again after so many others is compiled again.
+MOST_PROGRAMS = 32
+Given: TypeAlias = Mapping[tuple[int, ...], tuple[Program, dict[int, Weights]]]
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What a program is compiled for: the whole activation's shape, and how the client asks."""
+
+    shape: tuple[int, ...]
+    reveal: Reveal
+    checked: bool
+    comparison: ComparisonKind
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program and its weights: the digests of weight and bias of each of `layers`, and the tensors by digest."""
+
+    program: Program
+    layers: tuple[int, ...]
+    digests: tuple[str, ...]
+    tensors: Mapping[str, torch.Tensor] = field(repr=False)
+
+
+class Programs:
+    """Compiles a tail for what clients want, and keeps what was wanted last.
+
+    Args:
+        tail: is copied, so that it may go on changing.
+        calibration: as in `Server`.
+        given: without a tail, what clients gave in parts: by input shape the program and its masked weights.
+        most: how many programs are kept.
+    """
+
+    def __init__(
+        self,
+        tail: fx.GraphModule | None,
+        *,
+        calibration: torch.Tensor | None = None,
+        given: Given | None = None,
+        most: int = MOST_PROGRAMS,
+    ) -> None:
+        self._tail = None if tail is None else copy.deepcopy(tail).eval()
+        self._calibration = calibration
+        self._given = given or {}
+        self._most = most
+        # The longest unasked first.
+        self._compiled: dict[Wanted, Compiled] = {}
+
+    def get(self, wanted: Wanted) -> Compiled:
+        """The program for what is wanted.
+
+        Raises:
+            UnsupportedLayerError, RangeError: the tail cannot run encrypted on this shape.
+            RefusedError: a model that was given in parts is not made for it.
+        """
+        compiled = self._compiled.pop(wanted, None)
+        if compiled is None:
+            compiled = self._share(*(self._compile(wanted) if self._tail is not None else self._whole(wanted)))
+        self._compiled[wanted] = compiled
+        if len(self._compiled) > self._most:
+            del self._compiled[next(iter(self._compiled))]
+        return compiled
+
+    @property
+    def weights_bytes(self) -> int:
+        """What the encoded weights of all programs take in memory, each tensor counted once."""
+        tensors = {name: one for compiled in self._compiled.values() for name, one in compiled.tensors.items()}
+        return sum({one.data_ptr(): one.numel() * one.element_size() for one in tensors.values()}.values())
+
+    def _share(self, program: Program, weights: Mapping[int, Weights]) -> Compiled:
+        """Have the tensors of an earlier program in the place of equal ones."""
+        known = {name: one for compiled in self._compiled.values() for name, one in compiled.tensors.items()}
+        digests, tensors = [], {}
+        for held in weights.values():
+            for part in (held.weight, held.bias):
+                digests.append(tensor_digest(part))
+                tensors[digests[-1]] = known.get(digests[-1], part)
+        return Compiled(program, tuple(weights), tuple(digests), tensors)
+
+    def _compile(self, wanted: Wanted) -> tuple[Program, dict[int, Weights]]:
+        assert self._tail is not None
+        try:
+            program, weights = compile_tail(
+                self._tail,
+                wanted.shape,
+                calibration=self._calibration,
+                reveal=wanted.reveal,
+                checked=wanted.checked,
+                comparison=wanted.comparison,
+            )
+        except RangeError as error:
+            # The value is the server's; the client learns that there is one.
+            log.warning("the tail cannot run encrypted: %s", error)
+            raise RangeError(
+                "the tail's weights are out of range for fixed point; the server's log names them"
+            ) from None
+        return program, encode_weights(program, weights)
+
+    def _whole(self, wanted: Wanted) -> tuple[Program, dict[int, Weights]]:
+        if wanted.reveal != "logits" or wanted.checked or wanted.comparison != "tables":
+            raise RefusedError("a model that clients gave in parts answers with logits, unchecked, by tables")
+        if wanted.shape not in self._given:
+            known = " or ".join("x".join(map(str, shape)) for shape in self._given)
+            asked = "x".join(map(str, wanted.shape))
+            raise RefusedError(f"the parts of the model are made for inputs of {known}, not {asked}")
+        return self._given[wanted.shape]
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """A name for what a tensor holds: dtype, shape and values."""
+    digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)} ".encode(), digest_size=16)
+    digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
