@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import traceback
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import nn
 
-from splitsec.errors import ConfigError
+from splitsec.errors import ConfigError, CutError, first_line
 from splitsec.tensors import SAVE_WEIGHTS, read_tensors
 from splitsec.training.vertical import VerticalModel
 
@@ -87,23 +89,67 @@ def load_model(source: str) -> nn.Module:
     makes one, or the name of a torchvision model, whose weights are then random.
 
     Raises:
-        ConfigError: the module, the file or the name is not there, or it does not make an `nn.Module`.
+        ConfigError: the module, the file or the name is not there, it does not make an `nn.Module`, or its own code
+            fails: names the line.
     """
     place, _, name = source.partition(":")
-    if not name:
-        return _torchvision_model(source)
-    found = getattr(_load_module(place), name, None)
+    if not name and not place.endswith(".py"):
+        return _torchvision_model(source.removesuffix(":"))
+    module = _load_module(place)
+    found = getattr(module, name, None) if name else None
     if found is None:
-        module = _load_module(place)
-        own = [key for key, one in vars(module).items() if isinstance(one, type) and one.__module__ == module.__name__]
-        raise ConfigError(f"'{place}' has no '{name}'; it has: {', '.join(own[:5]) or 'no classes'}")
-    try:
-        model = found if isinstance(found, nn.Module) else found()
-    except TypeError as error:
-        raise ConfigError(f"'{source}' cannot be called without arguments: {error}") from error
-    if not isinstance(model, nn.Module):
+        own = [key for key, one in vars(module).items() if getattr(one, "__module__", None) == module.__name__]
+        near = difflib.get_close_matches(name, own, 1)
+        meant = f"did you mean {place}:{near[0]}? " if near else ""
+        lacks = f"'{place}' has no '{name}'" if name else f"'{source}' does not say which model of the file"
+        raise ConfigError(f"{lacks}; {meant}write {place}:NAME; it has: {', '.join(own[:8]) or 'no classes'}")
+    model = found if isinstance(found, nn.Module) else _called(found, source, place)
+    if isinstance(model, type) or not isinstance(model, nn.Module):
         raise ConfigError(f"'{source}' makes a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def _called(make: object, source: str, place: str) -> object:
+    """What a user's class or function makes; raises `ConfigError` where it cannot be called, or fails."""
+    if not callable(make):
+        raise ConfigError(f"'{source}' is a {type(make).__name__}, not a torch.nn.Module nor a function that makes one")
+    try:
+        return make()
+    except (CutError, ConfigError):
+        raise
+    except (Exception, SystemExit) as error:
+        if isinstance(error, TypeError) and error.__traceback__ is not None and error.__traceback__.tb_next is None:
+            raise ConfigError(
+                f"'{source}' cannot be called without arguments: {first_line(error)}; write a function that calls it "
+                "with the arguments of your model, and name that"
+            ) from error
+        if _needs_values(error):
+            # On the meta device, where no values are: whoever builds there builds the whole model instead.
+            raise
+        raise ConfigError(f"'{source}' fails{_where(error, place)}: {_said(error)}") from error
+
+
+def _needs_values(error: BaseException) -> bool:
+    return isinstance(error, (RuntimeError, NotImplementedError)) and torch.get_default_device().type == "meta"
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return "it ends the program; put what is not the model under: if __name__ == '__main__':"
+    text = first_line(error) if isinstance(error, Exception) else str(error)
+    return text if text == type(error).__name__ else f"{type(error).__name__}: {text}"
+
+
+def _where(error: BaseException, place: str) -> str:
+    """The last line of the user's own file that an error came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if place.endswith(".py") and Path(frame.filename) == Path(place)]
+    if not own:
+        package = place.split(".")[0]
+        own = [frame for frame in frames if package in Path(frame.filename).parts]
+    if not own:
+        return ""
+    return f" at line {own[-1].lineno} of {Path(own[-1].filename).name} ({(own[-1].line or '').strip()[:60]})"
 
 
 def _load_module(place: str) -> ModuleType:
@@ -113,11 +159,20 @@ def _load_module(place: str) -> ModuleType:
         path = Path(place)
         spec = importlib.util.spec_from_file_location(f"splitsec_user_{path.stem}", path)
         if spec is None or spec.loader is None or not path.is_file():
-            raise ConfigError(f"there is no file {place}")
+            raise ConfigError(f"there is no file {place}; in a TOML file a path is relative to that file")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+    except ConfigError:
+        raise
+    except ModuleNotFoundError as error:
+        beside = Path(f"{place}.py")
+        hint = f"; for the file beside you write {beside}:NAME" if beside.is_file() else ""
+        hint = hint or (f"; install it, or correct the import{_where(error, place)}" if place.endswith(".py") else "")
+        raise ConfigError(f"cannot import '{place}': {error}{hint}") from error
     except (ImportError, SyntaxError, ValueError) as error:
-        raise ConfigError(f"cannot import '{place}': {error}") from error
+        raise ConfigError(f"cannot import '{place}': {error}{_where(error, place)}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"cannot import '{place}', which fails{_where(error, place)}: {_said(error)}") from error
     return module
 
 
@@ -135,10 +190,14 @@ def _torchvision_model(name: str) -> nn.Module:
     return model
 
 
-def absolute_source(source: str) -> str:
-    """The same model by a path that holds in any directory, for another process."""
+def absolute_source(source: str, base: Path | None = None) -> str:
+    """The same model by a path that holds in any directory, for another process.
+
+    Args:
+        base: what the path of a file is relative to; None for the current directory.
+    """
     place, colon, name = source.partition(":")
-    return f"{Path(place).resolve()}:{name}" if colon and place.endswith(".py") else source
+    return f"{((base or Path()) / place).resolve()}{colon}{name}" if place.endswith(".py") else source
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

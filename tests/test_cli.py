@@ -87,7 +87,7 @@ def test_a_setting_that_does_not_exist_is_named(tmp_path: Path) -> None:
     (tmp_path / "dealer.toml").write_text('address = "tcp://127.0.0.1:*"\nadress = 1\n')
     done = _run("dealer", "--config", str(tmp_path / "dealer.toml"))
     assert done.returncode == 2
-    assert "unknown field `adress`" in done.stderr
+    assert "there is no setting 'adress'; did you mean address?" in done.stderr
 
 
 def test_keys_and_configs_round_trip(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def _bench_privacy(options: argparse.Namespace) -> None:
     names = options.dataset.split(",")
     for name in names:
         check_run(LocalRun(dataset=name))
-    console = Console()
+    console = Console(emoji=False, markup=False)
     if not console.is_terminal:
         console.width = 130
     records = []
@@ -120,7 +120,7 @@ def _bench_training(options: argparse.Namespace) -> None:
 
     from splitsec.bench.training import measure_training
 
-    console = Console()
+    console = Console(emoji=False, markup=False)
     if not console.is_terminal:
         console.width = 130
     settings = [
@@ -174,7 +174,7 @@ def _bench_models(options: argparse.Namespace) -> None:
 
     from splitsec.bench.zoo import INPUTS, LATE_CUTS, run_zoo
 
-    console = Console()
+    console = Console(emoji=False, markup=False)
     if not console.is_terminal:
         console.width = 130
     names = [*LATE_CUTS] if options.model is None else options.model.split(",")
@@ -240,7 +240,9 @@ def _bench_inference(options: argparse.Namespace) -> None:
         for batch in numbers(options.batch, "--batch")
     ]
     with terminated_like_interrupted():
-        records = run_bench(works, options.engine.split(","), runs=options.runs, console=Console())
+        records = run_bench(
+            works, options.engine.split(","), runs=options.runs, console=Console(emoji=False, markup=False)
+        )
     write_json(options.json, records)
 
 

@@ -77,7 +77,7 @@ def _cuts(options: argparse.Namespace) -> None:
     from splitsec.choosing import Link, list_cuts
     from splitsec.models import load_model, load_weights
 
-    console = Console()
+    console = Console(emoji=False, markup=False)
     with console.status("loading the model") as status:
         model = load_model(options.model)
         if options.weights is not None:
@@ -215,7 +215,7 @@ def _predict(options: argparse.Namespace) -> None:
         labels = None if samples.labels is None else samples.labels[: options.count]
         samples = Samples(samples.images[: options.count], labels)
     calibration = None if options.calibration is None else Samples.load(options.calibration)
-    console = Console()
+    console = Console(emoji=False, markup=False)
     with terminated_like_interrupted(), console.status("loading the model") as status:
         result = predict(
             options.model,

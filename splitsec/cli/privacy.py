@@ -79,7 +79,7 @@ def _audit(options: argparse.Namespace) -> None:
         "cuts": tuple(options.cut.split(",")),
         "attacks": tuple((options.attacks or ",".join(ATTACKS)).split(",")),
     }
-    console = Console()
+    console = Console(emoji=False, markup=False)
     if not console.is_terminal:
         console.width = 120
     with terminated_like_interrupted(), console.status("") as status:
@@ -115,7 +115,7 @@ def _pate(options: argparse.Namespace) -> None:
 
     from splitsec.launch.pate import PateRun, run_pate
 
-    console = Console()
+    console = Console(emoji=False, markup=False)
     settings = {name: value for name, value in vars(options).items() if name in PateRun.__dataclass_fields__}
     with terminated_like_interrupted(), console.status("") as status:
         found = run_pate(PateRun(**settings), report=status.update)
@@ -157,7 +157,7 @@ def _ledger(options: argparse.Namespace) -> None:
     if not options.run_directory.exists():
         raise ConfigError(f"there is no {options.run_directory}")
     ledgers = find_ledgers(options.run_directory)
-    console = Console()
+    console = Console(emoji=False, markup=False)
     if not console.is_terminal:
         console.width = 130
     for one in ledgers:

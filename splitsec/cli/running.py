@@ -145,9 +145,11 @@ def _demo(options: argparse.Namespace) -> None:
         raise ConfigError("--drop needs --simulate: virtual clients drop out as told, processes when they are ended")
     with terminated_like_interrupted():
         if options.simulate:
-            result = simulate_demo(run, Console(), drop=options.drop, checkpoints=options.checkpoints)
+            result = simulate_demo(
+                run, Console(emoji=False, markup=False), drop=options.drop, checkpoints=options.checkpoints
+            )
         else:
-            result = run_demo(run, Console(), checkpoints=options.checkpoints)
+            result = run_demo(run, Console(emoji=False, markup=False), checkpoints=options.checkpoints)
     write_json(options.json, as_json(result))
 
 
@@ -173,14 +175,15 @@ def _party(options: argparse.Namespace) -> None:
 
     from splitsec.parties import config, running
     from splitsec.parties.events import to_json_lines, to_terminal
+    from splitsec.parties.settings import read_settings
 
-    report: Report = to_json_lines() if options.events == "json" else to_terminal(Console())
+    report: Report = to_json_lines() if options.events == "json" else to_terminal(Console(emoji=False, markup=False))
     if options.end_with_input:
         end_with_input()
     base = options.config.resolve().parent
     runs: dict[str, Callable[[], None]] = {
-        "dealer": lambda: running.run_dealer(config.read_config(options.config, config.DealerConfig), base, report),
-        "server": lambda: running.run_server(config.read_config(options.config, config.ServerConfig), base, report),
+        "dealer": lambda: running.run_dealer(read_settings(options.config, config.DealerConfig), base, report),
+        "server": lambda: running.run_server(read_settings(options.config, config.ServerConfig), base, report),
         "client": lambda: _client(options, base, report),
     }
     with terminated_like_interrupted():
@@ -189,7 +192,8 @@ def _party(options: argparse.Namespace) -> None:
 
 def _client(options: argparse.Namespace, base: Path, report: Report) -> None:
     from splitsec.parties import config, running
+    from splitsec.parties.settings import read_settings
 
-    settings = config.read_config(options.config, config.ClientConfig)
+    settings = read_settings(options.config, config.ClientConfig)
     options.party = settings.name
     running.run_client(settings, base, report)

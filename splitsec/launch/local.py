@@ -20,6 +20,7 @@ from splitsec.models import load_model
 from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, Topology, write_config
 from splitsec.parties.events import AnyEvent
 from splitsec.parties.names import DEALER, SERVER
+from splitsec.parties.settings import without_idle
 from splitsec.privacy.rules import Accountant, Privacy, Unit, check_delta, check_epsilon
 from splitsec.training.compression import check_compression
 from splitsec.training.data import Part, load_dataset
@@ -310,7 +311,7 @@ def execute(
     checkpoints = "checkpoints" if keep else None
     processors = len(os.sched_getaffinity(0))
     with PartyGroup() as group:
-        dealing = DealerConfig(address="tcp://127.0.0.1:*", checkpoints=checkpoints, cpu=1)
+        dealing = DealerConfig(address="tcp://127.0.0.1:*", checkpoints=checkpoints, cpu=1 % processors)
         _write(directory / DEALER, dealing)
         group.start(DEALER, DEALER, directory / DEALER / "party.toml")
         dealer = group.wait_listening(DEALER, START_SECONDS)
@@ -357,7 +358,7 @@ def execute(
                 # All parties share this machine's processors, so to prepare meanwhile would only take turns.
                 ahead=0,
                 # Not the server's, as long as there are others.
-                cpu=1 + index % max(1, processors - 1),
+                cpu=(1 + index % max(1, processors - 1)) % processors,
             )
             _write(directory / name, client_config)
             group.start("client", name, directory / name / "party.toml")
@@ -375,4 +376,5 @@ def held_out_rows(run: LocalRun, parts: list[Part] | list[Columns]) -> int:
 
 
 def _write(directory: Path, config: DealerConfig | ServerConfig | ClientConfig) -> None:
-    write_config(directory / "party.toml", config)
+    # The layout's own settings alone: each party refuses those that would do nothing.
+    write_config(directory / "party.toml", without_idle(config))

@@ -7,9 +7,10 @@ prediction sessions then take processors of their own, from that one on.
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -48,8 +49,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     address: str
     dealer: str
-    model: str
-    clients: tuple[str, ...]
+    model: str = ""
+    clients: tuple[str, ...] = ()
     cut: str = ""
     keys: str = "keys"
     epochs: int = 30
@@ -128,13 +129,83 @@ ConfigT = TypeVar("ConfigT", DealerConfig, ServerConfig, ClientConfig)
 
 
 def read_config(path: Path, kind: type[ConfigT]) -> ConfigT:
-    """Read a party's TOML file; raises `ConfigError` that names the setting at fault."""
+    """Read a party's TOML file; raises `ConfigError` that names the setting at fault, and what it wants."""
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=kind)
+        given = msgspec.toml.decode(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f"{path} is not a text file in UTF-8; settings are written as TOML, see docs/by-hand.md"
+        ) from None
+    except msgspec.MsgspecError as error:
+        raise ConfigError(
+            f"{path} is not TOML: {error}; text stands in quotes, one setting a line: name = value"
+        ) from None
+    config: ConfigT = _converted(given, kind, f"{path}: ", "")
+    return config
+
+
+def _converted(given: dict[str, Any], kind: type[Any], source: str, above: str) -> Any:
+    fields = {one.name: one for one in msgspec.structs.fields(kind)}
+    for name in given:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, 1, 0.6)
+            meant = f"did you mean {above}{near[0]}? " if near else ""
+            raise ConfigError(f"{source}there is no setting '{above}{name}'; {meant}There are: {', '.join(fields)}")
+    values: dict[str, Any] = {}
+    for name, one in fields.items():
+        if name in given:
+            values[name] = _value(given[name], one.type, source, above + name)
+        elif one.required:
+            raise ConfigError(f"{source}the setting '{above}{name}' is missing: {name} = {_EXAMPLES.get(name, '...')}")
+    return kind(**values)
+
+
+def _value(value: Any, wanted: Any, source: str, name: str) -> Any:
+    if isinstance(wanted, type) and issubclass(wanted, msgspec.Struct):
+        if not isinstance(value, dict):
+            names = ", ".join(one.name for one in msgspec.structs.fields(wanted))
+            raise ConfigError(
+                f"{source}{name} wants a table, such as {{epsilon = 3.0}}, of: {names}; not {_kind(value)}"
+            )
+        return _converted(value, wanted, source, f"{name}.")
+    try:
+        return msgspec.convert(value, wanted)
+    except msgspec.MsgspecError:
+        raise ConfigError(f"{source}{name} wants {_wants(wanted)}, not {_kind(value)}") from None
+
+
+_EXAMPLES = {
+    "address": '"tcp://0.0.0.0:5555"',
+    "server": '"tcp://server.example:5555"',
+    "dealer": '"tcp://dealer.example:5556"',
+    "name": '"ward-a"',
+    "model": '"net.py:Net"',
+    "data": '"part.safetensors"',
+}
+_KINDS = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false"}
+
+
+def _wants(wanted: Any) -> str:
+    if get_origin(wanted) is Literal:
+        return "one of " + ", ".join(f'"{one}"' for one in get_args(wanted))
+    if get_origin(wanted) is tuple:
+        return 'a list of texts, such as ["ward-a", "ward-b"]'
+    parts = [one for one in get_args(wanted) if one is not type(None)] or [wanted]
+    return " or ".join(_KINDS.get(one, getattr(one, "__name__", str(one))) for one in parts)
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'the text "{value[:40]}"'
+    if isinstance(value, (int, float)):
+        return f"the number {value}"
+    if isinstance(value, dict):
+        return "a table"
+    return "a list" if isinstance(value, list) else f"a {type(value).__name__}"
 
 
 def write_config(path: Path, config: DealerConfig | ServerConfig | ClientConfig) -> None:

@@ -24,6 +24,7 @@ from splitsec.mpc.shared import give, merge_programs, shared_weights
 from splitsec.parties.client import Client
 from splitsec.parties.events import Report, RoundDone, ignore
 from splitsec.training.data import Loader, Part
+from splitsec.training.inspection import activation_shape
 from splitsec.training.loop import EpochBook, StepResult, check_logits
 from splitsec.training.messages import Half, OwnerSeed, OwnWeights
 from splitsec.training.randomness import OwnRandomness, derived_seed
@@ -108,10 +109,13 @@ class HalvesClient(Client):
             seed: the order of the batches, dropout and the like; None for a random one.
 
         Raises:
+            ConfigError: data that the part cannot learn from; names the row or the layer.
             MessageError: a label without a logit.
         """
         if epochs < 1 or batch_size < 1 or not learning_rate > 0:
             raise ConfigError("epochs and the batch size must be 1 or more, the learning rate above 0")
+        part.check()
+        activation_shape(self.half, part.train_images, cut=INPUT, what="train_images")
         loader_seed = int(torch.seed() % (1 << 31)) if seed is None else seed
         loader = Loader(part.train_images, part.train_labels, batch_size=batch_size, seed=loader_seed)
         optimizer = torch.optim.Adam(self.half.parameters(), lr=learning_rate)

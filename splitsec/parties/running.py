@@ -10,8 +10,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import fx, nn
 
 from splitsec.cut import (
@@ -29,7 +30,8 @@ from splitsec.cut.origin import whole_origin
 from splitsec.cut.segments import Part
 from splitsec.errors import ConfigError
 from splitsec.files import whole_file
-from splitsec.models import load_model
+from splitsec.models import absolute_source, load_model, load_weights
+from splitsec.parties.checking import check_directories, check_own_data, load_calibration
 from splitsec.parties.client import Client, Predictions
 from splitsec.parties.columns import ColumnsClient
 from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, Topology
@@ -40,6 +42,7 @@ from splitsec.parties.machine import settle
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.parties.server import Server
 from splitsec.privacy.activations import Guard
+from splitsec.tensors import SAVE_WEIGHTS, read_tensors
 from splitsec.training import data, vertical
 from splitsec.training.randomness import derived_seed
 from splitsec.training.schedule import Schedule
@@ -52,6 +55,7 @@ log = logging.getLogger(__name__)
 def make_dealer(config: DealerConfig, base: Path, report: Report) -> Dealer:
     """The dealer of a TOML file; paths in it are relative to `base`."""
     keys = base / config.keys
+    check_directories(base, checkpoints=config.checkpoints)
     return Dealer(
         keys=load_key_pair(keys, DEALER),
         peers=load_public_keys(keys),
@@ -64,8 +68,10 @@ def make_dealer(config: DealerConfig, base: Path, report: Report) -> Dealer:
 
 def make_server(config: ServerConfig, base: Path, report: Report, *, processors: Sequence[int] | None = None) -> Server:
     """The server of a TOML file; paths in it are relative to `base`, `processors` as in `Server`."""
+    config = msgspec.structs.replace(config, model=absolute_source(config.model, base))
     keys = base / config.keys
     pair, peers = load_key_pair(keys, SERVER), load_public_keys(keys)
+    check_directories(base, out=config.out, checkpoints=config.checkpoints)
     shared = {name: getattr(config, name) for name in Schedule.__struct_fields__ if hasattr(config, name)}
     _check_cut(config.topology, config.cut)
     tail: fx.GraphModule | None = None
@@ -99,7 +105,7 @@ def make_server(config: ServerConfig, base: Path, report: Report, *, processors:
         checkpoints=_beside(base, config.checkpoints),
         seed=None if config.seed is None else derived_seed("tail", config.seed),
         stay=config.stay,
-        calibration=None if config.calibration is None else _load_weights(base / config.calibration)["activations"],
+        calibration=None if config.calibration is None else load_calibration(base / config.calibration),
         processors=processors,
         report=report,
     )
@@ -137,9 +143,8 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
     processors = settle(config.threads, config.cpu)
     began = time.monotonic()
     _check_cut(config.topology, config.cut)
-    if (config.ledgers is not None or config.epsilon_limit) and (config.topology == "halves" or not config.train):
-        what = "a part of a model is trained by its client alone" if config.topology == "halves" else "train = false"
-        raise ConfigError(f"{what}, so that nothing is spent: leave ledgers and epsilon_limit out")
+    check_directories(base, out=config.out, checkpoints=config.checkpoints, ledgers=config.ledgers)
+    config = msgspec.structs.replace(config, model=absolute_source(config.model, base))
     runs = {"horizontal": _run_rows, "vertical": _run_columns, "halves": _run_half}
     runs[config.topology](config, base, report, processors)
     report(Finished(config.name, time.monotonic() - began))
@@ -150,6 +155,7 @@ def _run_rows(config: ClientConfig, base: Path, report: Report, processors: Sequ
     pair, peers = load_key_pair(keys, config.name), load_public_keys(keys)
     part = data.Part.load(base / config.data)
     wanted: tuple[Part, ...] = ("front", "head") if is_u(config.cut) else ("front",)
+    check_own_data(part, config, base)
     _check_trained(config)
     weights = _beside(base, config.weights)
     sample = part.train_images if len(part.train_images) else part.test_images
@@ -242,6 +248,9 @@ def _run_half(config: ClientConfig, base: Path, report: Report, processors: Sequ
     # Each client's own first weights: two parts alike would learn the same.
     torch.manual_seed(derived_seed(f"weights of {config.name}", config.seed))
     half = load_model(config.model)
+    if config.weights is not None:
+        load_weights(half, base / config.weights)
+    check_own_data(part, config, base)
     SplitModel(half, INPUT, sample=part.train_images)
     with HalvesClient.of(
         half,
@@ -253,13 +262,14 @@ def _run_half(config: ClientConfig, base: Path, report: Report, processors: Sequ
         processors=processors,
         report=report,
     ) as client:
-        client.learn(
-            part,
-            epochs=config.epochs,
-            batch_size=config.train_batch_size,
-            learning_rate=config.learning_rate,
-            seed=derived_seed(config.name, config.seed),
-        )
+        if config.train and config.epochs:
+            client.learn(
+                part,
+                epochs=config.epochs,
+                batch_size=config.train_batch_size,
+                learning_rate=config.learning_rate,
+                seed=derived_seed(config.name, config.seed),
+            )
         if config.out is not None:
             save_segment(
                 base / config.out / "half.safetensors",
@@ -391,10 +401,7 @@ def _beside(base: Path, path: str | None) -> Path | None:
 
 
 def _load_weights(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except Exception as error:
-        raise ConfigError(f"cannot read weights from {path}: {str(error).splitlines()[0]}") from None
+    return read_tensors(path, "weights", SAVE_WEIGHTS)
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: object = None) -> None:

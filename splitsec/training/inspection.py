@@ -94,6 +94,31 @@ def largest_activation(front: nn.Module, inputs: torch.Tensor, *, cut: str, what
     return float(activation.abs().max()) if activation.numel() else 0.0
 
 
+def output_width(model: nn.Module, inputs: torch.Tensor, what: str) -> int | None:
+    """How many outputs a row has of a whole model, which may be on the meta device; None where that cannot be told.
+
+    Raises:
+        ConfigError: a layer cannot take the inputs; names it, and both shapes.
+    """
+    reached: list[tuple[str, nn.Module, tuple[int, ...]]] = []
+    with _unchanged(model), _watched(model, reached):
+        try:
+            output = model(inputs)
+        except Exception:
+            reason = _mismatch(*reached[-1]) if reached else ""
+            if reason:
+                raise ConfigError(_not_taken(what, inputs, reason)) from None
+            return None
+    return int(output.shape[1]) if isinstance(output, torch.Tensor) and output.dim() == 2 else None
+
+
+def _not_taken(what: str, inputs: torch.Tensor, reason: str) -> str:
+    return (
+        f"{what} are {times(inputs.shape[1:])} each, which the model cannot take: {reason}; bring them to the model's "
+        "input, or give another model"
+    )
+
+
 def _tried(front: nn.Module, inputs: torch.Tensor, cut: str, what: str) -> torch.Tensor:
     rows = vocabulary(front)
     if rows is not None:
@@ -113,10 +138,7 @@ def _tried(front: nn.Module, inputs: torch.Tensor, cut: str, what: str) -> torch
             activation: torch.Tensor = front(inputs)
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             reason = _mismatch(*reached[-1]) if reached else ""
-            raise ConfigError(
-                f"{what} are {times(inputs.shape[1:])} each, which the model cannot take: "
-                f"{reason or first_line(error)}; bring them to the model's input, or give another model"
-            ) from error
+            raise ConfigError(_not_taken(what, inputs, reason or first_line(error))) from error
         try:
             check_batch(activation, inputs, cut)
         except (CutError, MessageError) as error:

@@ -91,6 +91,11 @@ def check_schedule(schedule: Schedule) -> None:
                 f"the minimum of {schedule.minimum} clients in an average must lie between 2 and the {len(names)} "
                 "clients of the run"
             )
+    elif schedule.minimum != 2 and schedule.join is None and not schedule.halves:
+        raise ConfigError(
+            f"minimum = {schedule.minimum} does nothing with combine = '{schedule.combine}': it is that of an average; "
+            "leave it out"
+        )
     if schedule.join is not None and (schedule.combine != "none" or len(names) < 2):
         raise ConfigError("columns are joined of at least two clients, whose fronts are not combined: combine = 'none'")
     if schedule.halves and (schedule.epochs or len(names) < 2):

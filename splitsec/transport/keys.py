@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -71,7 +72,8 @@ def load_key_pair(directory: Path, name: str) -> KeyPair:
         public, secret = zmq.auth.load_certificate(path)
     except (OSError, ValueError) as error:
         raise AuthenticationError(
-            f"no usable secret key for '{name}' at {path}; make one with: splitsec keys --out {directory} {name}"
+            f"no usable secret key for '{name}' at {path}; make one with: splitsec keys --out "
+            f"{shlex.quote(str(directory))} {name}"
         ) from error
     if secret is None:
         raise AuthenticationError(f"{path} holds no secret key; it looks like a public one")

@@ -1,0 +1,323 @@
+"""Checks of a party's settings: every one acts in its layout or is refused by its name, before anything is started."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from splitsec.cut import is_u
+from splitsec.errors import AddressError, ConfigError, SplitsecError
+from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, read_config
+from splitsec.parties.halves import BATCHES
+from splitsec.parties.names import DEALER, SERVER
+from splitsec.transport.addresses import host_and_port
+from splitsec.transport.keys import check_party_name
+
+MOST_SEED = (1 << 63) - 1
+MOST_THREADS = 1024
+
+_SERVER_DECIDES = "the server decides it for all clients"
+_OF_ROWS = {
+    "epochs": _SERVER_DECIDES,
+    "train_batch_size": f"{_SERVER_DECIDES}, as its batch_size",
+    "learning_rate": _SERVER_DECIDES,
+}
+_NO_ROUNDS = "no training rounds run here"
+_ALONE = "each client trains its part by itself, as its own settings say"
+_NOTHING_SPENT = {
+    "ledgers": "nothing of the data's privacy is spent without training in a run",
+    "epsilon_limit": "nothing of the data's privacy is spent without training in a run",
+}
+# By layout, which settings do nothing, and why.
+IDLE_AT_CLIENT: Mapping[str, Mapping[str, str]] = {
+    "horizontal": {
+        **_OF_ROWS,
+        "activation_clip": "while training the server's rules of privacy have it; it is for train = false",
+    },
+    "u": {
+        **_OF_ROWS,
+        "activation_clip": "while training the server's rules of privacy have it; it is for train = false",
+        "reveal": "the tail of a U ends before the labels, and the head needs its output",
+    },
+    "predictions": {
+        **_OF_ROWS,
+        **_NOTHING_SPENT,
+        "seed": "the weights say what the front is",
+        "checkpoints": "only training has them",
+        "join_timeout": "there are no other clients to wait for",
+    },
+    "predictions of a U": {
+        **_OF_ROWS,
+        **_NOTHING_SPENT,
+        "seed": "the weights say what the front is",
+        "checkpoints": "only training has them",
+        "join_timeout": "there are no other clients to wait for",
+        "reveal": "the tail of a U ends before the labels, and the head needs its output",
+    },
+    "vertical": {**_OF_ROWS, "activation_clip": "it is for clients with rows and train = false"},
+    "halves": {
+        **_NOTHING_SPENT,
+        "cut": "every client has its whole part",
+        "reveal": "a model in parts answers with logits",
+        "checked": "a model in parts is not checked layer by layer",
+        "comparison": "a model in parts compares by tables",
+        "checkpoints": "a part is trained in one go",
+        "activation_clip": "no activation leaves the client in plain",
+        "join_timeout": "the server waits for the others' parts, with its own",
+    },
+}
+IDLE_AT_SERVER: Mapping[str, Mapping[str, str]] = {
+    "horizontal": {
+        "order": "it is for columns (topology = 'vertical'); clients with rows choose their own order",
+        "held_out": "it is for columns (topology = 'vertical'); clients with rows have test rows of their own",
+    },
+    "predictions": {
+        **dict.fromkeys(
+            (
+                "batch_size",
+                "learning_rate",
+                "combine",
+                "every",
+                "in_flight",
+                "proximal",
+                "server_momentum",
+                "decay",
+                "compress",
+                "privacy",
+                "minimum",
+                "order",
+                "held_out",
+                "round_timeout",
+                "checkpoints",
+                "join_timeout",
+            ),
+            "with epochs = 0 nothing is trained",
+        ),
+        "seed": "the weights say what the tail is",
+    },
+    "vertical": {
+        "combine": "the fronts of columns differ and are never combined",
+        "minimum": "columns are joined of all clients",
+        "every": "columns have nothing to combine between epochs",
+        "proximal": "it holds segments near their average, and there is none",
+        "server_momentum": "it is that of averages, and there are none",
+    },
+    "halves": {
+        "model": "the server has no model; each client names its own",
+        "cut": "every client has its whole part",
+        "out": "the server has nothing of its own to save",
+        "weights": "the server has no weights of its own",
+        "calibration": "clients measure their own parts",
+        "seed": "the server makes no weights",
+        "privacy": "a part of a model is trained by its client alone: train it with Opacus",
+        "checkpoints": _NO_ROUNDS,
+        "round_timeout": _NO_ROUNDS,
+        **dict.fromkeys(
+            (
+                "epochs",
+                "batch_size",
+                "learning_rate",
+                "combine",
+                "every",
+                "minimum",
+                "in_flight",
+                "proximal",
+                "server_momentum",
+                "decay",
+                "compress",
+                "order",
+                "held_out",
+            ),
+            _ALONE,
+        ),
+    },
+}
+
+Config = DealerConfig | ServerConfig | ClientConfig
+ConfigT = TypeVar("ConfigT", DealerConfig, ServerConfig, ClientConfig)
+
+
+def read_settings(path: Path, kind: type[ConfigT]) -> ConfigT:
+    """Read and check a party's TOML file; raises what `read_config` and `check_settings` do, with the file's name."""
+    config = read_config(path, kind)
+    try:
+        check_settings(config)
+    except SplitsecError as error:
+        raise type(error)(f"{path}: {error}") from None
+    return config
+
+
+def layout_of(config: ServerConfig | ClientConfig) -> str:
+    """Which column of the tables a party's settings belong to."""
+    if config.topology != "horizontal":
+        return config.topology
+    if isinstance(config, ServerConfig):
+        return "horizontal" if config.epochs else "predictions"
+    u = "," in config.cut
+    if not config.train:
+        return "predictions of a U" if u else "predictions"
+    return "u" if u else "horizontal"
+
+
+def idle_settings(config: Config) -> Mapping[str, str]:
+    """The settings that do nothing in this party's layout, and why."""
+    if isinstance(config, DealerConfig):
+        return {}
+    return (IDLE_AT_SERVER if isinstance(config, ServerConfig) else IDLE_AT_CLIENT)[layout_of(config)]
+
+
+def without_idle(config: Config) -> Config:
+    """The same settings, those that do nothing in the layout at their defaults."""
+    defaults = {one.name: one.default for one in msgspec.structs.fields(config)}
+    return msgspec.structs.replace(config, **{name: defaults[name] for name in idle_settings(config)})
+
+
+def check_settings(config: Config) -> None:
+    """Look at everything that can be known without another party.
+
+    Raises:
+        ConfigError: a setting that cannot be, or that would do nothing; names it, and says what to do.
+        AddressError: an address that is none.
+    """
+    given = msgspec.structs.asdict(config)
+    defaults = {one.name: one.default for one in msgspec.structs.fields(config)}
+    for name, why in idle_settings(config).items():
+        if given[name] != defaults[name]:
+            assert not isinstance(config, DealerConfig)
+            raise ConfigError(f"{name} = {shown(given[name])} does nothing {_where(config)}: {why}; leave it out")
+    _check_bounds(given)
+    _check_addresses(config)
+    if isinstance(config, ServerConfig):
+        _check_server(config)
+    elif isinstance(config, ClientConfig):
+        _check_client(config)
+
+
+def shown(value: object) -> str:
+    """A setting's value as TOML has it, not too long."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, msgspec.Struct):
+        value = dict(msgspec.structs.asdict(value))
+    text = f'"{value}"' if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _where(config: ServerConfig | ClientConfig) -> str:
+    serves = isinstance(config, ServerConfig)
+    party, alone = ("the server", "epochs = 0") if serves else ("a client", "train = false")
+    return {
+        "horizontal": f"at {party} of clients with rows",
+        "u": f"at {party} of a U (two cuts)",
+        "predictions": f"at {party} of predictions alone ({alone})",
+        "predictions of a U": f"at {party} of predictions alone (train = false)",
+        "vertical": f'at {party} of columns (topology = "vertical")',
+        "halves": f'at {party} of parts of a model (topology = "halves")',
+    }[layout_of(config)]
+
+
+# Least and most of each number; None for no limit, a second True where the least is left out.
+_LEAST: Mapping[str, tuple[float, str]] = {
+    "minimum": (2, "at least 2: an average or a sum of fewer would show what one client sent"),
+    "threads": (1, f"a whole number from 1 to {MOST_THREADS}"),
+    "epochs": (0, "a whole number from 0 on"),
+    "batch_size": (1, "a whole number from 1 on"),
+    "train_batch_size": (1, "a whole number from 1 on"),
+    "every": (0, "steps between two averages, or 0 for an epoch"),
+    "in_flight": (1, "a whole number from 1 on"),
+    "predictions": (0, "a whole number from 0 on, or leave it out for all test rows"),
+    "ahead": (0, "a whole number from 0 on"),
+    "seed": (0, "a whole number from 0 on"),
+    "order": (0, "a whole number from 0 on"),
+    "activation_clip": (0, "a number from 0 on, 0 for none"),
+}
+_MOST: Mapping[str, int] = {"threads": MOST_THREADS, "seed": MOST_SEED, "order": MOST_SEED}
+_ABOVE_ZERO = ("timeout", "join_timeout", "round_timeout", "learning_rate")
+
+
+def _check_bounds(given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name} = {value}: write a finite number")
+        if value is None or isinstance(value, (bool, str, tuple, msgspec.Struct)):
+            continue
+        if name in _LEAST and not _LEAST[name][0] <= value <= _MOST.get(name, math.inf):
+            raise ConfigError(f"{name} = {value}: write {_LEAST[name][1]}")
+        if name in _ABOVE_ZERO and value <= 0:
+            unit = "a number" if name == "learning_rate" else "seconds"
+            raise ConfigError(f"{name} = {value:g}: write {unit} above 0")
+        if name == "cpu":
+            count = len(os.sched_getaffinity(0))
+            if not 0 <= value < count:
+                has = "one processor, which is 0" if count == 1 else f"{count} processors, 0 to {count - 1}"
+                raise ConfigError(f"cpu = {value}: this process may use {has}")
+
+
+def _check_addresses(config: Config) -> None:
+    if not isinstance(config, ClientConfig):
+        host_and_port(config.address, listen=True, what="address =")
+    if isinstance(config, ClientConfig):
+        host_and_port(config.server, what="server =")
+    if not isinstance(config, DealerConfig):
+        host_and_port(config.dealer, what="dealer =")
+        other = config.server if isinstance(config, ClientConfig) else config.address
+        if other == config.dealer:
+            which = "server" if isinstance(config, ClientConfig) else "address"
+            raise AddressError(f"{which} and dealer are both {other}: each party has an address of its own")
+
+
+def _check_server(config: ServerConfig) -> None:
+    if not config.clients:
+        raise ConfigError('clients is missing: name those who may take part, such as clients = ["ward-a", "ward-b"]')
+    for name in config.clients:
+        _check_client_name(name, "clients")
+    twice = sorted({name for name in config.clients if config.clients.count(name) > 1})
+    if twice:
+        raise ConfigError(f"clients names {', '.join(twice)} twice; every client is one party with a key of its own")
+    _check_cut(config)
+    if config.topology != "halves":
+        _require(config.model, "model")
+    if not config.held_out < 1 or config.held_out < 0:
+        raise ConfigError(f"held_out = {config.held_out:g}: write a share of the rows, at least 0 and below 1")
+
+
+def _check_client(config: ClientConfig) -> None:
+    _check_client_name(config.name, "name")
+    _check_cut(config)
+    _require(config.model, "model")
+    _require(config.data, "data")
+    if config.topology == "halves":
+        if config.batch_size not in BATCHES:
+            sizes = " or ".join(map(str, BATCHES))
+            raise ConfigError(f"batch_size = {config.batch_size}: a model in parts predicts {sizes} images a query")
+        if not (config.epochs and config.train) and config.weights is None:
+            why = "train = false" if not config.train else "epochs = 0"
+            raise ConfigError(f"{why} would give a part that was never trained: give its weights, or train it")
+
+
+def _check_client_name(name: str, where: str) -> None:
+    try:
+        check_party_name(name)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if name in (SERVER, DEALER):
+        raise ConfigError(f"{where}: a client cannot be called '{name}', which is the name of the {name} itself")
+
+
+def _check_cut(config: ServerConfig | ClientConfig) -> None:
+    if config.topology == "horizontal":
+        if not config.cut:
+            raise ConfigError("a horizontal run needs a cut: cut = 'NAME'; splitsec cuts lists those of a model")
+        is_u(config.cut)
+    elif config.cut:
+        raise ConfigError(f"a {config.topology} run has no cut of its own; leave it out")
+
+
+def _require(value: str, name: str) -> None:
+    if not value:
+        raise ConfigError(f'{name} is missing: {name} = "..."')
