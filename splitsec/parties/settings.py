@@ -99,6 +99,7 @@ IDLE_AT_SERVER: Mapping[str, Mapping[str, str]] = {
             "with epochs = 0 nothing is trained",
         ),
         "seed": "the weights say what the tail is",
+        "out": "nothing is trained that could be saved",
     },
     "vertical": {
         "combine": "the fronts of columns differ and are never combined",
