@@ -112,6 +112,7 @@ def _split(run: LocalRun, parts: Sequence[Part]) -> tuple[float, Ledger]:
         cut=cut,
         schedule=run.schedule,
         seed=run.seed,
+        repeatable=True,
     )
     whole = nn.Sequential(found.segments[run.names[0]][0], tail)
     return _accuracy(whole, parts), found.ledgers[run.names[0]]

@@ -113,6 +113,8 @@ def simulate_demo(run: LocalRun, console: Console, *, drop: float = 0.0, checkpo
             seed=run.seed,
             drop=drop,
             checkpoints=checkpoints,
+            # All parties are on this machine, with data of its own.
+            repeatable=True,
             report=watch.show,
         )
     watch.samples, watch.dropped = sum(one.samples for one in found.rounds), found.dropped

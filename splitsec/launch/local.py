@@ -348,6 +348,8 @@ def execute(
                 topology=run.kind,
                 data="part.safetensors",
                 seed=run.seed,
+                # All parties are on this machine, with data of its own.
+                repeatable=True,
                 predictions=count,
                 batch_size=VERTICAL_BATCH if run.topology == "vertical" else 1,
                 epochs=run.epochs,

@@ -86,6 +86,7 @@ def simulate(
     checkpoints: Path | None = None,
     ledgers: Path | None = None,
     epsilon_limit: float = 0.0,
+    repeatable: bool = False,
     report: Report = ignore,
 ) -> Simulated:
     """Run a schedule's training in this process.
@@ -99,7 +100,7 @@ def simulate(
             turn.
         checkpoints: a directory in which each party keeps its own.
         ledgers: a directory in which each client keeps its privacy ledger; None for that of the checkpoints.
-        epsilon_limit: of each client, as in `Client.train`.
+        epsilon_limit, repeatable: of each client, as in `Client.train`.
 
     Raises:
         ConfigError: the schedule does not fit.
@@ -112,7 +113,7 @@ def simulate(
         raise ConfigError("the share of clients that drops out must be at least 0 and below 1")
     with one_thread():
         return _Simulation(
-            tail, segments, parts, cut, schedule, seed, drop, checkpoints, ledgers, epsilon_limit, report
+            tail, segments, parts, cut, schedule, seed, drop, checkpoints, ledgers, epsilon_limit, repeatable, report
         ).run()
 
 
@@ -129,6 +130,7 @@ class _Simulation:
         checkpoints: Path | None,
         ledgers: Path | None,
         epsilon_limit: float,
+        repeatable: bool,
         report: Report,
     ) -> None:
         self._make = segments
@@ -140,6 +142,7 @@ class _Simulation:
         self._directory = checkpoints
         self._ledgers = checkpoints if ledgers is None else ledgers
         self._epsilon_limit = epsilon_limit
+        self._repeatable = repeatable
         self._outer = report
         # One process sees everything, so a round that is repeated after a restart gives nothing away.
         self._book = MaskBook(max(2, schedule.minimum), recorded=True)
@@ -230,6 +233,7 @@ class _Simulation:
             name=name,
             cut=self._cut,
             seed=derived_seed(name, self._seed),
+            repeatable=self._repeatable,
             traffic=lambda: (0, 0),
             report=self._outer,
             checkpoints=self._kept(name),

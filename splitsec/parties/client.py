@@ -159,6 +159,7 @@ class Client:
         part: Part | Columns,
         *,
         seed: int | None = None,
+        repeatable: bool = False,
         checkpoints: Path | None = None,
         ledgers: Path | None = None,
         epsilon_limit: float = 0.0,
@@ -167,7 +168,9 @@ class Client:
 
         Args:
             part: this client's rows; or its columns, where the server joins activations of the same people.
-            seed: the order of the batches, dropout and the like; None for a random one.
+            seed: goes into the order of the batches, dropout and the like, beside a fresh secret of this run.
+            repeatable: leave the secret out, so that a run with the same seeds repeats bit for bit, for tests and
+                demonstrations: **whoever sees two such runs, with this client and without it, has its update**.
             checkpoints: a directory of this client's own; a run that was killed goes on from the last round that all
                 its parties have finished.
             ledgers: a directory for the ledger of what the run costs this client's privacy; None puts it beside the
@@ -187,6 +190,7 @@ class Client:
             name=self.name,
             cut=self._cut,
             seed=seed,
+            repeatable=repeatable,
             traffic=lambda: (self._server.traffic.bytes_sent, self._server.traffic.bytes_received),
             report=self._report,
             checkpoints=None if checkpoints is None else Checkpoints(checkpoints),

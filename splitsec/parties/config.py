@@ -82,7 +82,12 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`splitsec client`. `seed` is the same at all clients; `out` receives front and predictions.
+    """`splitsec client`. `seed` is the same at all clients, since their first weights come from it; `out` receives
+    front and predictions.
+
+    The order of rows and dropout come from `seed` and a fresh secret of each run, so that no run repeats another bit
+    for bit. `repeatable = true` leaves the secret out, for tests and demonstrations on data that need no protection:
+    whoever sees two such runs, with this client and without it, has this client's update.
 
     `topology` is the server's. With `vertical`, `data` holds columns (`Columns.load`) and the model is a
     `VerticalModel`; with `halves`, the model is this client's part, trained for `epochs` with `train_batch_size` and
@@ -118,6 +123,7 @@ class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     epsilon_limit: float = 0.0
     checkpoints: str | None = None
     train: bool = True
+    repeatable: bool = False
     activation_clip: float = 0.0
     timeout: float = 60.0
     join_timeout: float = 120.0

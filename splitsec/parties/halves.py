@@ -27,7 +27,7 @@ from splitsec.training.data import Loader, Part
 from splitsec.training.inspection import activation_shape
 from splitsec.training.loop import EpochBook, StepResult, check_logits
 from splitsec.training.messages import Half, OwnerSeed, OwnWeights
-from splitsec.training.randomness import OwnRandomness, derived_seed
+from splitsec.training.randomness import RunRandomness
 from splitsec.training.schedule import Schedule
 from splitsec.transport import KeyPair, expect_tensor
 
@@ -102,11 +102,13 @@ class HalvesClient(Client):
         batch_size: int = 16,
         learning_rate: float = 2e-3,
         seed: int | None = None,
+        repeatable: bool = False,
     ) -> None:
         """Train the part of the model with this client's data alone; nothing is sent.
 
         Args:
-            seed: the order of the batches, dropout and the like; None for a random one.
+            seed: goes into the order of the batches, dropout and the like, beside a fresh secret.
+            repeatable: leave the secret out, see `Client.train`.
 
         Raises:
             ConfigError: data that the part cannot learn from; names the row or the layer.
@@ -116,11 +118,11 @@ class HalvesClient(Client):
             raise ConfigError("epochs and the batch size must be 1 or more, the learning rate above 0")
         part.check()
         activation_shape(self.half, part.train_images, cut=INPUT, what="train_images")
-        loader_seed = int(torch.seed() % (1 << 31)) if seed is None else seed
-        loader = Loader(part.train_images, part.train_labels, batch_size=batch_size, seed=loader_seed)
+        own = RunRandomness(seed, repeatable=repeatable)
+        loader = Loader(part.train_images, part.train_labels, batch_size=batch_size, seed=own.order)
         optimizer = torch.optim.Adam(self.half.parameters(), lr=learning_rate)
         self.half.train()
-        with OwnRandomness(derived_seed("training", loader_seed)):
+        with own.generator():
             for epoch in range(epochs):
                 book = EpochBook()
                 for index in range(loader.per_epoch):

@@ -52,7 +52,7 @@ from splitsec.training.messages import (
     Waiting,
     Welcome,
 )
-from splitsec.training.randomness import OwnRandomness, derived_seed
+from splitsec.training.randomness import RunRandomness
 from splitsec.training.vertical import Columns, split_aligned
 from splitsec.transport import expect_tensor
 
@@ -87,7 +87,8 @@ class Learner:
     Args:
         segments: the front and, of a U, the head; trained in place.
         part: this client's rows, or its columns where the server joins activations.
-        seed: the order of the batches, dropout and the like; None for a random one.
+        seed: goes into the order of the batches, dropout and the like, beside a secret of this run alone.
+        repeatable: without that secret, see `RunRandomness`; needs a seed.
         traffic: bytes sent to and received from the server so far.
         checkpoints: where to keep and find them; None keeps none.
         ledgers: the directory of this client's privacy ledgers; None keeps none.
@@ -111,6 +112,7 @@ class Learner:
         name: str,
         cut: str,
         seed: int | None,
+        repeatable: bool = False,
         traffic: Callable[[], tuple[int, int]],
         report: Report,
         checkpoints: Checkpoints | None = None,
@@ -126,7 +128,8 @@ class Learner:
         self._part = part
         self._name = name
         self._cut = cut
-        self._seed = int(torch.seed() % (1 << 31)) if seed is None else seed
+        self._repeatable = repeatable
+        self._randomness = RunRandomness(seed, repeatable=repeatable)
         self._traffic = traffic
         self._report = report
         self._checkpoints = checkpoints
@@ -148,7 +151,8 @@ class Learner:
         self._data = _digest_of(part)
         if checkpoints is not None and self._saved:
             _, facts = checkpoints.load(self._saved[-1])
-            self._seed, self._begins, self._run = facts["seed"], facts["begins"], facts["run"]
+            self._begins, self._run = facts["begins"], facts["run"]
+            self._randomness = RunRandomness(facts["seed"], secret=bytes.fromhex(facts.get("secret", "")))
             self._marks = tuple(checkpoints.load(number)[1].get("mark", "") for number in self._saved)
             self._identity = facts.get("identity", {})
             self._check_own(facts, seed, checkpoints)
@@ -165,7 +169,13 @@ class Learner:
 
     def _check_own(self, facts: dict[str, Any], seed: int | None, checkpoints: Checkpoints) -> None:
         """Raise `ConfigError` where this client's seed or data are not those that its run began with."""
-        if seed is not None and seed != self._seed:
+        if self._repeatable == bool(self._randomness.secret):
+            begun = str(not self._repeatable).lower()
+            raise ConfigError(
+                f"the checkpoints in {checkpoints.directory} are of a run with repeatable = {begun}: "
+                "set it back to go on with that run, or remove the checkpoints to begin anew"
+            )
+        if seed is not None and seed != self._randomness.seed:
             raise ConfigError(
                 f"the checkpoints in {checkpoints.directory} are of a run with another seed: set it back to go on with "
                 "that run, or remove the checkpoints to begin anew"
@@ -280,6 +290,9 @@ class Learner:
         if self.protection is not None:
             # Its front may be called in plain, so what another welcome put around it comes off.
             self._trainer.close()
+        if self._run and welcome.run != self._run:
+            # No two runs have the same secret, also where checkpoints of another lie about.
+            self._randomness = RunRandomness(self._randomness.seed, repeatable=self._repeatable)
         # A second welcome goes on where the first left off.
         taken = self._taken if self.protection is None else max(self._taken, self.protection.taken)
         protection = self.protection = Protection(
@@ -299,7 +312,7 @@ class Learner:
         if isinstance(self._part, Columns):
             self._alignment = Alignment(self._part.ids)
         else:
-            self._load_from(protection.loader(self._part, self._seed))
+            self._load_from(protection.loader(self._part, self._randomness.order))
         self._trainer = FrontTrainer(
             self._segments[0],
             head=self._head,
@@ -307,7 +320,7 @@ class Learner:
             cut=self._cut,
             in_flight=schedule.in_flight,
             proximal=schedule.proximal,
-            randomness=OwnRandomness(derived_seed("training", self._seed)),
+            randomness=self._randomness.generator(),
             privacy=protection.front(),
         )
         self._round = welcome.round
@@ -341,6 +354,15 @@ class Learner:
         return [(DEALER, JoinRun(welcome.run, welcome.start, welcome.round, protection.shares()), [])]
 
     def _load_from(self, loader: Loader) -> None:
+        assert self.welcome is not None
+        schedule = self.welcome.schedule
+        if loader.per_epoch == 1 and schedule.combine == "average" and not schedule.privacy.epsilon:
+            log.warning(
+                "every step takes all %d rows of %s, so that no order of rows differs from run to run: the sums of a "
+                "run with this client and of one without it open its update; ask for a smaller batch size",
+                loader.samples,
+                self._name,
+            )
         self._loader = loader
         self._forget()
 
@@ -563,7 +585,8 @@ class Learner:
         state = {key: value for segment in self._segments for key, value in segment.state_dict().items()}
         tensors = {f"segment.{name}": one for name, one in state.items()}
         tensors |= optimizer_tensors(self._trainer.optimizer)
-        facts: dict[str, Any] = {"name": self._name, "cut": self._cut, "seed": self._seed}
+        facts: dict[str, Any] = {"name": self._name, "cut": self._cut}
+        facts |= {"seed": self._randomness.seed, "secret": self._randomness.secret.hex()}
         facts |= {"begins": self._begins, "run": self._run, "mark": self._mark, "version": __version__}
         assert self.welcome is not None
         facts |= {"identity": identity_of(self._cut, self.welcome.schedule), "data": self._data}

@@ -126,8 +126,8 @@ class Protection:
         """Training steps in a round, where the plan says; None leaves it to the schedule."""
         return self._plan.steps if self._plan is not None and self._rules.by_record else None
 
-    def loader(self, part: Part, seed: int) -> Loader:
-        """The batches of this client's rows."""
+    def loader(self, part: Part, seed: int | bytes) -> Loader:
+        """The batches of this client's rows; `seed` is that of `Loader`."""
         schedule = self._welcome.schedule
         if self._rules.by_record and self._plan is not None:
             return PoissonLoader(

@@ -177,6 +177,7 @@ def _run_rows(config: ClientConfig, base: Path, report: Report, processors: Sequ
             client.train(
                 part,
                 seed=derived_seed(config.name, config.seed),
+                repeatable=config.repeatable,
                 checkpoints=_beside(base, config.checkpoints),
                 ledgers=_beside(base, config.out if config.ledgers is None else config.ledgers),
                 epsilon_limit=config.epsilon_limit,
@@ -225,6 +226,7 @@ def _run_columns(config: ClientConfig, base: Path, report: Report, processors: S
         client.train(
             columns,
             seed=derived_seed(config.name, config.seed),
+            repeatable=config.repeatable,
             checkpoints=_beside(base, config.checkpoints),
             ledgers=_beside(base, config.out if config.ledgers is None else config.ledgers),
             epsilon_limit=config.epsilon_limit,
@@ -269,6 +271,7 @@ def _run_half(config: ClientConfig, base: Path, report: Report, processors: Sequ
                 batch_size=config.train_batch_size,
                 learning_rate=config.learning_rate,
                 seed=derived_seed(config.name, config.seed),
+                repeatable=config.repeatable,
             )
         if config.out is not None:
             save_segment(

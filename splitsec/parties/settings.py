@@ -49,6 +49,7 @@ IDLE_AT_CLIENT: Mapping[str, Mapping[str, str]] = {
         **_NOTHING_SPENT,
         "seed": "the weights say what the front is",
         "checkpoints": "only training has them",
+        "repeatable": "only training has an order of rows",
         "join_timeout": "there are no other clients to wait for",
     },
     "predictions of a U": {
@@ -56,6 +57,7 @@ IDLE_AT_CLIENT: Mapping[str, Mapping[str, str]] = {
         **_NOTHING_SPENT,
         "seed": "the weights say what the front is",
         "checkpoints": "only training has them",
+        "repeatable": "only training has an order of rows",
         "join_timeout": "there are no other clients to wait for",
         "reveal": "the tail of a U ends before the labels, and the head needs its output",
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,10 +136,13 @@ class Loader:
     A last batch of a single row is left out, since batch norm cannot train on one; each epoch leaves out another row.
 
     Args:
-        seed: of the order of rows.
+        seed: of the order of rows: 16 secret bytes, or a number where the order is no secret, as where all clients have
+            the same.
     """
 
-    def __init__(self, inputs: torch.Tensor, labels: torch.Tensor | None, *, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, inputs: torch.Tensor, labels: torch.Tensor | None, *, batch_size: int, seed: int | bytes
+    ) -> None:
         self._inputs = inputs
         self._labels = labels
         self._batch_size = batch_size
@@ -153,12 +157,19 @@ class Loader:
         """The numbers of a batch's rows, int64."""
         epoch, at = divmod(index, self.per_epoch)
         if epoch != self._epoch:
-            # From the epoch's own seed, so that a run can go on anywhere.
-            generator = torch.Generator().manual_seed(derived_seed(f"epoch {epoch}", self._seed))
-            sampler = RandomSampler(range(self.samples), generator=generator)
-            self._order = list(BatchSampler(sampler, self._batch_size, drop_last=False))
+            self._order = list(BatchSampler(self._sampler(epoch), self._batch_size, drop_last=False))
             self._epoch = epoch
         return torch.tensor(self._order[at])
+
+    def _sampler(self, epoch: int) -> Iterable[int]:
+        # From the epoch's own seed, so that a run can go on anywhere.
+        if isinstance(self._seed, int):
+            generator = torch.Generator().manual_seed(derived_seed(f"epoch {epoch}", self._seed))
+            return RandomSampler(range(self.samples), generator=generator)
+        # Sorting 64 random bits a row shuffles them; two that are alike are one in 2^64 / samples^2.
+        words = Stream(self._seed, epoch).bytes(8 * self.samples).view(np.uint64)
+        order: list[int] = np.argsort(words).tolist()
+        return order
 
     def batch(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Inputs, labels where there are some, and row numbers of a batch."""

@@ -1,4 +1,4 @@
-"""A party's own state of torch's generator, so that dropout and the like do not depend on who shares the process."""
+"""A party's own randomness in training: the order of its rows, and its state of torch's generator for dropout."""
 
 from __future__ import annotations
 
@@ -7,16 +7,60 @@ from types import TracebackType
 
 import torch
 
+from splitsec.errors import ConfigError
+from splitsec.mpc.prg import SEED_BYTES, fresh_seed
+
 
 def derived_seed(purpose: str, seed: int) -> int:
     """A seed of its own for each purpose, 32 bits."""
     return int.from_bytes(hashlib.sha256(f"{purpose}:{seed}".encode()).digest()[:4], "big")
 
 
+class RunRandomness:
+    """What a client's order of rows and its dropout come from in one run: its seed and a secret of this run alone.
+
+    Two runs that repeat bit for bit, of all clients and of all but one, differ by that one's update: whoever sees both
+    sums has it. So what a client does in a run depends on a fresh secret, which it keeps with its checkpoints to go on
+    as it began. Without the secret (`repeatable`) two such runs open the client's update.
+
+    Args:
+        seed: the client's own; None stands for a random one.
+        secret: 16 bytes that an earlier start of this run drew, or none if that was repeatable; None draws one.
+        repeatable: draw none.
+
+    Attributes:
+        seed: as given.
+        secret: 16 bytes; empty in a repeatable run.
+
+    Raises:
+        ConfigError: a repeatable run without a seed.
+    """
+
+    def __init__(self, seed: int | None, *, secret: bytes | None = None, repeatable: bool = False) -> None:
+        if repeatable and seed is None:
+            raise ConfigError("a repeatable run needs a seed: set one, or leave repeatable out")
+        self.seed = 0 if seed is None else seed
+        self.secret = (b"" if repeatable else fresh_seed()) if secret is None else secret
+
+    @property
+    def order(self) -> int | bytes:
+        """The seed of `Loader`: 16 secret bytes, or of a repeatable run a number."""
+        return self._mixed("order of rows")[:SEED_BYTES] if self.secret else self.seed
+
+    def generator(self) -> OwnRandomness:
+        """A state of torch's generator for dropout and the like."""
+        if not self.secret:
+            return OwnRandomness(derived_seed("training", self.seed))
+        return OwnRandomness(int.from_bytes(self._mixed("training")[:8], "big") >> 1)
+
+    def _mixed(self, purpose: str) -> bytes:
+        return hashlib.sha256(self.secret + f"{purpose}:{self.seed}".encode()).digest()
+
+
 class OwnRandomness:
     """Within the `with` block torch's CPU generator is this party's; outside it is as it was.
 
-    For training alone (dropout, the order of batches): masks come from `mpc.prg`.
+    For training alone (dropout and the like): masks, noise and the order of rows come from `mpc.prg`.
 
     Attributes:
         state: of the generator, uint8, as `torch.get_rng_state` gives it.

@@ -34,6 +34,7 @@ def _simulate(
     make: Callable[[], nn.Module] = model,
     drop: float = 0.0,
     checkpoints: Path | None = None,
+    repeatable: bool = True,
     **schedule: Any,
 ) -> tuple[Simulated, SplitModel]:
     parts = _parts() if parts is None else parts
@@ -50,6 +51,7 @@ def _simulate(
         seed=5,
         drop=drop,
         checkpoints=checkpoints,
+        repeatable=repeatable,
     )
     split.tail.load_state_dict(tail.state_dict())
     return found, split
@@ -101,7 +103,7 @@ def test_a_simulation_is_the_run_of_separate_parties(cut: str, schedule: dict[st
             def train(name: str) -> Callable[[], None]:
                 def run() -> None:
                     with here.client(name, made[name].front, head=made[name].head, cut=cut) as client:
-                        client.train(parts[name], seed=derived_seed(name, 5))
+                        client.train(parts[name], seed=derived_seed(name, 5), repeatable=True)
                         client.leave()
 
                 return run

@@ -98,6 +98,7 @@ OTHER: dict[str, Any] = {
     "activation_clip": 2.5,
     "ledgers": "ledgers",
     "epsilon_limit": 5.0,
+    "repeatable": True,
 }
 
 
