@@ -160,3 +160,62 @@ def test_only_one_module_puts_files_into_the_place_of_others(path: Path) -> None
     # runs where splitsec is not installed, and keeps nothing.
     allowed = {"files.py", "bench/spu_peer.py"}
     assert bool(_offences(_names(path), REPLACING)) == (str(path.relative_to(PACKAGE)) in allowed)
+
+
+# Calls that wait, and what limits each of them. A socket's own time limit is set where the socket is made.
+WAITS = {"recv", "recv_multipart", "recv_into", "send_multipart", "sendall", "accept", "wait", "join", "communicate"}
+LIMITED_ELSEWHERE = {
+    ("transport/peer.py", "recv_multipart"): "RCVTIMEO",
+    ("transport/peer.py", "send_multipart"): "SNDTIMEO",
+    ("choosing/speed.py", "recv"): "rcvtimeo",
+    ("parties/pool.py", "recv"): "settimeout",
+    ("launch/processes.py", "wait"): "SIGKILL",
+    ("parties/pool.py", "wait"): "kill()",
+    ("parties/pool.py", "join"): "timeout",
+    ("bench/slow_link.py", "wait"): "kill()",
+    # These wait for the end of a thread of our own that ends with its query, which has limits of its own.
+    ("mpc/supply.py", "join"): "self._closed",
+    ("mpc/pair.py", "join"): "timeout=timeout",
+    # The other ends are processes of our own: the stream ends with them.
+    ("parties/nursery.py", "sendall"): "socket",
+    ("parties/nursery.py", "recv_into"): "socket",
+    ("bench/slow_link.py", "sendall"): "socket",
+    ("bench/slow_link.py", "recv"): "socket",
+    ("bench/slow_link.py", "accept"): "socket",
+}
+
+
+def _unlimited(path: Path) -> set[str]:
+    """Calls in a file that may wait for ever: no argument that limits them, and no flag not to block."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr not in WAITS:
+            continue
+        said = [ast.unparse(one) for one in node.args] + [
+            f"{one.arg}={ast.unparse(one.value)}" for one in node.keywords
+        ]
+        name = node.func.attr
+        if any("NOBLOCK" in one or "DONTWAIT" in one or one.startswith("timeout=") for one in said):
+            continue
+        # With an argument these have a limit, or are another thing: `text.join(parts)`.
+        if name in ("wait", "join") and said:
+            continue
+        found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_waits_for_ever(path: Path) -> None:
+    place = str(path.relative_to(PACKAGE))
+    for name in _unlimited(path):
+        assert (place, name) in LIMITED_ELSEWHERE, f"{place}: {name}() without a time limit"
+        assert LIMITED_ELSEWHERE[place, name] in path.read_text(), f"{place}: {name}() has lost its limit"
+
+
+def test_control_waits_without_a_limit_are_seen(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text(
+        "s.recv_multipart(copy=False)\np.wait()\nt.join()\n' '.join(x)\ns.send_multipart(f, zmq.NOBLOCK)\n"
+        "q.wait(5)\nq.communicate(timeout=3)\n"
+    )
+    assert _unlimited(bad) == {"recv_multipart", "wait", "join"}

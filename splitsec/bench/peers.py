@@ -123,7 +123,7 @@ class PeerProcesses:
     def __exit__(self, *_exc: object) -> None:
         for process in self._processes:
             process.kill()
-            process.wait()
+            process.wait(10)
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 

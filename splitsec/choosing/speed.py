@@ -6,6 +6,7 @@ comparisons are those of one party on values that mean nothing, without anybody 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -17,6 +18,7 @@ import msgspec
 import torch
 import zmq
 
+from splitsec.errors import PartyTimeoutError
 from splitsec.mpc.context import CLIENT, SERVER
 from splitsec.mpc.correlation import Correlation
 from splitsec.mpc.costing import Prediction
@@ -31,6 +33,7 @@ from splitsec.threads import one_thread
 # Products of one layer are timed themselves as long as all of them together take less than this.
 BUDGET_SECONDS = 3.0
 _SAMPLE = 50_000
+_ECHO_MS = 10_000
 # More than the caches hold.
 _COLD = torch.zeros(1 << 22, dtype=torch.int64)
 
@@ -188,6 +191,7 @@ def _message_seconds(elements: int, count: int = 30) -> float:
     here, there = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
     for socket in (here, there):
         socket.linger = 0
+        socket.sndtimeo = socket.rcvtimeo = _ECHO_MS
         socket.curve_publickey, socket.curve_secretkey = public, secret
     here.curve_server = True
     there.curve_serverkey = public
@@ -196,17 +200,24 @@ def _message_seconds(elements: int, count: int = 30) -> float:
     frame = bytes(8 * elements)
 
     def echo() -> None:
-        for _ in range(count):
-            there.send(there.recv(copy=False), copy=False)
+        with contextlib.suppress(zmq.Again):
+            for _ in range(count):
+                there.send(there.recv(copy=False), copy=False)
 
     thread = threading.Thread(target=echo, daemon=True)
     thread.start()
     times = []
-    for _ in range(count):
-        began = time.perf_counter()
-        here.send(frame, copy=False)
-        here.recv(copy=False)
-        times.append(time.perf_counter() - began)
-    thread.join()
-    context.destroy()
+    try:
+        for _ in range(count):
+            began = time.perf_counter()
+            here.send(frame, copy=False)
+            here.recv(copy=False)
+            times.append(time.perf_counter() - began)
+    except zmq.Again:
+        raise PartyTimeoutError(
+            f"this machine sent itself no {8 * elements} bytes at 127.0.0.1:{port} within {_ECHO_MS // 1000} s"
+        ) from None
+    finally:
+        thread.join(2 * _ECHO_MS / 1000)
+        context.destroy(linger=0)
     return median(times) / 2

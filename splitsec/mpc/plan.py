@@ -28,7 +28,6 @@ from splitsec.mpc.triples import BinaryTriple, RandomBit, SquarePair, Triple
 from splitsec.mpc.truncation import Truncation
 from splitsec.transport.codec import expect_tensor
 from splitsec.transport.fields import MAX_DIMENSIONS, MAX_SIZE
-from splitsec.transport.sockets import MAX_FRAME_BYTES
 
 AnyCorrelation: TypeAlias = (
     Triple
@@ -43,8 +42,8 @@ AnyCorrelation: TypeAlias = (
     | SignMask
 )
 Plan: TypeAlias = tuple[AnyCorrelation, ...]
-# As corrections they must fit one frame.
-MAX_ELEMENTS = MAX_FRAME_BYTES // 8
+# As corrections they take a gigabyte.
+MAX_ELEMENTS = 1 << 27
 # Of a plan: a network of 300 layers takes 400, and attention some 100 a layer.
 MAX_ITEMS = 10_000
 # A part of the corrections is sent as soon as it has so many ring elements.

@@ -1,8 +1,10 @@
-"""Messages on the wire: one msgpack header with a typed body, then one raw frame a tensor.
+"""Messages on the wire: one msgpack header with a typed body, then the raw frames of its tensors.
 
 The header is a msgspec struct from a closed, tagged union, so nothing on the wire names code. Tensors travel as
 their own bytes in row-major order; the header carries dtype and shape, and a receiver checks both against the
-frame's length before it makes a tensor over the received memory, without a copy.
+frame's length before it makes a tensor over the received memory, without a copy. A tensor beyond `FRAME_BYTES` takes
+several frames: a larger frame could be sent by anybody who reaches the port, since ZeroMQ looks at a frame's size
+alone before a peer has shown its key.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_TENSORS = 4096
 # What a message says beside its tensors. The largest messages of real models, programs of 300 layers, take 100 kB.
 HEADER_BYTES = 1 << 20
+FRAME_BYTES = 1 << 22
 MOST_REASON = 1000
 
 
@@ -89,7 +92,7 @@ class Codec(Generic[BodyT]):
                 f"a {type(body).__name__} message of {len(header)} bytes beside its tensors is longer than the "
                 f"{self.header_bytes} that may travel; use a smaller model or batch"
             )
-        return [header, *(_bytes_of(tensor) for tensor in kept)]
+        return [header, *(frame for tensor in kept for frame in in_frames(_bytes_of(tensor)))]
 
     def decode(self, frames: Sequence[zmq.Frame | bytes]) -> tuple[BodyT, list[torch.Tensor]]:
         """Body and tensors of a message; raises `MessageError` with the reason where it is malformed."""
@@ -105,10 +108,24 @@ class Codec(Generic[BodyT]):
             raise MessageError("malformed message header: it is nested too deeply") from None
         except Exception as error:
             raise MessageError(f"malformed message header: {first_line(error)}") from None
-        if len(envelope.tensors) > MAX_TENSORS or len(envelope.tensors) != len(frames) - 1:
-            raise MessageError(f"header names {len(envelope.tensors)} tensors, message has {len(frames) - 1}")
-        tensors = [_tensor(info, frame) for info, frame in zip(envelope.tensors, frames[1:], strict=True)]
+        counts = [-(-_size_of(info) // FRAME_BYTES) or 1 for info in envelope.tensors]
+        if len(counts) > MAX_TENSORS or sum(counts) != len(frames) - 1:
+            raise MessageError(
+                f"header names {len(counts)} tensors in {sum(counts)} frames, message has {len(frames) - 1} frames"
+            )
+        tensors, at = [], 1
+        for info, count in zip(envelope.tensors, counts, strict=True):
+            tensors.append(_tensor(info, frames[at : at + count]))
+            at += count
         return envelope.body, tensors
+
+
+def in_frames(data: memoryview | bytes) -> list[memoryview | bytes]:
+    """What travels in frames of `FRAME_BYTES`, without a copy; at least one, which may be empty."""
+    if len(data) <= FRAME_BYTES:
+        return [data]
+    view = memoryview(data)
+    return [view[start : start + FRAME_BYTES] for start in range(0, len(view), FRAME_BYTES)]
 
 
 def expect_tensor(tensor: torch.Tensor, *, what: str, dtype: torch.dtype, shape: Sequence[int | None]) -> torch.Tensor:
@@ -142,21 +159,26 @@ def _buffer(frame: zmq.Frame | bytes) -> Any:
     return frame.buffer if isinstance(frame, zmq.Frame) else frame
 
 
-def _tensor(info: TensorInfo, frame: zmq.Frame | bytes) -> torch.Tensor:
+def _size_of(info: TensorInfo) -> int:
+    """Bytes of a tensor; raises `MessageError` for one that cannot be."""
     dtype = DTYPES.get(info.dtype)
     if dtype is None:
         raise MessageError(f"unknown dtype '{info.dtype[:32]}'")
     if len(info.shape) > MAX_DIMENSIONS or any(not 0 <= size < MAX_SIZE for size in info.shape):
         raise MessageError(f"impossible shape {info.shape[: MAX_DIMENSIONS + 1]}")
-    data = _buffer(frame)
-    expected = math.prod(info.shape) * dtype.itemsize
-    if len(data) != expected:
-        raise MessageError(f"tensor of {info.dtype} {info.shape} needs {expected} bytes, frame has {len(data)}")
-    if isinstance(frame, bytes):
-        data = bytearray(data)
+    return math.prod(info.shape) * dtype.itemsize
+
+
+def _tensor(info: TensorInfo, frames: Sequence[zmq.Frame | bytes]) -> torch.Tensor:
+    dtype, expected = DTYPES[info.dtype], _size_of(info)
+    parts = [_buffer(frame) for frame in frames]
+    size = sum(len(part) for part in parts)
+    if size != expected:
+        raise MessageError(f"tensor of {info.dtype} {info.shape} needs {expected} bytes, its frames have {size}")
+    data = parts[0] if len(parts) == 1 and not isinstance(parts[0], bytes) else bytearray().join(parts)
     try:
         return (
             torch.frombuffer(data, dtype=dtype).view(info.shape) if expected else torch.empty(info.shape, dtype=dtype)
         )
     except (RuntimeError, TypeError, ValueError) as error:
-        raise MessageError(f"impossible shape {info.shape}: {str(error).splitlines()[0]}") from None
+        raise MessageError(f"impossible shape {info.shape}: {first_line(error)}") from None

@@ -15,7 +15,7 @@ import torch
 import zmq
 
 from splitsec.errors import MessageError, PartyTimeoutError
-from splitsec.transport.codec import Codec, Refused
+from splitsec.transport.codec import FRAME_BYTES, Codec, Refused, in_frames
 from splitsec.transport.sockets import SPIN_SECONDS, Traffic, error_from, spin_until_readable
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ class Peer(Generic[BodyT]):
     Args:
         timeout: seconds to wait for the peer.
         watch: called a few times a second while the peer is waited for; what it raises ends the wait.
+        address: the peer's, for messages.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class Peer(Generic[BodyT]):
         codec: Codec[BodyT],
         timeout: float,
         watch: Callable[[], None] | None = None,
+        address: str = "",
     ) -> None:
         self.peer = peer
+        self.address = address
         self.traffic = Traffic()
         self._codec = codec
         self._socket = socket
@@ -70,8 +73,10 @@ class Peer(Generic[BodyT]):
         self.traffic.bytes_sent += len(frame)
         if len(frame) < zmq.COPY_THRESHOLD:
             self._patiently(lambda: self._socket.send(frame))
-        else:
+        elif len(frame) <= FRAME_BYTES:
             self._patiently(lambda: self._socket.send(frame, copy=False))
+        else:
+            self._patiently(lambda: self._socket.send_multipart(in_frames(frame), copy=False))
 
     def receive_raw(self, step: int, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What the peer sent with `send_raw` in the same step: int64 tensors of the shapes of `like`.
@@ -81,15 +86,16 @@ class Peer(Generic[BodyT]):
         """
         frames = self._frames(spin=True)
         expected = RAW_HEADER.size + sum(8 * tensor.numel() for tensor in like)
-        data = frames[0].buffer
         if not _is_raw(frames):
             body, _ = self._decoded(frames)
             raise MessageError(f"{self.peer} sent {type(body).__name__} where masked values were due")
-        _, theirs = RAW_HEADER.unpack_from(data)
-        if theirs != step or len(frames) != 1 or len(data) != expected:
+        _, theirs = RAW_HEADER.unpack_from(frames[0].buffer)
+        size = sum(len(frame.buffer) for frame in frames)
+        if theirs != step or size != expected:
             raise MessageError(
-                f"{self.peer} sent {len(data)} bytes for step {theirs}; expected {expected} bytes for step {step}"
+                f"{self.peer} sent {size} bytes for step {theirs}; expected {expected} bytes for step {step}"
             )
+        data = frames[0].buffer if len(frames) == 1 else bytearray().join(frame.buffer for frame in frames)
         values = (
             torch.frombuffer(data, dtype=torch.int64, offset=RAW_HEADER.size) if expected > RAW_HEADER.size else None
         )
@@ -144,7 +150,7 @@ class Peer(Generic[BodyT]):
         """Tell the peer that this end gives up; never raises."""
         try:
             frames = self._codec.encode(Refused(reason=str(error), error=type(error).__name__))  # type: ignore[arg-type]
-            self._socket.send_multipart(frames, zmq.NOBLOCK)
+            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
         except zmq.ZMQError:
             log.debug("%s could not be told: %s", self.peer, error)
 
@@ -164,7 +170,8 @@ class Peer(Generic[BodyT]):
                     raise self._missing() from None
 
     def _missing(self) -> PartyTimeoutError:
-        return PartyTimeoutError(f"{self.peer} fell silent for {self.timeout:g} s in the middle of a session")
+        where = f" at {self.address}" if self.address else ""
+        return PartyTimeoutError(f"{self.peer}{where} fell silent for {self.timeout:g} s in the middle of a session")
 
 
 def _is_raw(frames: Sequence[zmq.Frame]) -> bool:

@@ -1,8 +1,8 @@
 """ZeroMQ sockets of a party: CURVE on every one, the peer's identity taken from its authenticated key.
 
-`Wire` owns a party's ZeroMQ context and decides which public keys may connect. From it come two kinds of
-sockets: `Hub` (bound, many peers) and `Link` (connected, one peer); `peer` has a third. Every wait has a time limit and
-says whom it waited for.
+`Wire` owns a party's ZeroMQ context and decides which public keys may connect. From it come `Link` (connected, one
+peer), `hub.Hub` (bound, many peers) and `peer.Peer` (one on one). Every wait has a time limit and says whom it waited
+for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -22,13 +22,17 @@ import zmq.auth.thread
 from zmq.utils.monitor import recv_monitor_message
 
 from splitsec import errors
-from splitsec.errors import AddressError, AuthenticationError, MessageError, PartyTimeoutError, RefusedError
-from splitsec.transport.codec import Codec, Refused
+from splitsec.errors import AddressError, AuthenticationError, PartyTimeoutError, RefusedError
+from splitsec.transport.admission import HANDSHAKE_SECONDS, Admission
+from splitsec.transport.codec import FRAME_BYTES, Codec, Refused
 from splitsec.transport.keys import KeyPair
 
 log = logging.getLogger(__name__)
 BodyT = TypeVar("BodyT")
-MAX_FRAME_BYTES = 1 << 30
+# Of a frame with CURVE's own bytes around it. A peer may send as much before it has shown a key.
+MAX_FRAME_BYTES = FRAME_BYTES + 4096
+# Messages that wait in a socket for a peer to take them.
+HIGH_WATER = 256
 SPIN_SECONDS = 0.0005
 # While training: a step takes longer than a round of a protocol, and a processor that has slept between two steps takes
 # twice as long for the next one (docs/performance.md).
@@ -55,23 +59,6 @@ class Traffic:
     def since(self, earlier: Traffic) -> Traffic:
         """The difference of two readings of one counter."""
         return Traffic(**{name: value - getattr(earlier, name) for name, value in vars(self).items()})
-
-
-@dataclass(frozen=True)
-class Sender:
-    """Who sent a message: the party's name, from its key, and where a reply goes."""
-
-    name: str
-    route: bytes
-
-
-@dataclass(frozen=True)
-class Incoming(Generic[BodyT]):
-    """One decoded message at a `Hub`."""
-
-    sender: Sender
-    body: BodyT
-    tensors: list[torch.Tensor] = field(repr=False)
 
 
 class _Gate:
@@ -108,6 +95,7 @@ class Wire:
         self._authenticator = zmq.auth.thread.ThreadAuthenticator(self.context)
         self._authenticator.start()
         self._lock = threading.Lock()
+        self._admissions: list[Admission] = []
 
     def admit(self, domain: str, allowed: Mapping[str, bytes]) -> None:
         """Let exactly the parties in `allowed` (name to public key) connect to sockets of `domain`."""
@@ -152,7 +140,16 @@ class Wire:
             raise AddressError(f"cannot connect to {address}: {error.strerror}") from None
         return socket
 
+    def watch(self, bound: zmq.Socket[bytes]) -> Admission:
+        """Limit the connections to a bound socket that have shown no key, until the wire is closed."""
+        admission = Admission(bound, owner=self.keys.name)
+        self._admissions.append(admission)
+        return admission
+
     def close(self) -> None:
+        """Close all sockets; what was sent gets a second to leave."""
+        for admission in self._admissions:
+            admission.stop()
         self._authenticator.stop()
         self.context.destroy(linger=1000)
 
@@ -167,87 +164,10 @@ class Wire:
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
         socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30000)
-        socket.setsockopt(zmq.SNDHWM, 256)
-        socket.setsockopt(zmq.RCVHWM, 256)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, 1000 * HANDSHAKE_SECONDS)
+        socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
+        socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
         return socket
-
-
-class Hub(Generic[BodyT]):
-    """A bound socket that many known parties talk to.
-
-    A malformed message is answered with `Refused` and logged; it never reaches the owner and never stops it.
-    """
-
-    def __init__(self, wire: Wire, address: str, allowed: Mapping[str, bytes], codec: Codec[BodyT]) -> None:
-        self._wire = wire
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK)
-        self._codec = codec
-        self._domain = "hub"
-        wire.admit(self._domain, allowed)
-        self._socket, self.address = wire.bind(zmq.ROUTER, address, self._domain)
-        self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._wake, zmq.POLLIN)
-        self.traffic: dict[str, Traffic] = {name: Traffic() for name in allowed}
-
-    def receive(
-        self, timeout: float, *, spin: bool = False, spin_seconds: float = SPIN_SECONDS
-    ) -> Incoming[BodyT] | None:
-        """The next well-formed message, or None after `timeout` seconds or a `wake`; `spin` as in `Peer.receive`."""
-        deadline = time.monotonic() + timeout
-        if spin:
-            spin_until_readable(self._socket, spin_seconds)
-        while True:
-            left = max(0, deadline - time.monotonic())
-            ready: dict[Any, int] = dict(self._poller.poll(int(left * 1000)))
-            if self._wake in ready:
-                os.eventfd_read(self._wake)
-            if self._socket not in ready:
-                return None
-            frames = self._socket.recv_multipart(copy=False)
-            sender = self._sender(frames)
-            if sender is None:
-                continue
-            traffic = self.traffic[sender.name]
-            traffic.messages_received += 1
-            traffic.bytes_received += sum(len(frame.buffer) for frame in frames[1:])
-            try:
-                body, tensors = self._codec.decode(frames[1:])
-            except MessageError as error:
-                self.refuse(sender, error)
-                continue
-            return Incoming(sender, body, tensors)
-
-    def wake(self) -> None:
-        """Let a `receive` that waits return; the one method that any thread may call."""
-        os.eventfd_write(self._wake, 1)
-
-    def send(self, to: Sender, body: BodyT | Refused, tensors: Sequence[torch.Tensor] = ()) -> None:
-        """Send to a party that has been heard from; one that is gone is logged, not an error."""
-        frames = self._codec.encode(body, tensors)  # type: ignore[arg-type]
-        traffic = self.traffic[to.name]
-        traffic.messages_sent += 1
-        traffic.bytes_sent += sum(len(frame) for frame in frames)
-        self._socket.send_multipart([to.route, *frames], copy=False)
-
-    def refuse(self, to: Sender, error: Exception) -> None:
-        """Tell a party why its message was refused, and log it."""
-        log.warning("refused a message of %s: %s", to.name, error)
-        self.send(to, Refused(reason=str(error), error=type(error).__name__))
-
-    def close(self) -> None:
-        self._socket.close()
-        os.close(self._wake)
-
-    def _sender(self, frames: list[zmq.Frame]) -> Sender | None:
-        if len(frames) < 2:
-            return None
-        try:
-            key = str(frames[1].get("User-Id")).encode()
-        except zmq.ZMQError:
-            return None
-        name = self._wire.gate.name_of(self._domain, key)
-        return None if name is None else Sender(name, bytes(frames[0].buffer))
 
 
 class Link(Generic[BodyT]):
@@ -263,15 +183,42 @@ class Link(Generic[BodyT]):
         self._codec = codec
         self._socket = wire.connect(zmq.DEALER, address, peer_key)
         self._monitor = self._socket.get_monitor_socket(_REFUSALS)
+        self._refused = False
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
+        self._leaving = zmq.Poller()
+        self._leaving.register(self._socket, zmq.POLLOUT)
+        self._leaving.register(self._monitor, zmq.POLLIN)
 
     def send(self, body: BodyT, tensors: Sequence[torch.Tensor] = ()) -> None:
+        """Hand a message to the socket, which sends it as soon as it can.
+
+        Raises:
+            PartyTimeoutError: the peer has taken nothing for the link's time limit, and too much waits for it.
+            AuthenticationError: the peer does not know our key.
+        """
         frames = self._codec.encode(body, tensors)
+        deadline = time.monotonic() + self.timeout
+        while True:
+            try:
+                self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+                break
+            except zmq.Again:
+                self._wait_to_send(deadline)
         self.traffic.messages_sent += 1
         self.traffic.bytes_sent += sum(len(frame) for frame in frames)
-        self._socket.send_multipart(frames, copy=False)
+
+    def _wait_to_send(self, deadline: float) -> None:
+        left = max(0, deadline - time.monotonic())
+        ready: dict[Any, int] = {} if self._refused else dict(self._leaving.poll(int(left * 1000)))
+        if self._refused or self._monitor in ready:
+            raise self._refusal()
+        if not ready:
+            raise PartyTimeoutError(
+                f"{self.peer} at {self.address} took no message for {self.timeout:g} s; is it running, and can it be "
+                "reached?"
+            )
 
     def receive(
         self, timeout: float | None = None, *, spin: bool = False, spin_seconds: float = SPIN_SECONDS
@@ -288,10 +235,10 @@ class Link(Generic[BodyT]):
         if spin:
             spin_until_readable(self._socket, spin_seconds)
         while True:
-            left = max(0, deadline - time.monotonic())
+            left = 0 if self._refused else max(0, deadline - time.monotonic())
             ready: dict[Any, int] = dict(self._poller.poll(int(left * 1000)))
             if self._socket in ready:
-                frames = self._socket.recv_multipart(copy=False)
+                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
                 self.traffic.messages_received += 1
                 self.traffic.rounds += 1
                 self.traffic.bytes_received += sum(len(frame.buffer) for frame in frames)
@@ -299,11 +246,8 @@ class Link(Generic[BodyT]):
                 if isinstance(body, Refused):
                     raise error_from(body, self.peer)
                 return body, tensors
-            if self._monitor in ready:
-                recv_monitor_message(self._monitor)
-                raise AuthenticationError(
-                    f"{self.peer} at {self.address} refused our key; give it our current public key and restart it"
-                )
+            if self._refused or self._monitor in ready:
+                raise self._refusal()
             if not ready:
                 raise PartyTimeoutError(
                     f"{self.peer} at {self.address} did not answer within {limit:g} s; is it running, and is the "
@@ -316,6 +260,15 @@ class Link(Generic[BodyT]):
         """Send, then wait for the answer."""
         self.send(body, tensors)
         return self.receive(timeout, spin=spin)
+
+    def _refusal(self) -> AuthenticationError:
+        """The error for a handshake that failed; ZeroMQ does not try again, so it stays."""
+        if not self._refused:
+            recv_monitor_message(self._monitor, zmq.NOBLOCK)
+            self._refused = True
+        return AuthenticationError(
+            f"{self.peer} at {self.address} refused our key; give it our current public key and restart it"
+        )
 
     def close(self) -> None:
         self._socket.disable_monitor()
