@@ -73,7 +73,9 @@ def session_peer(wire: Wire, address: str, server_key: bytes, *, timeout: float)
                 "port through, or choose at the server which ports sessions listen on (session_ports)"
             )
 
-    peer: Peer[SessionBody] = Peer(socket, peer=SERVER_NAME, codec=session_codec, timeout=timeout, watch=watch)
+    peer: Peer[SessionBody] = Peer(
+        socket, peer=SERVER_NAME, codec=session_codec, timeout=timeout, watch=watch, address=address
+    )
     try:
         yield peer
     finally:

@@ -171,7 +171,7 @@ class Peer(Generic[BodyT]):
 
     def _missing(self) -> PartyTimeoutError:
         where = f" at {self.address}" if self.address else ""
-        return PartyTimeoutError(f"{self.peer}{where} fell silent for {self.timeout:g} s in the middle of a session")
+        return PartyTimeoutError(f"{self.peer} fell silent for {self.timeout:g} s in the middle of a session{where}")
 
 
 def _is_raw(frames: Sequence[zmq.Frame]) -> bool:
