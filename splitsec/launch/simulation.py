@@ -172,7 +172,7 @@ class _Simulation:
         for name in self._schedule.clients:
             self._say(name, self._clients[name].begin())
         try:
-            while not self._run.finished or self._to_clients:
+            while not self._run.finished or self._to_clients or self._to_server:
                 self._one_message()
         except RunFailed as failed:
             raise failed.reason from None
@@ -248,8 +248,9 @@ class _Simulation:
         for to, body, tensors in out:
             if to == DEALER:
                 assert isinstance(body, JoinRun)
-                seeds = self._book.seeds_for(name, start=body.start, first_round=body.round, noise=body.noise)
-                self._say(name, self._clients[name].take(RunSeed(*seeds), []))
+                seed = self._book.seeds_for(name, start=body.start, first_round=body.round, noise=body.noise)
+                pairs = self._book.pair_seeds(name, body.partners)
+                self._say(name, self._clients[name].take(RunSeed(seed, pairs), []))
             else:
                 self._to_server.append((name, body, tensors))  # type: ignore[arg-type]
 

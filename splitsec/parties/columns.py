@@ -127,7 +127,7 @@ class ColumnsClient(Client):
                 activation = self._activation(columns.values[torch.tensor(wanted.rows)])
                 what = f"the activation of {self.name} at cut '{self._cut}'"
                 encoded = encode(activation, wanted.precision, limit=wanted.limit, what=what)
-                pad = mask(self._group_seed, wanted.session, wanted.query, self.name, encoded.shape)
+                pad = mask(self._pair_seed(wanted.asker), wanted.session, wanted.query, self.name, encoded.shape)
                 if wanted.port not in links:
                     links[wanted.port] = Link(
                         self._wire,
@@ -159,10 +159,9 @@ class ColumnsClient(Client):
         """How many of the aligned rows were trained on; the others are held out."""
         return 0 if self._learner is None else self._learner.training_rows
 
-    @property
-    def _group_seed(self) -> bytes:
+    def _pair_seed(self, other: str) -> bytes:
         assert self._learner is not None
-        return self._learner.group_seed
+        return self._learner.pair_seed(other)
 
     def _joined(
         self, numbers: Sequence[int], session: ClientSession, activation: torch.Tensor, places: range
@@ -174,7 +173,7 @@ class ColumnsClient(Client):
         program = session.program
         parts = {
             one.client: mask(
-                self._group_seed, session.name, session.next_query, one.client, (len(activation), one.width)
+                self._pair_seed(one.client), session.name, session.next_query, one.client, (len(activation), one.width)
             )
             for one in session.shares
             if one.client != self.name

@@ -41,28 +41,20 @@ class Combiner:
     Attributes:
         last: the segments that clients begin the next round with, float64; None before the first average, and in a
             relay, where the server cannot read them.
-        pad: in a relay, the round of the pad that covers what was handed over last.
     """
 
     def __init__(self, schedule: Schedule, ask_dealer: AskDealer) -> None:
         self._schedule = schedule
         self._ask_dealer = ask_dealer
         self.last: torch.Tensor | None = None
-        self.pad = -1
-        self._handed: torch.Tensor | None = None
         self._velocity: torch.Tensor | None = None
         self._way = nn.Parameter(torch.empty(0, dtype=torch.float64))
         self._adam: torch.optim.Optimizer | None = None
 
     @property
     def uploads_values(self) -> bool:
-        """Whether an upload carries segments."""
-        return self._schedule.combine != "none"
-
-    @property
-    def waits_for_turn(self) -> bool:
-        """Whether this is a relay in which nothing has been handed over since the server's start."""
-        return self._schedule.combine == "relay" and self._handed is None
+        """Whether an upload carries a vector for an average."""
+        return self._schedule.combine == "average"
 
     def combine(
         self,
@@ -75,7 +67,7 @@ class Combiner:
         rate: float = 0.0,
         expected: float = 1.0,
     ) -> list[torch.Tensor]:
-        """What every client is sent at the end of a round.
+        """What every client is sent at the end of a round, where segments are averaged.
 
         Args:
             rate, expected: where gradients are summed, the learning rate, and of how many samples they are on average.
@@ -84,12 +76,8 @@ class Combiner:
             RandomnessError: the dealer does not open the masks.
             ClientsUnseeded: it could, without these clients.
         """
-        if self._schedule.combine == "none":
+        if self._schedule.combine != "average":
             return []
-        if self._schedule.combine == "relay":
-            for self._handed in uploads.values():
-                self.pad = round_number
-            return [] if self._handed is None else [self._handed]
         names = tuple(uploads)
         length = len(uploads[names[0]])
         answer, tensors = self._ask_dealer(OpenMasks(run, start, round_number, names, length))

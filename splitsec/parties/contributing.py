@@ -1,8 +1,9 @@
 """Encrypted predictions of activations that several clients make together: of the same people, from other columns.
 
 The client that asks has its own activation. Every other client, with an activation h, gives the session's worker h - r,
-where the mask r comes from a seed that the clients share and the server does not have; the asking client derives r. So
-the two parties of the session hold shares of what is joined: uniform to the server, and r says nothing of h.
+where the mask r comes from a seed that it shares with the asking client alone, who derives r. So the two parties of the
+session hold shares of what is joined: uniform to the server, also together with any third client, and r says nothing
+of h.
 """
 
 from __future__ import annotations
@@ -33,9 +34,14 @@ from splitsec.transport import Hub, expect_tensor
 MOST_FEATURES = 1 << 20
 
 
-def mask(group_seed: bytes, session: str, query: int, client: str, shape: Sequence[int]) -> torch.Tensor:
-    """The mask of one client's activation in one query of a session, int64 of `shape`; each is used once."""
-    seed = hashlib.sha256(b"contribution " + group_seed + session.encode() + b" " + client.encode()).digest()
+def mask(pair_seed: bytes, session: str, query: int, client: str, shape: Sequence[int]) -> torch.Tensor:
+    """The mask of one client's activation in one query of a session, int64 of `shape`; each is used once.
+
+    Args:
+        pair_seed: what the contributing and the asking client share.
+        client: who contributes.
+    """
+    seed = hashlib.sha256(b"contribution " + pair_seed + session.encode() + b" " + client.encode()).digest()
     return Stream(seed[:SEED_BYTES], query).ring(shape)
 
 
@@ -111,7 +117,9 @@ class Contributors:
         session = self._sessions.get(body.session)
         if session is None or session.asker != name:
             raise RefusedError(f"{name} has no session {body.session[:8]}")
-        wanted = Contribute(body.session, session.port, body.query, body.rows, session.precision, session.program_limit)
+        wanted = Contribute(
+            body.session, session.port, body.query, body.rows, session.precision, session.program_limit, name
+        )
         for other in self._schedule.clients:
             if other != name:
                 self._send(other, wanted, [])

@@ -197,11 +197,12 @@ class Dealer:
                 book.begin(start, fresh=fresh)
                 self._keep(run, book)
                 return Done(), []
-            case JoinRun(run, start, first_round, noise):
+            case JoinRun(run, start, first_round, noise, partners):
                 if name == SERVER:
                     raise RandomnessError("the server gets no mask seed: it could open uploads")
-                seeds = self._book(run).seeds_for(name, start=start, first_round=first_round, noise=noise)
-                return RunSeed(*seeds), []
+                book = self._book(run)
+                pairs = book.pair_seeds(name, [partner for partner in partners if partner != SERVER])
+                return RunSeed(book.seeds_for(name, start=start, first_round=first_round, noise=noise), pairs), []
             case OpenMasks(run, start, round_number, participants, length):
                 if name != SERVER:
                     raise RandomnessError(f"{name} may not open masks; only the server may")

@@ -21,7 +21,8 @@ from splitsec.parties.events import Joined, Report, RoundDone
 from splitsec.parties.keeping import check_identity, identity_of
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.parties.protecting import Protection
-from splitsec.training.aggregation import hand_over, mask_upload, take_over
+from splitsec.parties.relay import RelayMember, receivers, turn_of
+from splitsec.training.aggregation import mask_upload
 from splitsec.training.alignment import Alignment
 from splitsec.training.checkpoints import Checkpoints, optimizer_tensors, restore_optimizer
 from splitsec.training.combinable import Combinable
@@ -38,6 +39,7 @@ from splitsec.training.messages import (
     Combined,
     DealerBody,
     Gradient,
+    Handed,
     HeadGradient,
     Hello,
     JoinRun,
@@ -158,7 +160,8 @@ class Learner:
             self._check_own(facts, seed, checkpoints)
             self._taken = facts.get("taken", 0)
         self._trainer: FrontTrainer
-        self._seeds = RunSeed(b"", b"")
+        self._seeds = RunSeed(b"")
+        self._relay: RelayMember | None = None
         self._round = 0
         self._alignment: Alignment | None = None
         self.columns: Columns | None = None
@@ -262,6 +265,8 @@ class Learner:
                 return self._learn(body, tensors)
             case Combined():
                 return self._combined(body, tensors)
+            case Handed():
+                return self._handed(body, tensors)
             case Missed(number):
                 if number < self._round or self._missed:
                     return []
@@ -287,6 +292,7 @@ class Learner:
             raise ConfigError(
                 f"{self._name} has {has} of the data, but the server's run is one of clients with {wants}"
             )
+        self._relay = RelayMember(self._name, schedule.clients) if schedule.combine == "relay" else None
         if self.protection is not None:
             # Its front may be called in plain, so what another welcome put around it comes off.
             self._trainer.close()
@@ -351,7 +357,8 @@ class Learner:
             self._save()
         if schedule.join is None and (self.done or schedule.combine == "none"):
             return self._begin_round()
-        return [(DEALER, JoinRun(welcome.run, welcome.start, welcome.round, protection.shares()), [])]
+        partners = self._others if self._relay is not None or schedule.join is not None else ()
+        return [(DEALER, JoinRun(welcome.run, welcome.start, welcome.round, protection.shares(), partners), [])]
 
     def _load_from(self, loader: Loader) -> None:
         assert self.welcome is not None
@@ -401,9 +408,22 @@ class Learner:
         return self._begin_round()
 
     @property
-    def group_seed(self) -> bytes:
-        """What all clients of the run share, and the server does not."""
-        return self._seeds.group
+    def _others(self) -> tuple[str, ...]:
+        assert self.welcome is not None
+        return tuple(client for client in self.welcome.schedule.clients if client != self._name)
+
+    @property
+    def _pairs(self) -> dict[str, bytes]:
+        """What this client shares with each other client, and with nobody else."""
+        if len(self._seeds.pairs) != len(self._others):
+            raise MessageError("the dealer gave other seeds than were asked for")
+        return dict(zip(self._others, self._seeds.pairs, strict=True))
+
+    def pair_seed(self, other: str) -> bytes:
+        """Return what this client and another share, and nobody else; raises `MessageError` for a stranger."""
+        if other not in self._pairs:
+            raise MessageError(f"{other} takes no part in this run")
+        return self._pairs[other]
 
     def _forget(self) -> None:
         """Both ends remember nothing of earlier batches."""
@@ -417,6 +437,9 @@ class Learner:
         if self.done:
             self._trainer.close()
         if self.done or self._missed or not self._turn_is_mine():
+            return []
+        if self._relay is not None and self._relay.stale:
+            # The newest segments are on their way.
             return []
         assert self.protection is not None
         self._trainer.begin_round()
@@ -432,8 +455,7 @@ class Learner:
     def _turn_is_mine(self) -> bool:
         assert self.welcome is not None
         schedule = self.welcome.schedule
-        mine = schedule.clients[self._round % len(schedule.clients)] == self._name
-        return schedule.combine != "relay" or mine
+        return schedule.combine != "relay" or turn_of(schedule.clients, self._round) == self._name
 
     def _next(self) -> list[Out]:
         """As many batches as may be on their way; after the last one's answer the upload."""
@@ -482,23 +504,38 @@ class Learner:
         if combine == "none":
             return []
         assert self.protection is not None
+        flat = self._flat()
+        if self._relay is not None:
+            names = receivers(self.welcome.schedule.clients, self._round, self.welcome.rounds)
+            return self._relay.seal(flat, names, self._pairs, round_number=self._round, again=False)
+        if self.protection.noisy:
+            noisy = self.protection.upload(flat, seed=self._seeds.seed, round_number=self._round)
+            return [noisy, self._trainer.norms] if self.protection.sums_steps else [noisy]
+        weight = self._loader.samples
+        return [mask_upload(flat, weight=weight, seed=self._seeds.seed, round_number=self._round)]
+
+    def _flat(self) -> torch.Tensor:
+        """The values that others get of this client, as one vector, float64."""
+        assert self.protection is not None
         if self.protection.sums_steps:
             flat = self._combinable.arranged(self._trainer.take_sum())
         else:
             flat = self._combinable.flat()
             if self.protection.silent:
                 flat = self.protection.only_trained(flat, self._origin)
-        if self._head is not None:
-            loss, accuracy = self._own_means()
-            means = [0.0, 0.0] if self.protection.silent else [min(loss, _LARGEST_LOSS), accuracy]
-            flat = torch.cat([flat, torch.tensor(means, dtype=torch.float64)])
-        if combine == "relay":
-            return [hand_over(flat, seed=self._seeds.group, round_number=self._round)]
-        if self.protection.noisy:
-            noisy = self.protection.upload(flat, seed=self._seeds.seed, round_number=self._round)
-            return [noisy, self._trainer.norms] if self.protection.sums_steps else [noisy]
-        weight = self._loader.samples
-        return [mask_upload(flat, weight=weight, seed=self._seeds.seed, round_number=self._round)]
+        if self._head is None:
+            return flat
+        loss, accuracy = self._own_means()
+        means = [0.0, 0.0] if self.protection.silent else [min(loss, _LARGEST_LOSS), accuracy]
+        return torch.cat([flat, torch.tensor(means, dtype=torch.float64)])
+
+    def _handed(self, body: Handed, tensors: Sequence[torch.Tensor]) -> list[Out]:
+        """Take the newest segments of a relay, and begin the round that waited for them."""
+        if self._relay is None or self.welcome is None or not self._relay.stale or len(tensors) != 1:
+            return []
+        self._load([self._relay.open(tensors[0], body.holder, body.pad, self._pairs, self._length)])
+        self._end(self._round >= self.welcome.rounds)
+        return self._begin_round()
 
     def _own_means(self) -> tuple[float, float]:
         """Mean loss and accuracy of this client's own batches of the round."""
@@ -508,10 +545,11 @@ class Learner:
         assert self.welcome is not None
         if done.round < self._round and not (self._missed and done.round + 1 == self._round):
             return []
-        schedule = self.welcome.schedule
-        if tensors and schedule.combine == "relay":
-            handed = expect_tensor(tensors[0], what="what was handed over", dtype=torch.int64, shape=(self._length,))
-            tensors = [take_over(handed, seed=self._seeds.group, round_number=done.pad)]
+        relay = self._relay
+        if relay is not None:
+            relay.told(done, tensors, self.welcome.rounds)
+            if tensors:
+                tensors = [relay.open(tensors[0], done.holder, done.pad, self._pairs, self._length)]
         if tensors:
             self._load(tensors)
         if self._name in done.dropped or self._missed:
@@ -519,7 +557,11 @@ class Learner:
         self._missed = False
         self._round = done.round + 1
         self._mark = done.mark
-        self._end(self._round >= self.welcome.rounds)
+        out: list[Out] = []
+        if relay is not None and relay.owes:
+            vectors = relay.seal(self._flat(), relay.owes, self._pairs, round_number=done.round, again=True)
+            out.append((SERVER, Handed(self._name, 2 * done.round + 1), vectors))
+        self._end(self._round >= self.welcome.rounds and not (relay is not None and relay.stale))
         if self._checkpoints is not None:
             self._save()
         assert self.protection is not None
@@ -540,7 +582,7 @@ class Learner:
                 dropped=done.dropped,
             )
         )
-        return self._begin_round()
+        return out + self._begin_round()
 
     def _end(self, over: bool) -> None:
         """Note whether the run is over; then the segments remember which tail they belong to."""

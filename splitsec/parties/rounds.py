@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -27,6 +28,7 @@ from splitsec.parties.events import Dropped, Joined, Report, RoundDone
 from splitsec.parties.keeping import check_same_run, identity_of, mark_of, restore, state_of
 from splitsec.parties.learning import MEANS
 from splitsec.parties.names import SERVER
+from splitsec.parties.relay import RelayBook, turn_of
 from splitsec.parties.steps import JoinedSteps, Send, Steps, USteps
 from splitsec.training.checkpoints import Checkpoints
 from splitsec.training.clienttails import ClientTails
@@ -36,6 +38,7 @@ from splitsec.training.messages import (
     Batch,
     BeginRun,
     Combined,
+    Handed,
     HeadGradient,
     Hello,
     Missed,
@@ -145,7 +148,10 @@ class Run:
         # Rows of columns are aligned for predictions alone too.
         self.finished = schedule.epochs == 0 and schedule.join is None
         # The end of the last round, for who comes back after it.
-        self._last_sent: tuple[Combined, list[torch.Tensor]] | None = None
+        self._last_sent: Combined | None = None
+        self._relay = RelayBook(schedule.clients) if schedule.combine == "relay" else None
+        # In a relay, those who wait for segments that their holder was asked for.
+        self._owed: tuple[str, ...] = ()
 
     def take(self, name: str, body: ServerBody, tensors: Sequence[torch.Tensor], *, now: float) -> None:
         """Handle a client's message.
@@ -167,10 +173,12 @@ class Run:
             case Upload(number):
                 if self._in_round(name, number):
                     self._take_upload(name, tensors, now)
+            case Handed():
+                self._hand_on(name, body, tensors, now)
             case Points() | Aligned():
                 self._align(name, body, tensors, now)
             case Return() if self.finished and self._last_sent is not None:
-                self._send(name, *self._last_sent)
+                self._send_end(name)
             case Return():
                 if name in self.members and name not in self._active and name not in self._idle:
                     self._returning.add(name)
@@ -199,6 +207,9 @@ class Run:
                 who = ", ".join(self._aligner.missing)
                 raise RunFailed(PartyTimeoutError(f"{who} sent nothing for {self._timeout:g} s while rows align"))
             return
+        if self._owed and self._relay is not None and silent > self._timeout:
+            # Not the fault of those who wait for it.
+            log.warning("%s was to hand its segments on and sent nothing for %g s", self._relay.holder, self._timeout)
         late = [name for name in self._active if name not in self._uploaded]
         missing = [name for name in late if not self._steps.has(name)]
         over = self._round_timeout is not None and now - self._round_began > self._round_timeout
@@ -259,6 +270,11 @@ class Run:
             if len(self.members) == len(self.schedule.clients):
                 self._begin(now)
             return
+        if self._relay is not None:
+            known = hello.run == self._id and self.round in hello.rounds
+            self._relay.started_again(name, has_segments=known)
+            if self.finished:
+                self._tell_unserved()
         # It was started again, whatever is left of its earlier life.
         if not self.finished and name in self._active and name not in self._uploaded:
             self._drop([name], "was started again", now)
@@ -282,15 +298,13 @@ class Run:
                 else "the rows of all clients were aligned before: for other rows start all parties again, the server "
                 "with epochs = 0, all with the trained weights"
             )
-        if self._combiner.waits_for_turn and self.round and hello.run != self._id:
-            raise RefusedError(f"there is nothing that {name} could go on from yet; come back after the next turn")
 
     def _welcome_at_the_end(self, name: str) -> None:
         if self._last_sent is None:
             self._send(name, self._welcome_to(self.rounds), self._last())
         else:
             self._send(name, self._welcome_to(self.rounds, wait=True), [])
-            self._send(name, *self._last_sent)
+            self._send_end(name)
 
     def _welcome_to(self, number: int, *, wait: bool = False) -> Welcome:
         mark = self._mark if number >= self.rounds else ""
@@ -387,15 +401,21 @@ class Run:
             self._trainer.close()
             origin = Origin(self._mark, self._architecture, self._id, self.rounds)
             set_origin(self._tail, origin)
+            self._tell_unserved()
             return
         there = [name for name in self.schedule.clients if name in self._active or name in self._returning]
         self._returning, self._uploads, self._uploaded, self._dropped = set(), {}, set(), []
         self._norms = {}
         if self.schedule.combine == "relay":
-            self._active = [self.schedule.clients[self.round % len(self.schedule.clients)]]
+            assert self._relay is not None
+            name = turn_of(self.schedule.clients, self.round)
+            self._active = [name] if name in there and self._relay.can_train(name, there) else []
             self._idle = [name for name in there if name not in self._active]
-            if self._active[0] not in there:
-                self._active = []
+            try:
+                if there:
+                    self._relay.check_kept(there)
+            except SplitsecError as error:
+                raise RunFailed(error) from error
         else:
             self._active, self._idle = there, []
         set_rate(self._trainer.optimizer, self.schedule.rate(self.round, self.rounds))
@@ -438,6 +458,10 @@ class Run:
             expect_tensor(norms, what="norms", dtype=torch.float32, shape=(rows,))
             check_range(norms, limit=float("inf"), what=f"a norm of {name}")
             self._norms[name] = norms
+        if self._relay is not None:
+            assert self.round is not None
+            self._relay.upload(name, self.round, self.rounds, tensors, values)
+            tensors = []
         vector = upload_shape(tensors, values=values, expected=self._combiner.uploads_values)
         self._progress = now
         self._uploaded.add(name)
@@ -526,11 +550,14 @@ class Run:
         if self._checkpoints is not None or self.round >= self.rounds:
             self._mark = mark_of(self._tail, made)
         self._save()
-        done = Combined(self.round - 1, *told, self._combiner.pad, tuple(self._dropped), self._mark)
-        self._last_sent = done, made
         # One that vanished after its upload and is back is among both.
-        for name in dict.fromkeys([*self._active, *self._idle, *sorted(self._returning)]):
-            self._send(name, done, made)
+        there = list(dict.fromkeys([*self._active, *self._idle, *sorted(self._returning)]))
+        done = Combined(self.round - 1, *told, dropped=tuple(self._dropped), mark=self._mark)
+        if self._relay is not None:
+            self._owed = self._relay.owed(self.round, self.rounds, there)
+        self._last_sent = done
+        for name in there:
+            self._send(name, *self._end_for(name))
         sent, received = self._traffic()
         self._report(
             RoundDone(
@@ -547,6 +574,56 @@ class Run:
         )
         self._active += self._idle
         self._next_round(now)
+
+    def _end_for(self, name: str) -> tuple[Combined, list[torch.Tensor]]:
+        """The end of the last round, as one client is told it."""
+        assert self._last_sent is not None
+        relay = self._relay
+        if relay is None:
+            return self._last_sent, self._last()
+        facts = {"holder": relay.holder, "lost": relay.lost, "pad": relay.pad, "owed": self._owed}
+        return msgspec.structs.replace(self._last_sent, **facts), relay.vectors_for(name)
+
+    def _send_end(self, name: str) -> None:
+        """Tell a client that comes when the run is over how the last round ended.
+
+        Raises:
+            PartyTimeoutError: in a relay, nobody has the segments any more.
+        """
+        if self._relay is not None and not self._relay.serves(name) and name not in self._owed:
+            raise self._gone(self._relay.holder)
+        self._send(name, *self._end_for(name))
+
+    def _tell_unserved(self) -> None:
+        """Tell those who wait at the end of a relay for segments that nobody can send them any more."""
+        if self._relay is None or (self._owed and not self._relay.lost):
+            return
+        self._owed = ()
+        for name in self.members:
+            if not self._relay.serves(name):
+                error = self._gone(self._relay.holder)
+                self._send(name, Refused(reason=str(error), error=type(error).__name__), [])
+
+    @staticmethod
+    def _gone(holder: str) -> PartyTimeoutError:
+        return PartyTimeoutError(
+            f"the newest segments of this relay are with {holder}, which is gone: begin a new run, with checkpoints"
+        )
+
+    def _hand_on(self, name: str, body: Handed, tensors: Sequence[torch.Tensor], now: float) -> None:
+        """Pass on what the holder in a relay sends for those who were owed it."""
+        if self._relay is None or self.round is None:
+            raise MessageError("Handed was not due")
+        if not self._owed or body.pad != 2 * (self.round - 1) + 1:
+            # The round for which it was asked has ended without it.
+            log.info("%s hands segments on too late", name)
+            return
+        self._relay.hand_on(name, self._owed, self.round - 1, tensors)
+        for owed in self._owed:
+            if owed in self.members:
+                self._send(owed, Handed(name, self._relay.pad), self._relay.vectors_for(owed))
+        self._owed = ()
+        self._progress = now
 
     def _last(self) -> list[torch.Tensor]:
         return [] if self._combiner.last is None else [self._combiner.last]

@@ -11,13 +11,14 @@ privacy-preserving machine learning", CCS 2017, section 4.1, with the dealer in 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from splitsec.errors import MessageError, RandomnessError
-from splitsec.mpc.prg import Stream, fresh_seed
+from splitsec.mpc.prg import SEED_BYTES, Stream, fresh_seed
 from splitsec.mpc.ring import check_range
 from splitsec.privacy.updates import NoiseShares, check_shares
 
@@ -77,14 +78,25 @@ def combine(uploads: Iterable[torch.Tensor], mask_sum: torch.Tensor, *, total_we
     return total.double() / (total_weight * (1 << FRACTION_BITS))
 
 
-def hand_over(flat: torch.Tensor, *, seed: bytes, round_number: int) -> torch.Tensor:
-    """A relay's upload: the float64 vector `flat` as int64 under a one-time pad that only the run's clients know."""
-    return flat.contiguous().view(torch.int64) + Stream(seed, round_number).ring(flat.shape)
+def hand_over(flat: torch.Tensor, *, seed: bytes, sender: str, receiver: str, number: int) -> torch.Tensor:
+    """Return the float64 vector `flat` as int64 under a one-time pad that only its sender and its receiver know.
+
+    Args:
+        seed: what the two share, see `MaskBook.pair_seeds`.
+        number: of the pad; the same two clients use each number once in each direction.
+    """
+    return flat.contiguous().view(torch.int64) + _pad(seed, sender, receiver, number, flat.shape)
 
 
-def take_over(handed: torch.Tensor, *, seed: bytes, round_number: int) -> torch.Tensor:
-    """The vector that `hand_over` covered, to the bit."""
-    return (handed - Stream(seed, round_number).ring(handed.shape)).view(torch.float64)
+def take_over(handed: torch.Tensor, *, seed: bytes, sender: str, receiver: str, number: int) -> torch.Tensor:
+    """Return the vector that `hand_over` covered, to the bit."""
+    return (handed - _pad(seed, sender, receiver, number, handed.shape)).view(torch.float64)
+
+
+def _pad(seed: bytes, sender: str, receiver: str, number: int, shape: Sequence[int]) -> torch.Tensor:
+    # A pair has one seed and two directions, which must not share a pad.
+    directed = hashlib.sha256(b"hand over " + seed + f"{sender} {receiver}".encode()).digest()
+    return Stream(directed[:SEED_BYTES], number).ring(shape)
 
 
 @dataclass
@@ -106,7 +118,7 @@ class MaskBook:
     _starts: list[str] = field(default_factory=list)
     # Of each client the seeds and the round from which each counts: one that comes back gets a new one.
     _seeds: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict, repr=False)
-    _group: bytes = field(default=b"", repr=False)
+    _pairing: bytes = field(default=b"", repr=False)
     _noise: NoiseShares | None = None
     _next_round: int = 0
 
@@ -133,12 +145,23 @@ class MaskBook:
             raise RandomnessError("the run has had this start")
         self.recorded = True
         self._starts.append(start)
-        self._seeds, self._group, self._noise, self._next_round = {}, fresh_seed(), None, 0
+        self._seeds, self._pairing, self._noise, self._next_round = {}, fresh_seed(), None, 0
+
+    def pair_seeds(self, client: str, partners: Sequence[str]) -> tuple[bytes, ...]:
+        """Return the seeds that a client shares with each of `partners` and with nobody else.
+
+        Raises:
+            RandomnessError: the client is among them.
+        """
+        if client in partners:
+            raise RandomnessError(f"{client} shares no seed with itself")
+        pairs = (" ".join(sorted((client, partner))) for partner in partners)
+        return tuple(hashlib.sha256(b"pair " + self._pairing + pair.encode()).digest()[:SEED_BYTES] for pair in pairs)
 
     def seeds_for(
         self, client: str, *, start: str = "", first_round: int = 0, noise: NoiseShares | None = None
-    ) -> tuple[bytes, bytes]:
-        """A client's seed for the rounds from `first_round` on, and the one that all clients of the run share.
+    ) -> bytes:
+        """A client's seed for the rounds from `first_round` on.
 
         Args:
             noise: what the sum of all clients' uploads carries, the same at all of them. Shares of clients that are
@@ -164,7 +187,7 @@ class MaskBook:
         if len(held) >= MAX_SEEDS:
             raise RandomnessError(f"{client} has come back to this run {MAX_SEEDS} times; begin a new run")
         held.append((first_round, fresh_seed()))
-        return held[-1][1], self._group
+        return held[-1][1]
 
     def open_sum(self, round_number: int, participants: Sequence[str], length: int, *, start: str = "") -> torch.Tensor:
         """The sum of the participants' masks of one round, int64 of `length`; each round once in a start, in order.

@@ -27,6 +27,7 @@ from splitsec.transport.fields import (
     Identifier,
     Number,
     OptionalIdentifier,
+    OptionalName,
     PartyName,
     Port,
     Seed,
@@ -170,16 +171,29 @@ class Return(Message, frozen=True):
 
 
 class Combined(Message, frozen=True):
-    """Server to client at the end of a round, with the average (float64), or in a relay what was handed over (int64)
-    under the pad of round `pad`. With a privacy budget the loss and the accuracy are 0: they are not covered by it.
+    """Server to client at the end of a round, with the average (float64). In a relay `holder` has the newest segments:
+    to whom it has handed them they come along (int64) under the pad with the number `pad`, and it is to hand them to
+    those in `owed` as well; `lost` if it was started again without them. With a privacy budget the loss and the
+    accuracy are 0: they are not covered by it.
     `mark` is that of the segments as they are now, see `Origin`; empty where nobody keeps them."""
 
     round: Number
     loss: float
     accuracy: float
-    pad: int = -1
+    pad: Number = 0
     dropped: tuple[PartyName, ...] = ()
+    holder: OptionalName = ""
+    lost: bool = False
+    owed: tuple[PartyName, ...] = ()
     mark: OptionalIdentifier = ""
+
+
+class Handed(Message, frozen=True):
+    """In a relay, holder to server, with the newest segments under a pad for each client that was owed them (int64);
+    and server to such a client, with its own. `pad` is the pads' number."""
+
+    holder: PartyName
+    pad: Number
 
 
 class OpenSession(Message, frozen=True):
@@ -247,8 +261,8 @@ class Ask(Message, frozen=True):
 
 
 class Contribute(Message, frozen=True):
-    """Server to client: give a share of the activation of these rows to the session that listens on this port, encoded
-    with `precision` bits and below `limit`."""
+    """Server to client: give a share of the activation of these rows to the session of client `asker` that listens on
+    this port, encoded with `precision` bits and below `limit`."""
 
     session: Identifier
     port: Port
@@ -256,6 +270,7 @@ class Contribute(Message, frozen=True):
     rows: tuple[Number, ...]
     precision: int
     limit: float
+    asker: PartyName
 
 
 class Contribution(Message, frozen=True):
@@ -286,6 +301,7 @@ ServerBody: TypeAlias = (
     | Missed
     | Return
     | Combined
+    | Handed
     | Waiting
     | OpenSession
     | Half
@@ -313,19 +329,22 @@ class BeginRun(Message, frozen=True):
 
 
 class JoinRun(Message, frozen=True):
-    """Client to dealer: seeds for this run, from this round on; and the noise that sums of the run carry, if any."""
+    """Client to dealer: a seed for this run, from this round on, and one that it shares with each of `partners`; and
+    the noise that sums of the run carry, if any."""
 
     run: Identifier
     start: Start
     round: Number = 0
     noise: NoiseShares | None = None
+    partners: Annotated[tuple[PartyName, ...], Meta(max_length=4096)] = ()
 
 
 class RunSeed(Message, frozen=True):
-    """Dealer to client: its own seed, and that of all clients; travels only inside CURVE."""
+    """Dealer to client: its own seed, and those of its pairs in the order that it asked for; travels only inside
+    CURVE."""
 
     seed: Seed
-    group: Seed
+    pairs: tuple[Seed, ...] = ()
 
     def __repr__(self) -> str:
         return "RunSeed(...)"

@@ -12,6 +12,7 @@ MAX_SIZE = 1 << 31
 
 # A party's name, as `keys.check_party_name` allows.
 PartyName: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9-]{0,62}\Z")]
+OptionalName: TypeAlias = Annotated[str, Meta(pattern=r"\A([a-z][a-z0-9-]{0,62})?\Z")]
 # Of a run, a start, a session, or an owner's weights.
 Identifier: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 OptionalIdentifier: TypeAlias = Annotated[str, Meta(pattern=r"\A([0-9a-f]{32})?\Z")]

@@ -449,8 +449,11 @@ class _Unwilling:
     def begin(self, _start: str, **_options: Any) -> None:
         pass
 
-    def seeds_for(self, _name: str, **_options: Any) -> tuple[bytes, bytes]:
-        return fresh_seed(), fresh_seed()
+    def seeds_for(self, _name: str, **_options: Any) -> bytes:
+        return fresh_seed()
+
+    def pair_seeds(self, _name: str, partners: Any) -> tuple[bytes, ...]:
+        return tuple(fresh_seed() for _ in partners)
 
     def unseeded(self, _round: int, _participants: Any) -> list[str]:
         return []

@@ -110,7 +110,7 @@ def _left(there: list[str], length: int, shares: NoiseShares, *, dealer_covers: 
     exact = torch.zeros(length, dtype=torch.float64)
     uploads = []
     for index, name in enumerate(NAMES):
-        seed = book.seeds_for(name, noise=shares)[0]
+        seed = book.seeds_for(name, noise=shares)
         update = clip_update(torch.full((length,), float(index + 1), dtype=torch.float64), 1.0)
         if name in there:
             uploads.append(mask_update(begun, update, noise=shares.one(length), seed=seed, round_number=0))
@@ -141,7 +141,7 @@ def test_control_masks_that_do_not_cancel_show() -> None:
     book, other = MaskBook(2), MaskBook(2)
     for one in (book, other):
         one.begin()
-    seeds = [book.seeds_for(name, noise=shares)[0] for name in NAMES]
+    seeds = [book.seeds_for(name, noise=shares) for name in NAMES]
     for name in NAMES:
         other.seeds_for(name, noise=shares)
     zero = torch.zeros(1000, dtype=torch.float64)

@@ -31,7 +31,7 @@ def test_the_average_is_the_plain_one(weights: list[int], round_number: int, sca
     book = _book()
     values = (torch.rand(len(weights), 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)) * scale
     uploads = [
-        mask_upload(row, weight=weight, seed=book.seeds_for(name)[0], round_number=round_number)
+        mask_upload(row, weight=weight, seed=book.seeds_for(name), round_number=round_number)
         for name, row, weight in zip(names, values, weights, strict=True)
     ]
     masks = book.open_sum(round_number, names, 7)
@@ -128,14 +128,14 @@ def test_a_round_repeated_after_a_restart_opens_for_the_same_clients_only() -> N
 
 def test_who_comes_back_has_a_new_seed_from_then_on() -> None:
     book = _book()
-    first = {name: book.seeds_for(name)[0] for name in ("a", "b")}
-    again = book.seeds_for("a", first_round=2)[0]
+    first = {name: book.seeds_for(name) for name in ("a", "b")}
+    again = book.seeds_for("a", first_round=2)
     for number, seed in ((0, first["a"]), (1, first["a"]), (2, again), (3, again)):
         expected = sum(Stream(one, number).ring((4,)) for one in (seed, first["b"]))
         assert torch.equal(book.open_sum(number, ["a", "b"], 4), expected)
     # Started twice before its round began: the later seed counts.
     book.seeds_for("a", first_round=4)
-    twice = book.seeds_for("a", first_round=4)[0]
+    twice = book.seeds_for("a", first_round=4)
     expected = Stream(twice, 4).ring((4,)) + Stream(first["b"], 4).ring((4,))
     assert torch.equal(book.open_sum(4, ["a", "b"], 4), expected)
     with pytest.raises(RandomnessError, match="has had its seed"):
@@ -153,7 +153,7 @@ def test_a_thousand_clients() -> None:
     values = (torch.rand(count, 20, generator=generator, dtype=torch.float64) - 0.5) * 8191
     weights = torch.randint(1, 60_000, (count,), generator=generator)
     uploads = [
-        mask_upload(row, weight=int(weight), seed=book.seeds_for(str(index))[0], round_number=0)
+        mask_upload(row, weight=int(weight), seed=book.seeds_for(str(index)), round_number=0)
         for index, (row, weight) in enumerate(zip(values, weights, strict=True))
     ]
     got = combine(uploads, book.open_sum(0, [str(one) for one in range(count)], 20), total_weight=int(weights.sum()))
@@ -163,10 +163,23 @@ def test_a_thousand_clients() -> None:
 
 def test_what_is_handed_over_comes_back_to_the_bit() -> None:
     flat, seed = torch.randn(5000, dtype=torch.float64), fresh_seed()
-    handed = hand_over(flat, seed=seed, round_number=3)
+    handed = hand_over(flat, seed=seed, sender="a", receiver="b", number=3)
     assert _uniform(handed)
     assert not _uniform(flat.view(torch.int64))
-    assert torch.equal(take_over(handed, seed=seed, round_number=3), flat)
+    assert torch.equal(take_over(handed, seed=seed, sender="a", receiver="b", number=3), flat)
+    # The way back has pads of its own.
+    assert not torch.equal(hand_over(flat, seed=seed, sender="b", receiver="a", number=3), handed)
+
+
+def test_a_pair_of_clients_shares_what_no_third_one_has() -> None:
+    book = _book()
+    ab, ac = book.pair_seeds("a", ["b", "c"])
+    assert (book.pair_seeds("b", ["a"]), book.pair_seeds("c", ["a"])) == ((ab,), (ac,))
+    assert len({ab, ac, *book.pair_seeds("b", ["c"])}) == 3
+    with pytest.raises(RandomnessError, match="no seed with itself"):
+        book.pair_seeds("a", ["a"])
+    book.begin("again")
+    assert book.pair_seeds("a", ["b"]) != (ab,)
 
 
 def test_weights_beyond_the_range_are_refused() -> None:
