@@ -178,8 +178,8 @@ class ColumnsClient(Client):
             for one in session.shares
             if one.client != self.name
         }
-        starts = {one.start for one in session.shares}
-        join = "concat" if len(starts) > 1 else "sum"
+        # Who has labels alone has no features, so that the next client's begin at the same place.
+        join = "sum" if len({(share.start, share.width) for share in session.shares}) == 1 else "concat"
         limit = program.limit / (1 if join == "concat" else len(session.shares))
         what = f"the activation at cut '{self._cut}'"
         parts[self.name] = encode(activation, program.precision, limit=limit, what=what)

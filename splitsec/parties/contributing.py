@@ -81,7 +81,7 @@ class Contributors:
 
     def serve(self, name: str, body: Serve) -> None:
         """A client is there to contribute."""
-        if not 1 <= body.features < MOST_FEATURES:
+        if not 0 <= body.features < MOST_FEATURES:
             raise MessageError(f"an activation cannot have {body.features} features")
         self._features[name] = body.features
 

@@ -35,7 +35,7 @@ def check_hello(name: str, hello: Hello, *, cut: str, schedule: Schedule, member
     if hello.samples + sum(one.samples for one in others.values()) > MAX_TOTAL_WEIGHT:
         raise RefusedError(f"the clients' samples add up to more than {MAX_TOTAL_WEIGHT}")
     if hello.shape:
-        _check_shape(name, hello.shape, {} if schedule.join else others)
+        _check_shape(name, hello.shape, {} if schedule.join else others, least=0 if schedule.join else 1)
     if schedule.join:
         _check_columns(name, hello, others, schedule)
     if schedule.combine == "none":
@@ -88,9 +88,9 @@ def _check_columns(name: str, hello: Hello, others: Mapping[str, Hello], schedul
             )
 
 
-def _check_shape(name: str, shape: tuple[int, ...], others: Mapping[str, Hello]) -> None:
-    # The server tries its tail on an activation of this shape.
-    if len(shape) > MOST_DIMENSIONS or min(shape) < 1 or math.prod(shape) > MOST_VALUES:
+def _check_shape(name: str, shape: tuple[int, ...], others: Mapping[str, Hello], *, least: int) -> None:
+    # The server tries its tail on an activation of this shape. Who has labels alone adds no features to others'.
+    if len(shape) > MOST_DIMENSIONS or min(shape) < least or math.prod(shape) > MOST_VALUES:
         raise RefusedError(f"an activation of {name} cannot have shape {shape}")
     for other, one in others.items():
         if one.shape and one.shape != shape:

@@ -79,10 +79,10 @@ class PredictionService:
         """
         if len(wanted.pair_seed) != SEED_BYTES:
             raise MessageError(f"a pair seed has {SEED_BYTES} bytes, not {len(wanted.pair_seed)}")
-        if not wanted.shape or any(not 0 < size < 1 << 20 for size in wanted.shape):
-            raise MessageError(f"an activation cannot have shape {wanted.shape}")
+        shape = joined_shape(shares, wanted.shape[0]) if shares and wanted.shape else wanted.shape
+        if not shape or any(not 0 < size < 1 << 20 for size in shape):
+            raise MessageError(f"an activation cannot have shape {shape}")
         self._check_share(client)
-        shape = joined_shape(shares, wanted.shape[0]) if shares else wanted.shape
         compiled = self._programs.get(Wanted(shape, wanted.reveal, wanted.checked, wanted.comparison))
         session = secrets.token_hex(16)
         job = Job(

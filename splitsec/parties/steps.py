@@ -112,6 +112,11 @@ class Steps:
             raise MessageError(f"{name} has {self._schedule.in_flight} batches on their way and must wait")
         self._queues[name].append(arrived)
 
+    @property
+    def _needs_features(self) -> bool:
+        """Whether an activation must have some."""
+        return True
+
     def _begun_of(self, _name: str) -> int:
         """How many of a client's batches are in a step that has begun."""
         return 0
@@ -124,7 +129,11 @@ class Steps:
         least, most = (0, self._samples.get(name, 0)) if sampled else (1, self._schedule.batch_size)
         for tensor in tensors:
             # Before anything is remembered of it.
-            if tensor.dim() < 1 or not least <= len(tensor) <= most or (len(tensor) and not tensor.numel()):
+            if (
+                tensor.dim() < 1
+                or not least <= len(tensor) <= most
+                or (len(tensor) and not tensor.numel() and self._needs_features)
+            ):
                 raise MessageError(f"the activation has shape {tuple(tensor.shape)}; expected {least} to {most} rows")
             if tensor.is_floating_point():
                 check_range(tensor, limit=float("inf"), what=f"the activation of {name} at cut '{self._cut}'")
@@ -171,6 +180,11 @@ class JoinedSteps(Steps):
         labels = tensors[-1] if labelled else None
         count = len(tensors) - 1 if labelled else len(tensors)
         self._keep(name, self._activation(name, body, tensors[:count], labels))
+
+    @property
+    def _needs_features(self) -> bool:
+        # Who has labels alone adds none to those of the others.
+        return False
 
     def _same_shape(self, _name: str, activation: torch.Tensor) -> None:
         if activation.dim() != 2:

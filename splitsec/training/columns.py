@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from splitsec.errors import ConfigError, first_line
 from splitsec.files import whole_file
-from splitsec.training.standardising import Scaling
+from splitsec.training.standardising import Scaling, spread_of
 from splitsec.training.tables import ID, LABEL, read_csv, wrong_label
 
 # A 32-bit float may move a number by so much of its column's spread.
@@ -208,7 +208,7 @@ def _real(values: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
         raise ConfigError(f"row {row + 1}, column '{names[column]}': {value:.10g} {why}")
     if values.dtype != torch.float32 and len(values):
         wide = values.double()
-        rounding, spread = (wide - narrow.double()).abs(), wide.std(0, unbiased=False)
+        rounding, spread = (wide - narrow.double()).abs(), spread_of(wide)
         for column, (most, differs) in enumerate(zip(rounding.amax(0).tolist(), spread.tolist(), strict=True)):
             if differs > 0 and most > _MOST_ROUNDING * differs:
                 value = float(wide[int(rounding[:, column].argmax()), column])

@@ -29,11 +29,6 @@ def fitted(columns: Columns, front: nn.Module) -> tuple[Columns, int]:
     Raises:
         ConfigError: there are no columns, the front cannot take them, or codes for an embedding would be standardised.
     """
-    if not columns.names:
-        raise ConfigError(
-            "the data has labels and no columns for the front: add a column of numbers that this client knows (or a "
-            "column of ones, with a front such as nn.Linear(1, 4)), or give the labels to a client that has columns"
-        )
     trial = copy.deepcopy(front).eval()
     tables = {
         name: layer.num_embeddings
@@ -112,6 +107,11 @@ def _takes(front: nn.Module, values: torch.Tensor) -> bool:
 def _features(front: nn.Module, columns: Columns, start: int, tables: dict[str, int]) -> int:
     """How many features the front makes of the rows from `start` on; raises `ConfigError` where it cannot."""
     values = columns.values[start : start + _AT_ONCE]
+    if not columns.names and not _takes(front, values):
+        raise ConfigError(
+            "the data has labels and no columns: then the front of this client is nn.Identity() and the tail takes the "
+            "features of the others alone; or give it a column"
+        )
     listed = f"{len(columns.names)} columns ({', '.join(columns.names[:8])}{', ...' if len(columns.names) > 8 else ''})"
     try:
         with torch.no_grad():

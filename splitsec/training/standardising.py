@@ -39,7 +39,7 @@ class Standardisation:
         if not len(values):
             raise ConfigError("there are no rows to measure the columns' mean and spread by")
         wide = values.double()
-        mean, spread = wide.mean(0), wide.std(0, unbiased=False)
+        mean, spread = wide.mean(0), spread_of(wide)
         stays = torch.tensor([name in kept for name in names], dtype=torch.bool)
         same = torch.tensor([bool((column == column[0]).all()) for column in wide.T], dtype=torch.bool)
         mean = torch.where(same, wide[0], mean)
@@ -92,6 +92,12 @@ class Standardisation:
             return cls(names, mean, spread, bool(facts["whole"]))
         except (KeyError, TypeError, ValueError):
             raise ConfigError("the mean and spread of the front's columns cannot be read") from None
+
+
+def spread_of(values: torch.Tensor) -> torch.Tensor:
+    """The standard deviation of each column of `values` (N, columns), float64 (columns,)."""
+    wide = values.double()
+    return (wide - wide.mean(0)).square().mean(0).sqrt()
 
 
 @dataclass(frozen=True)

@@ -263,3 +263,37 @@ def test_a_mask_serves_once() -> None:
     found = [mask(seed, s, q, c, (4,)) for s, q, c in (("a", 0, "c"), ("b", 0, "c"), ("a", 1, "c"), ("a", 0, "d"))]
     assert all(not torch.equal(one, other) for i, one in enumerate(found) for other in found[:i])
     assert Gathered.__doc__
+
+
+@pytest.mark.parametrize("asks", ["client-1", "client-2"])
+def test_who_has_labels_alone_takes_part(asks: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    fronts = {"client-1": nn.Identity(), "client-2": nn.Sequential(nn.Linear(2, 4), nn.ReLU())}
+    model = VerticalModel(fronts, nn.Linear(4, 2))
+    one, two = _data()
+    parts = {"client-1": Columns(one.ids, torch.zeros(50, 0), one.labels), "client-2": two}
+    schedule = {"combine": "none", "join": "concat", "order": 4, "held_out": 0.25}
+    with world(tmp_path, cut=CUT, tail=model.tail, schedule=schedule, epochs=2) as here:
+
+        def run(name: str) -> Any:
+            def action() -> Any:
+                with _client(here, name, model) as client:
+                    client.train(parts[name])
+                    predictions = None
+                    if name == asks:
+                        predictions = client.predict_rows(range(30, 40), batch_size=4)
+                    else:
+                        client.contribute()
+                    client.leave()
+                    return predictions, client.columns
+
+            return action
+
+        results = here.together(*(run(name) for name in parts))
+    assert not [result for result in results if isinstance(result, BaseException)], results
+    predictions = next(result[0] for result in results if result[0] is not None)
+    columns = results[1][1]
+    assert predictions.ids == columns.ids[30:]
+    with torch.no_grad():
+        plain = here.split.tail(model.fronts["client-2"](columns.values[30:]))
+    torch.testing.assert_close(predictions.logits, plain, atol=2e-3, rtol=0)

@@ -79,8 +79,8 @@ def test_codes_are_never_standardised(caplog: pytest.LogCaptureFixture) -> None:
         (NUMBERS, nn.Unflatten(1, (3, 1)), "activations that are joined have shape (rows, features)"),
         (
             Columns(IDS[:2], torch.zeros(2, 0), torch.tensor([0, 1])),
-            nn.Identity(),
-            "labels and no columns for the front",
+            nn.Linear(2, 3),
+            "labels and no columns: then the front of this client is nn.Identity()",
         ),
     ],
 )
