@@ -54,6 +54,7 @@ MAY_BE_STATISTICAL = {
     "launch/prediction.py": "likely inputs to measure ranges with",
     "launch/simulation.py": "who drops out of a simulation",
     "parties/running.py": "first weights",
+    "parties/running_columns.py": "first weights",
     "privacy/audit": "attackers",
     "privacy/record.py": "puts torch's generator back after a probe",
     "training/data.py": "an order of rows that all clients share, or of a repeatable run",

@@ -23,7 +23,8 @@ from splitsec.launch.local import LocalRun, execute, held_out_rows, load_vertica
 from splitsec.launch.simulation import SERVER_SEED, simulate
 from splitsec.parties.events import AnyEvent, Joined, Predicted, RoundDone, size
 from splitsec.parties.names import SERVER
-from splitsec.parties.running import load_columns_model, make_segments
+from splitsec.parties.running import make_segments
+from splitsec.parties.running_columns import load_columns_model
 from splitsec.privacy.ledger import Ledger, find_ledgers
 from splitsec.training.data import Part
 from splitsec.training.vertical import CUT, Columns

@@ -22,7 +22,7 @@ from splitsec.launch.simulation import SERVER_SEED
 from splitsec.models import load_model
 from splitsec.parties.halves import Whole
 from splitsec.parties.names import SERVER
-from splitsec.parties.running import load_columns_model
+from splitsec.parties.running_columns import load_columns_model
 from splitsec.privacy.activations import Guard
 from splitsec.threads import one_thread
 from splitsec.training.data import Loader, Part

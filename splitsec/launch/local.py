@@ -339,6 +339,8 @@ def execute(
         group.start(SERVER, SERVER, directory / SERVER / "party.toml")
         server = group.wait_listening(SERVER, START_SECONDS)
         for index, (name, count) in enumerate(zip(run.names, run.prediction_counts(held_out), strict=True)):
+            # Of columns one client asks, and the others contribute.
+            asks = run.topology != "vertical" or index == 0
             client_config = ClientConfig(
                 name=name,
                 server=server,
@@ -350,15 +352,15 @@ def execute(
                 seed=run.seed,
                 # All parties are on this machine, with data of its own.
                 repeatable=True,
-                predictions=count,
-                batch_size=VERTICAL_BATCH if run.topology == "vertical" else 1,
+                predictions=count if asks else None,
+                batch_size=VERTICAL_BATCH if asks and run.topology == "vertical" else 1,
                 epochs=run.epochs,
                 train_batch_size=run.schedule.batch_size,
                 learning_rate=run.rate,
                 out="out",
                 checkpoints=checkpoints,
                 # All parties share this machine's processors, so to prepare meanwhile would only take turns.
-                ahead=0,
+                ahead=0 if asks else 1,
                 # Not the server's, as long as there are others.
                 cpu=(1 + index % max(1, processors - 1)) % processors,
             )

@@ -93,6 +93,11 @@ class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `VerticalModel`; with `halves`, the model is this client's part, trained for `epochs` with `train_batch_size` and
     `learning_rate`. Neither has a cut.
 
+    With `vertical`, `standardise` gives each column mean 0 and spread 1 over the rows for training, but for those that
+    `codes` names, which the front looks up in an embedding. `weights`, the front that an earlier run saved, brings its
+    mean and spread with it; with `train = false` the rows of people who come later are aligned and predicted. `ask`
+    says whether this client asks for the predictions; if nothing is said, that is the one whose data has labels.
+
     `ahead`, `reveal`, `checked` and `comparison` are those of `Client.predict`. `ledgers`, or else `out`, also receives
     the ledger of a run with a privacy budget; `epsilon_limit` is what all runs with a ledger there may spend together
     of any record of this client. `activation_clip` is for a client that does not train: that of the run in which its
@@ -124,6 +129,9 @@ class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checkpoints: str | None = None
     train: bool = True
     repeatable: bool = False
+    ask: bool | None = None
+    standardise: bool = True
+    codes: tuple[str, ...] = ()
     activation_clip: float = 0.0
     timeout: float = 60.0
     join_timeout: float = 120.0

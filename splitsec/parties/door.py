@@ -9,7 +9,7 @@ from splitsec import __version__
 from splitsec.cut.origin import Origin
 from splitsec.errors import ConfigError, RefusedError
 from splitsec.training.aggregation import MAX_TOTAL_WEIGHT
-from splitsec.training.messages import PROTOCOL, Hello, OpenSession, Serve
+from splitsec.training.messages import PROTOCOL, ColumnsPart, Hello, OpenSession, Serve
 from splitsec.training.schedule import Schedule
 
 MOST_DIMENSIONS = 8
@@ -113,7 +113,7 @@ def check_architecture(name: str, hello: Hello, architecture: str) -> None:
         )
 
 
-def check_belongs(name: str, asked: OpenSession | Serve, tail: Origin) -> None:
+def check_belongs(name: str, asked: OpenSession | Serve | ColumnsPart, tail: Origin) -> None:
     """Raise `RefusedError` for a session of a front that does not belong to the server's tail.
 
     A prediction with such a front would have wrong labels and no error.

@@ -234,11 +234,15 @@ class Learner:
     def _columns_part(self) -> ColumnsPart | None:
         if not isinstance(self._part, Columns):
             return None
+        origin = origin_of(self._segments[0])
         return ColumnsPart(
             labels=self._part.labels is not None,
             trains=self._purpose.trains,
             trained=self._part.scaling.given is not None,
             asks=self._purpose.asks,
+            mark=origin.mark,
+            run=origin.run,
+            rounds=origin.rounds,
         )
 
     def take(self, body: ServerBody | DealerBody, tensors: Sequence[torch.Tensor]) -> list[Out]:
@@ -332,8 +336,9 @@ class Learner:
         self._round = welcome.round
         self._missed = welcome.wait
         self._mark = welcome.mark
-        # From here on the values are those of a run that is not over.
-        self._remember(Origin(architecture=self._architecture))
+        if schedule.epochs:
+            # From here on the values are those of a run that is not over.
+            self._remember(Origin(architecture=self._architecture))
         if welcome.run != self._run:
             # What is kept here is of another run.
             self._run, self._saved, self._taken = welcome.run, (), 0
@@ -587,8 +592,9 @@ class Learner:
     def _end(self, over: bool) -> None:
         """Note whether the run is over; then the segments remember which tail they belong to."""
         self.done = over
-        if over:
-            assert self.welcome is not None
+        assert self.welcome is not None
+        # Without training the segments are what they were.
+        if over and self.welcome.schedule.epochs:
             digest = values_digest(item for one in self._segments for item in one.state_dict().items())
             self._remember(
                 Origin(

@@ -23,7 +23,7 @@ from splitsec.mpc.ring import check_range
 from splitsec.parties.aligning import Aligner
 from splitsec.parties.budgeting import Budgeting
 from splitsec.parties.combining import AskDealer, ClientsUnseeded, Combiner, upload_shape
-from splitsec.parties.door import check_architecture, check_columns_complete, check_hello
+from splitsec.parties.door import check_architecture, check_belongs, check_columns_complete, check_hello
 from splitsec.parties.events import Dropped, Joined, Report, RoundDone
 from splitsec.parties.keeping import check_same_run, identity_of, mark_of, restore, state_of
 from splitsec.parties.learning import MEANS
@@ -253,6 +253,8 @@ class Run:
     def _welcome(self, name: str, hello: Hello, now: float) -> None:
         check_hello(name, hello, cut=self._cut, schedule=self.schedule, members=self.members)
         check_architecture(name, hello, self._architecture)
+        if hello.columns is not None and not self.schedule.epochs:
+            check_belongs(name, hello.columns, origin_of(self._tail))
         if self.finished and self.round is None:
             raise RefusedError(
                 "the server's run has no training (epochs = 0): clients of predictions alone have train = false, and "
@@ -315,7 +317,8 @@ class Run:
         # On from checkpoints there are as many rounds as at the beginning, whoever has come this time.
         self._samples = self._samples or sum(hello.samples for hello in self.members.values())
         self.rounds = self.rounds or self.schedule.rounds(self._samples)
-        set_origin(self._tail, Origin(architecture=self._architecture))
+        if self.schedule.epochs:
+            set_origin(self._tail, Origin(architecture=self._architecture))
         rounds = {name: hello.rounds if hello.run == self._id else (0,) for name, hello in self.members.items()}
         own = self._saved or (0,)
         common = [one for one in own if all(one in mine for mine in rounds.values())]
@@ -399,8 +402,9 @@ class Run:
         if self.round >= self.rounds:
             self.finished = True
             self._trainer.close()
-            origin = Origin(self._mark, self._architecture, self._id, self.rounds)
-            set_origin(self._tail, origin)
+            if self.schedule.epochs:
+                origin = Origin(self._mark, self._architecture, self._id, self.rounds)
+                set_origin(self._tail, origin)
             self._tell_unserved()
             return
         there = [name for name in self.schedule.clients if name in self._active or name in self._returning]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import msgspec
 import torch
-from safetensors.torch import save_file
 from torch import fx, nn
 
 from splitsec.cut import (
@@ -29,17 +27,17 @@ from splitsec.cut import (
 from splitsec.cut.origin import whole_origin
 from splitsec.cut.segments import Part
 from splitsec.errors import ConfigError
-from splitsec.files import whole_file
 from splitsec.models import absolute_source, load_model, load_weights
 from splitsec.parties.checking import check_directories, check_own_data, load_calibration
 from splitsec.parties.client import Client, Predictions
-from splitsec.parties.columns import ColumnsClient
 from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, Topology
 from splitsec.parties.dealer import Dealer
 from splitsec.parties.events import Finished, Report
 from splitsec.parties.halves import HalvesClient
 from splitsec.parties.machine import settle
 from splitsec.parties.names import DEALER, SERVER
+from splitsec.parties.results import save_predictions
+from splitsec.parties.running_columns import load_columns_model, run_columns
 from splitsec.parties.server import Server
 from splitsec.privacy.activations import Guard
 from splitsec.tensors import SAVE_WEIGHTS, read_tensors
@@ -50,6 +48,7 @@ from splitsec.training.segment_files import Role, origin_of_file, read_segment, 
 from splitsec.transport import load_key_pair, load_public_keys
 
 log = logging.getLogger(__name__)
+_HELD_OUT = Schedule(clients=()).held_out
 
 
 def make_dealer(config: DealerConfig, base: Path, report: Report) -> Dealer:
@@ -85,6 +84,8 @@ def make_server(config: ServerConfig, base: Path, report: Report, *, processors:
             set_origin(tail, record.origin)
         elif not config.epochs:
             raise ConfigError(untrained("epochs = 0", "tail"))
+        if not config.epochs and config.held_out != _HELD_OUT:
+            log.warning("held_out = %g does nothing: with epochs = 0 all common rows are predicted", config.held_out)
         shared |= {"join": model.join, "combine": "none"}
     elif config.topology == "halves":
         shared |= {"halves": True, "epochs": 0, "combine": "none"}
@@ -145,7 +146,7 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
     _check_cut(config.topology, config.cut)
     check_directories(base, out=config.out, checkpoints=config.checkpoints, ledgers=config.ledgers)
     config = msgspec.structs.replace(config, model=absolute_source(config.model, base))
-    runs = {"horizontal": _run_rows, "vertical": _run_columns, "halves": _run_half}
+    runs = {"horizontal": _run_rows, "vertical": run_columns, "halves": _run_half}
     runs[config.topology](config, base, report, processors)
     report(Finished(config.name, time.monotonic() - began))
 
@@ -202,48 +203,6 @@ def _run_rows(config: ClientConfig, base: Path, report: Report, processors: Sequ
         client.leave()
 
 
-def _run_columns(config: ClientConfig, base: Path, report: Report, processors: Sequence[int] | None) -> None:
-    """The client with the labels asks for the held-out rows, the others contribute."""
-    keys = base / config.keys
-    pair, peers = load_key_pair(keys, config.name), load_public_keys(keys)
-    columns = vertical.Columns.load(base / config.data)
-    model = load_columns_model(config.model, config.seed)
-    if config.name not in model.fronts:
-        raise ConfigError(f"the model has no front for {config.name}; it has: {', '.join(model.fronts)}")
-    front = model.fronts[config.name]
-    with ColumnsClient(
-        front,
-        cut=vertical.CUT,
-        keys=pair,
-        peers=peers,
-        server=config.server,
-        dealer=config.dealer,
-        timeout=config.timeout,
-        join_timeout=config.join_timeout,
-        processors=processors,
-        report=report,
-    ) as client:
-        client.train(
-            columns,
-            seed=derived_seed(config.name, config.seed),
-            repeatable=config.repeatable,
-            checkpoints=_beside(base, config.checkpoints),
-            ledgers=_beside(base, config.out if config.ledgers is None else config.ledgers),
-            epsilon_limit=config.epsilon_limit,
-        )
-        if config.out is not None:
-            _save_front(config, base, vertical.CUT, front, front.state_dict())
-        if columns.labels is None:
-            client.contribute()
-        else:
-            rows = range(client.training_rows, len(client.columns.ids))
-            rows = rows[: len(rows) if config.predictions is None else config.predictions]
-            if rows:
-                found = client.predict_rows(rows, batch_size=config.batch_size, ahead=config.ahead)
-                _save_predictions(found, config, base)
-        client.leave()
-
-
 def _run_half(config: ClientConfig, base: Path, report: Report, processors: Sequence[int] | None) -> None:
     keys = base / config.keys
     part = data.Part.load(base / config.data)
@@ -289,15 +248,6 @@ def _run_half(config: ClientConfig, base: Path, report: Report, processors: Sequ
         client.leave()
 
 
-def load_columns_model(source: str, seed: int | None) -> vertical.VerticalModel:
-    """The vertical model that a source makes, with first weights from the seed; raises `ConfigError` for another."""
-    _seed_weights(seed)
-    model = load_model(source)
-    if not isinstance(model, vertical.VerticalModel):
-        raise ConfigError(f"'{source}' makes a {type(model).__name__}; a vertical run needs a splitsec VerticalModel")
-    return model
-
-
 def _check_cut(topology: Topology, cut: str) -> None:
     if (topology == "horizontal") != bool(cut):
         wants = "needs a cut: cut = 'NAME'" if not cut else "has no cut of its own; leave it out"
@@ -338,13 +288,9 @@ def _has_own_weights(source: str) -> bool:
     return marks[0] == marks[1]
 
 
-def _save_predictions(found: Predictions, config: ClientConfig, base: Path) -> None:
-    if config.out is None:
-        return
-    tensors = {"labels": found.labels} | ({} if found.logits is None else {"logits": found.logits})
-    costs = {name: value for name, value in vars(found).items() if name not in ("labels", "logits")}
-    # Writing costs as metadata keeps what belongs together in one file.
-    _save(tensors, base / config.out / "predictions.safetensors", costs)
+def _save_predictions(predictions: Predictions, config: ClientConfig, base: Path) -> None:
+    if config.out is not None:
+        save_predictions(predictions, base / config.out)
 
 
 def make_segments(
@@ -405,10 +351,3 @@ def _beside(base: Path, path: str | None) -> Path | None:
 
 def _load_weights(path: Path) -> dict[str, torch.Tensor]:
     return read_tensors(path, "weights", SAVE_WEIGHTS)
-
-
-def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: object = None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    described = None if metadata is None else {"json": json.dumps(metadata)}
-    with whole_file(path) as partial:
-        save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, partial, metadata=described)

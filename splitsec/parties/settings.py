@@ -33,19 +33,25 @@ _NOTHING_SPENT = {
     "ledgers": "nothing of the data's privacy is spent without training in a run",
     "epsilon_limit": "nothing of the data's privacy is spent without training in a run",
 }
+_FOR_COLUMNS = "it is for columns (topology = 'vertical')"
+_OF_COLUMNS = {"ask": _FOR_COLUMNS, "standardise": _FOR_COLUMNS, "codes": _FOR_COLUMNS}
+_OF_THE_WEIGHTS = "the weights say what the front is, and what is done to its columns"
 # By layout, which settings do nothing, and why.
 IDLE_AT_CLIENT: Mapping[str, Mapping[str, str]] = {
     "horizontal": {
         **_OF_ROWS,
+        **_OF_COLUMNS,
         "activation_clip": "while training the server's rules of privacy have it; it is for train = false",
     },
     "u": {
         **_OF_ROWS,
+        **_OF_COLUMNS,
         "activation_clip": "while training the server's rules of privacy have it; it is for train = false",
         "reveal": "the tail of a U ends before the labels, and the head needs its output",
     },
     "predictions": {
         **_OF_ROWS,
+        **_OF_COLUMNS,
         **_NOTHING_SPENT,
         "seed": "the weights say what the front is",
         "checkpoints": "only training has them",
@@ -54,6 +60,7 @@ IDLE_AT_CLIENT: Mapping[str, Mapping[str, str]] = {
     },
     "predictions of a U": {
         **_OF_ROWS,
+        **_OF_COLUMNS,
         **_NOTHING_SPENT,
         "seed": "the weights say what the front is",
         "checkpoints": "only training has them",
@@ -62,7 +69,18 @@ IDLE_AT_CLIENT: Mapping[str, Mapping[str, str]] = {
         "reveal": "the tail of a U ends before the labels, and the head needs its output",
     },
     "vertical": {**_OF_ROWS, "activation_clip": "it is for clients with rows and train = false"},
+    "predictions of columns": {
+        **_OF_ROWS,
+        **_NOTHING_SPENT,
+        "activation_clip": "it is for clients with rows and train = false",
+        "seed": _OF_THE_WEIGHTS,
+        "repeatable": "only training has an order of rows",
+        "standardise": _OF_THE_WEIGHTS,
+        "codes": _OF_THE_WEIGHTS,
+        "checkpoints": "only training has them",
+    },
     "halves": {
+        **_OF_COLUMNS,
         **_NOTHING_SPENT,
         "cut": "every client has its whole part",
         "reveal": "a model in parts answers with logits",
@@ -73,33 +91,30 @@ IDLE_AT_CLIENT: Mapping[str, Mapping[str, str]] = {
         "join_timeout": "the server waits for the others' parts, with its own",
     },
 }
+_NOTHING_TRAINED = "with epochs = 0 nothing is trained"
+_OF_TRAINING = (
+    "batch_size",
+    "learning_rate",
+    "combine",
+    "every",
+    "in_flight",
+    "proximal",
+    "server_momentum",
+    "decay",
+    "compress",
+    "privacy",
+    "minimum",
+    "order",
+    "round_timeout",
+    "checkpoints",
+)
 IDLE_AT_SERVER: Mapping[str, Mapping[str, str]] = {
     "horizontal": {
         "order": "it is for columns (topology = 'vertical'); clients with rows choose their own order",
         "held_out": "it is for columns (topology = 'vertical'); clients with rows have test rows of their own",
     },
     "predictions": {
-        **dict.fromkeys(
-            (
-                "batch_size",
-                "learning_rate",
-                "combine",
-                "every",
-                "in_flight",
-                "proximal",
-                "server_momentum",
-                "decay",
-                "compress",
-                "privacy",
-                "minimum",
-                "order",
-                "held_out",
-                "round_timeout",
-                "checkpoints",
-                "join_timeout",
-            ),
-            "with epochs = 0 nothing is trained",
-        ),
+        **dict.fromkeys((*_OF_TRAINING, "held_out", "join_timeout"), _NOTHING_TRAINED),
         "seed": "the weights say what the tail is",
         "out": "nothing is trained that could be saved",
     },
@@ -109,6 +124,11 @@ IDLE_AT_SERVER: Mapping[str, Mapping[str, str]] = {
         "every": "columns have nothing to combine between epochs",
         "proximal": "it holds segments near their average, and there is none",
         "server_momentum": "it is that of averages, and there are none",
+    },
+    # What is held out is all of it: that may be said, and so may where the tail is to be copied to.
+    "predictions of columns": {
+        **dict.fromkeys(_OF_TRAINING, _NOTHING_TRAINED),
+        "seed": "the weights say what the tail is",
     },
     "halves": {
         "model": "the server has no model; each client names its own",
@@ -157,6 +177,9 @@ def read_settings(path: Path, kind: type[ConfigT]) -> ConfigT:
 
 def layout_of(config: ServerConfig | ClientConfig) -> str:
     """Which column of the tables a party's settings belong to."""
+    trains = config.epochs > 0 if isinstance(config, ServerConfig) else config.train
+    if config.topology == "vertical" and not trains:
+        return "predictions of columns"
     if config.topology != "horizontal":
         return config.topology
     if isinstance(config, ServerConfig):
@@ -220,6 +243,7 @@ def _where(config: ServerConfig | ClientConfig) -> str:
         "predictions": f"at {party} of predictions alone ({alone})",
         "predictions of a U": f"at {party} of predictions alone (train = false)",
         "vertical": f'at {party} of columns (topology = "vertical")',
+        "predictions of columns": f"at {party} of predictions alone ({alone})",
         "halves": f'at {party} of parts of a model (topology = "halves")',
     }[layout_of(config)]
 

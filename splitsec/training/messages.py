@@ -42,12 +42,18 @@ PROTOCOL = 5
 
 class ColumnsPart(msgspec.Struct, frozen=True, array_like=True):
     """What a client with columns takes part in: whether it has labels; whether it wants to train, and whether its front
-    is trained already; whether it asks for predictions, None where that is decided later."""
+    is trained already; whether it asks for predictions, None where that is decided later.
+
+    `mark`, `run` and `rounds` say where its front comes from, as in `OpenSession`.
+    """
 
     labels: bool
     trains: bool = True
     trained: bool = False
     asks: bool | None = None
+    mark: OptionalIdentifier = ""
+    run: OptionalIdentifier = ""
+    rounds: Number = 0
 
 
 class Hello(Message, frozen=True):

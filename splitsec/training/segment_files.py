@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 import torch
@@ -37,6 +37,7 @@ class SegmentRecord(msgspec.Struct, frozen=True, kw_only=True):
         run, rounds, mark: as in `Origin`; `mark` is equal for the front and the tail of one run, since it is a digest
             of both.
         digest: of the values in the file, so that a file that was changed is noticed.
+        columns: of a front for columns, what is done to them before it takes them: see `Standardisation.as_json`.
     """
 
     format: int = FORMAT
@@ -48,6 +49,7 @@ class SegmentRecord(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
     mark: str
     digest: str
+    columns: dict[str, Any] | None = None
 
     @property
     def origin(self) -> Origin:
@@ -63,17 +65,18 @@ def save_segment(
     party: str,
     cut: str,
     origin: Origin,
-    extra: Mapping[str, torch.Tensor] | None = None,
+    columns: dict[str, Any] | None = None,
 ) -> None:
     """Write a segment's values with the record of their origin; the file is there as a whole or not at all.
 
     Args:
-        extra: further tensors that belong to the segment, such as the means that its columns were standardised with.
+        columns: of a front for columns, see `SegmentRecord`. In the record and not among the tensors, so that
+            `front.load_state_dict(load_file(path))` goes on working.
 
     Raises:
         ConfigError: the file cannot be written.
     """
-    tensors = {name: value.detach().contiguous().clone() for name, value in {**values, **(extra or {})}.items()}
+    tensors = {name: value.detach().contiguous().clone() for name, value in values.items()}
     record = SegmentRecord(
         role=role,
         party=party,
@@ -82,6 +85,7 @@ def save_segment(
         rounds=origin.rounds,
         mark=origin.mark,
         digest=values_digest(tensors.items()),
+        columns=columns,
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

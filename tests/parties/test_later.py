@@ -12,6 +12,7 @@ import torch
 from parties_in_threads import World, world
 from torch import nn
 
+from splitsec.cut import Origin, origin_of, set_origin
 from splitsec.errors import ConfigError, RefusedError
 from splitsec.parties.columns import ColumnsClient
 from splitsec.training.standardising import Scaling, Standardisation
@@ -49,6 +50,8 @@ def _trained(parts: dict[str, Columns]) -> dict[str, Standardisation]:
 
 
 def _client(here: World, name: str, model: VerticalModel, asks: bool | None = None) -> ColumnsClient:
+    # As if a run had trained them together.
+    set_origin(model.fronts[name], origin_of(here.split.tail))
     client = here.client(name, model.fronts[name], cut=CUT, kind=ColumnsClient)
     assert isinstance(client, ColumnsClient)
     client.asks = asks
@@ -192,3 +195,12 @@ def test_other_columns_than_the_front_was_trained_with_are_named(tmp_path: Path)
         pytest.raises(ConfigError, match="trained with the columns 'age', 'height', 'weight'; this data lacks"),
     ):
         client.align(replace(part, scaling=Scaling(given=scale)))
+
+
+def test_a_front_of_another_run_is_refused_before_rows_are_aligned(tmp_path: Path) -> None:
+    model, made = _later(tmp_path, timeout=2.0)
+    part = _people(10, first=0)["client-1"]
+    with made as here, _client(here, "client-1", model) as client:
+        set_origin(client.front, Origin(mark="0" * 32, run="1" * 32, rounds=3))
+        with pytest.raises(RefusedError, match="does not belong to the server's tail: the front is of run 11111111"):
+            client.align(replace(part, scaling=Scaling(given=_given(part))))

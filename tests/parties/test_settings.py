@@ -11,16 +11,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from splitsec.cut import Origin
 from splitsec.errors import AddressError, ConfigError, SplitsecError
 from splitsec.models import breast_columns, digits_cnn, digits_half
-from splitsec.parties import running
+from splitsec.parties import running, running_columns
 from splitsec.parties.client import Predictions
 from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig
 from splitsec.parties.settings import check_settings, idle_settings, layout_of, read_settings, without_idle
 from splitsec.privacy.rules import Privacy
 from splitsec.training.data import Part
 from splitsec.training.schedule import Schedule
-from splitsec.training.vertical import Columns
+from splitsec.training.segment_files import save_segment
+from splitsec.training.standardising import Standardisation
+from splitsec.training.vertical import CUT, Columns
 from splitsec.transport import make_keys
 
 SERVER, DEALER = "tcp://127.0.0.1:5555", "tcp://127.0.0.1:5556"
@@ -43,12 +46,16 @@ LAYOUTS: dict[str, Any] = {
     "server of a U": _server(cut="pool,fc2"),
     "server of predictions": _server(epochs=0, weights="whole"),
     "server of columns": _server(**_COLUMNS),
+    "server of later columns": _server(**_COLUMNS, epochs=0, weights="columns-tail"),
     "server of parts": _server(**_PARTS, model=""),
     "client": _rows(),
     "client of a U": _rows(cut="pool,fc2"),
     "client of predictions": _rows(train=False, weights="whole"),
     "client of predictions of a U": _rows(train=False, weights="whole", cut="pool,fc2"),
     "client of columns": _rows(**_COLUMNS, data="columns.safetensors", name="client-1"),
+    "client of later columns": _rows(
+        **_COLUMNS, data="columns.safetensors", name="client-1", train=False, weights="columns-front"
+    ),
     "client of parts": _rows(**_PARTS, model="splitsec.models:digits_half", weights="half"),
 }
 
@@ -95,6 +102,9 @@ OTHER: dict[str, Any] = {
     "checked": True,
     "comparison": "dcf",
     "train": False,
+    "ask": False,
+    "standardise": False,
+    "codes": ("1",),
     "activation_clip": 2.5,
     "ledgers": "ledgers",
     "epsilon_limit": 5.0,
@@ -126,6 +136,8 @@ class _Recorder:
     def __getattr__(self, name: str) -> Any:
         if name == "columns":
             return Columns(("x", "y", "z"), torch.zeros(3, 10))
+        if name == "standardisation":
+            return Standardisation.none(("1",))
         if name == "training_rows":
             return 1
         if name == "address":
@@ -135,6 +147,8 @@ class _Recorder:
             front = getattr(self, "_front", None)
             hooks = len(front._forward_hooks) if isinstance(front, torch.nn.Module) else 0
             self._note(name, arguments, {**named, "hooks": hooks})
+            if "on_trained" in named:
+                named["on_trained"]()
             return self._predictions if name.startswith("predict") else None
 
         return note
@@ -186,8 +200,18 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "\ndef Columns():\n    model = breast_columns()\n    model.join = 'sum'\n    return model\n"
     )
     columns = breast_columns()
-    save_file(columns.tail.state_dict(), here / "columns-tail")
-    save_file(columns.fronts["client-1"].state_dict(), here / "columns-front")
+    origin = Origin(mark="0" * 32, run="1" * 32, rounds=2)
+    scale = Standardisation.none([str(number) for number in range(1, 11)]).as_json()
+    front, tail = columns.fronts["client-1"].state_dict(), columns.tail.state_dict()
+    save_segment(here / "columns-tail", tail, role="tail", party="server", cut=CUT, origin=origin)
+    save_segment(here / "columns-front", front, role="front", party="client-1", cut=CUT, origin=origin, columns=scale)
+    torch.manual_seed(9)
+    other = breast_columns()
+    save_segment(here / "other-tail", other.tail.state_dict(), role="tail", party="server", cut=CUT, origin=origin)
+    other_front = other.fronts["client-1"].state_dict()
+    save_segment(
+        here / "other-front", other_front, role="front", party="client-1", cut=CUT, origin=origin, columns=scale
+    )
     torch.manual_seed(8)
     save_file(digits_half().state_dict(), here / "other-half")
     return here
@@ -197,12 +221,15 @@ def _run(config: Any, base: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What running a party with these settings does, without any other party."""
     log: list[str] = []
     predictions = Predictions(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 10), [1.0], [1.0], 1, 1, 1, 1)
-    for name in ("Server", "Dealer", "Client", "ColumnsClient", "HalvesClient"):
+    for name in ("Server", "Dealer", "Client", "HalvesClient"):
         monkeypatch.setattr(running, name, _Recorder(log, predictions))
     monkeypatch.setattr(running, "settle", lambda threads, cpu=None: log.append(f"settle {threads} {cpu}"))
     if hasattr(running, "save_segment"):
         monkeypatch.setattr(running, "save_segment", lambda path, *_a, **_n: log.append(f"saved {path}"))
-    monkeypatch.setattr(running, "_save", lambda _tensors, path, *_more: log.append(f"saved {path}"))
+    monkeypatch.setattr(running_columns, "ColumnsClient", _Recorder(log, predictions))
+    monkeypatch.setattr(running_columns, "save_segment", lambda path, *_a, **_n: log.append(f"saved {path}"))
+    for module in (running, running_columns):
+        monkeypatch.setattr(module, "save_predictions", lambda _predictions, path: log.append(f"predictions in {path}"))
     check_settings(config)
     run = {DealerConfig: running.run_dealer, ServerConfig: running.run_server, ClientConfig: running.run_client}[
         type(config)
@@ -219,6 +246,11 @@ def _other(layout: str, name: str) -> Any:
         ("client of parts", "model"): "net.py:Half",
         ("client of parts", "weights"): "other-half",
         ("server of columns", "weights"): "columns-tail",
+        ("server of later columns", "weights"): "other-tail",
+        ("server of later columns", "model"): "net.py:Columns",
+        ("server of later columns", "epochs"): 5,
+        ("client of later columns", "weights"): "other-front",
+        ("client of later columns", "data"): "other-columns.safetensors",
         ("client of columns", "weights"): "columns-front",
         ("server of predictions", "epochs"): 5,
         ("server of a U", "cut"): "pool,fc1",
@@ -240,14 +272,13 @@ WITH: dict[tuple[str, str], dict[str, Any]] = {
     ("client of parts", "model"): {"weights": None},
     ("client of parts", "seed"): {"weights": None},
     ("client of columns", "train"): {"weights": "columns-front"},
+    ("client of later columns", "train"): {"seed": 0},
+    ("server of later columns", "epochs"): {"seed": None},
 }
 # Changing these makes it another layout, which has a column of its own.
 OF_THE_LAYOUT = {"topology"}
-SOON = {"weights", "reveal", "checked", "comparison", "train"}
 WALK = [
-    pytest.param(layout, field.name, marks=pytest.mark.xfail(reason="columns by TOML are being extended", strict=False))
-    if layout == "client of columns" and field.name in SOON
-    else (layout, field.name)
+    (layout, field.name)
     for layout, config in LAYOUTS.items()
     for field in msgspec.structs.fields(config)
     if field.name not in OF_THE_LAYOUT
