@@ -23,7 +23,7 @@ from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.linear import laid_out
 from splitsec.mpc.lowering import Lowering, lower_tail, refuse_lookups
 from splitsec.mpc.operations import Size, value_scales
-from splitsec.mpc.program import MOST_DIGITS, Program, Reveal, Shape, Step, Weights
+from splitsec.mpc.program import MOST_ANSWER_BITS, MOST_DIGITS, Program, Reveal, Shape, Step, Weights
 from splitsec.mpc.ring import PRECISION_BITS, encode
 
 log = logging.getLogger(__name__)
@@ -111,12 +111,24 @@ def compile_tail(
         steps.append(Step("argmax", "label", (len(steps),), output))
     steps = [msgspec.structs.replace(step, bits=input_bits(step, bounds)) for step in steps]
     checks = range_checks(lowering.steps, sizes, bounds, precision) if checked else ()
-    program = Program(input_shape, tuple(steps), limit, limited_by, precision, checks, comparison, guaranteed)
+    answer_bits = _answer_bits(precision, limit, bounds[len(lowering.steps)])
+    program = Program(
+        input_shape, tuple(steps), limit, limited_by, precision, checks, comparison, guaranteed, answer_bits
+    )
     try:
         check_program(program)
     except MessageError as error:
         raise UnsupportedLayerError(f"the tail cannot run encrypted: {error}") from error
     return program, lowering.weights
+
+
+def _answer_bits(precision: int, limit: float, bound: float) -> int:
+    """Return how many fractional bits of a result are worth opening.
+
+    The input is exact to `precision` fractional bits, so a result that is smaller by a factor has as many digits more.
+    """
+    smaller = math.floor(math.log2(limit / bound)) if bound > 0 else 0
+    return min(MOST_ANSWER_BITS, precision + max(0, smaller))
 
 
 class ShapeNotes(fx.Interpreter):

@@ -21,6 +21,8 @@ MAX_STEPS = 10_000
 Shape: TypeAlias = Annotated[tuple[int, ...], msgspec.Meta(max_length=MAX_DIMENSIONS)]
 Reveal: TypeAlias = Literal["logits", "label"]
 MOST_DIGITS = 14
+# Fractional bits of a result that are opened, at most.
+MOST_ANSWER_BITS = 40
 
 
 class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,7 +80,8 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `limited_by` is the layer that asks for it, if one does.
 
     `guaranteed` says that no activation below the limit can make any value overflow: bounds were computed from the
-    weights, not measured. `checks` are those of the checked mode, `comparison` is how values are compared.
+    weights, not measured. `checks` are those of the checked mode, `comparison` is how values are compared. Of the
+    result `answer_bits` fractional bits are opened, and below them noise (see `run.blurred`).
     """
 
     input_shape: Shape
@@ -89,6 +92,7 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checks: tuple[Check, ...] = ()
     comparison: ComparisonKind = "tables"
     guaranteed: bool = True
+    answer_bits: int = PRECISION_BITS
 
     @property
     def reveals_label(self) -> bool:

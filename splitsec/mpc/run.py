@@ -9,6 +9,7 @@ import torch
 from splitsec.errors import RangeError
 from splitsec.mpc.context import CLIENT, SERVER, Context
 from splitsec.mpc.operations import OPERATIONS, Running, Value, scaled
+from splitsec.mpc.prg import Stream, fresh_seed
 from splitsec.mpc.program import Program, Step, Weights
 from splitsec.mpc.ring import HEADROOM_BITS, decode, encode
 from splitsec.mpc.sign import at_least_zero
@@ -48,7 +49,10 @@ def run_program(
         if on_step is not None:
             on_step(number)
     result = values[-1]
-    theirs = context.collect(result.share.contiguous(), CLIENT)
+    share = result.share
+    if context.rank == SERVER and not program.reveals_label and not context.planning:
+        share = blurred(share, result.scale - program.answer_bits)
+    theirs = context.collect(share.contiguous(), CLIENT)
     if program.checks:
         if on_step is not None:
             on_step(len(program.steps) + 1)
@@ -59,6 +63,21 @@ def run_program(
         # NumPy's takes the first of several: those whose logits are equal to the last bit.
         return torch.from_numpy((result.share + theirs).numpy().argmax(1))
     return decode(result.share + theirs, result.scale)
+
+
+def blurred(share: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return the server's share of a result with uniform noise over so many of its lowest bits, int64.
+
+    A product has twice the fractional bits that its factors had, and in the last layer these are the weights to the
+    bit. With noise u the client opens z + u: its lowest bits are uniform whatever z is, and the others are z rounded up
+    with the probability that is its fraction. That is what stochastic truncation opens (SecureML, P. Mohassel and Y.
+    Zhang, IEEE S&P 2017, section 4.1, takes the nearest instead), without a round. A threshold that is always at the
+    same place would give a bit of the fraction to each query that is chosen with care; this one moves.
+    """
+    if bits <= 0:
+        return share
+    noise = Stream(fresh_seed()).ring(share.shape) >> (64 - bits)
+    return share + noise
 
 
 def check_ranges(program: Program, values: Sequence[Value], context: Context) -> None:
