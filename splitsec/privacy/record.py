@@ -83,30 +83,33 @@ class PrivateStep:
         self._hooked = [_hooked(one) for one in segments if any(True for _ in _trained(one))]
         self._optimizer = _SecureOptimizer(optimizer, rules)
         self._clip = rules.clip
-        self._probed = False
+        self._probed: set[int] = set()
 
     def zero(self) -> None:
         """Forget the gradients of the step before, and a forward pass whose gradient never came."""
         self._optimizer.zero_grad(set_to_none=True)
         for hooked in self._hooked:
-            for module in hooked.modules():
-                if hasattr(module, "activations"):
-                    module.activations.clear()
-            for parameter in hooked.parameters():
-                # Opacus counts passes that are on their way, and waits for the gradients of all.
-                parameter._forward_counter = 0
-                if hasattr(parameter, "_current_grad_sample"):
-                    del parameter._current_grad_sample
+            _forget(hooked)
 
     def probe(self, segment: nn.Module, batch: torch.Tensor) -> None:
-        """At the first batch that has rows, see that a segment treats each row by itself.
+        """At the first batch that has rows, see that a segment treats each row by itself, and that the gradients of
+        single records are what they should be.
 
         Raises:
-            ConfigError: what comes of a row depends on another row, or on what the segment remembers of a batch.
+            ConfigError: what comes of a row depends on another row, or on what the segment remembers of a batch; or a
+                record's gradient is not that which the clip is for.
         """
-        if not self._probed and len(batch):
-            self._probed = True
+        if id(segment) not in self._probed and len(batch):
+            self._probed.add(id(segment))
             check_apart(segment, batch)
+            # Another segment's pass may be on its way.
+            _forget(segment)
+            try:
+                check_gradients(segment, batch)
+            finally:
+                _forget(segment)
+                for parameter in segment.parameters():
+                    parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]  # Opacus puts it there
 
     def _checked_norms(self, rows: int) -> torch.Tensor:
         """L2 norms of the rows' gradients at this side, where there is one gradient a record; what is not a number does
@@ -168,6 +171,17 @@ class PrivateStep:
             one.to_standard_module()
 
 
+def _forget(segment: nn.Module) -> None:
+    for module in segment.modules():
+        if hasattr(module, "activations"):
+            module.activations.clear()  # type: ignore[operator,union-attr]
+    for parameter in segment.parameters():
+        # Opacus counts passes that are on their way, and waits for the gradients of all.
+        parameter._forward_counter = 0  # type: ignore[attr-defined]
+        if hasattr(parameter, "_current_grad_sample"):
+            del parameter._current_grad_sample
+
+
 def _trained(segment: nn.Module) -> Any:
     return (one for one in segment.parameters() if one.requires_grad)
 
@@ -180,7 +194,8 @@ def _hooked(segment: nn.Module) -> GradSampleModule:
 
 
 def check_private(model: nn.Module) -> None:
-    """Raise `ConfigError` for a layer that mixes the rows of a batch, naming it and what to put in its place."""
+    """Raise `ConfigError` for what cannot be trained by record, naming it and what to put in its place: a layer that
+    mixes the rows of a batch, a weight that is used outside of the layer that has it."""
     for name, module in model.named_modules():
         if isinstance(module, _BATCH_NORMS):
             raise ConfigError(
@@ -196,9 +211,71 @@ def check_private(model: nn.Module) -> None:
                 f"the batch norm '{node.name}' makes each row depend on the others of its batch, so that no record's "
                 "part can be clipped: use nn.functional.group_norm in its place"
             )
+    if isinstance(model, fx.GraphModule):
+        _check_uses(model)
     problems = ModuleValidator.validate(model.train())
     if problems:
         raise ConfigError(f"a segment cannot be trained privately: {first_line(problems[0])}")
+
+
+def _check_uses(segment: fx.GraphModule) -> None:
+    """Raise `ConfigError` for a weight that is used elsewhere than in its layer: gradients of single records are
+    computed layer by layer, and what it does elsewhere would be left out of the norm that is clipped."""
+    named = dict(segment.named_parameters(remove_duplicate=False))
+    of_layers = {id(one): name for name, one in named.items() if "." in name}
+    for node in segment.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        used = named.get(str(node.target))
+        if used is None or not used.requires_grad or id(used) not in of_layers:
+            continue
+        raise ConfigError(
+            f"the weight '{of_layers[id(used)]}' is used outside of its layer, so that no record's whole gradient can "
+            "be told: call the layer itself, give the weight to the model itself, or freeze it (requires_grad_(False))"
+        )
+
+
+def check_gradients(segment: nn.Module, batch: torch.Tensor) -> None:
+    """Compare the gradient of one record, as hooks give it, with that of a loss which depends on no other record.
+
+    Args:
+        segment: with Opacus's hooks.
+        batch: at least one row.
+
+    Raises:
+        ConfigError: they differ, such as for a weight that is used more than once; names it.
+    """
+    pair = torch.cat([batch[:1], batch[:1].flip(-1) if batch.dtype == torch.int64 else batch[:1].flip(-1) * 0.5 + 0.1])
+    trained = [(name, one) for name, one in segment.named_parameters() if one.requires_grad]
+    if not trained:
+        return
+    training, state = segment.training, torch.get_rng_state()
+    output = segment.train()(pair.clone())
+    segment.train(training)
+    torch.set_rng_state(state)
+    if not output.requires_grad or len(output) != len(pair):
+        return
+    for _, parameter in trained:
+        parameter.grad = None
+    # Of the first row alone, with another weight for each value of its output.
+    output[0].backward(torch.arange(output[0].numel(), dtype=output.dtype).cos().view_as(output[0]))
+    truly = {name: torch.zeros_like(one) if one.grad is None else one.grad for name, one in trained}
+    whole = torch.stack([one.norm() for one in truly.values()]).norm()
+    if not torch.isfinite(whole):
+        return
+    for name, parameter in trained:
+        of_records = getattr(parameter, "grad_sample", None)
+        if isinstance(of_records, torch.Tensor) and len(of_records) == len(pair):
+            apart = torch.stack([of_records[0] - truly[name], of_records[1]]).norm()
+            if apart <= 1e-3 * (whole + 1e-3):
+                continue
+        elif isinstance(of_records, torch.Tensor):
+            # Rows that are folded into the batch are found by their number.
+            continue
+        raise ConfigError(
+            f"the gradient of a single record by '{name}' cannot be told, so that nothing could be clipped: it is used "
+            "outside of its layer or not at all; give each use a layer of its own, or freeze it (requires_grad_(False))"
+        )
 
 
 def check_apart(segment: nn.Module, batch: torch.Tensor) -> None:

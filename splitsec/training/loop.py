@@ -204,6 +204,8 @@ class FrontTrainer:
         assert self.head is not None
         self.head.train()
         taken = output.detach().to(next(self.head.parameters(), output).dtype).requires_grad_()
+        if self._private is not None:
+            self._private.probe(self.head, taken.detach())
         try:
             with self.randomness:
                 logits = call_with_rows(self.head, taken)

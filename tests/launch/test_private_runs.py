@@ -57,6 +57,7 @@ def _run(
         checkpoints=checkpoints,
         ledgers=ledgers,
         epsilon_limit=epsilon_limit,
+        repeatable=True,
     )
     return found, split
 

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torchvision.models import resnet18
 from splitsec import SplitModel
 from splitsec.errors import ConfigError
 from splitsec.models import digits_cnn
+from splitsec.privacy import record
 from splitsec.privacy.record import PrivateStep, check_apart, check_private, with_group_norm
 from splitsec.privacy.rules import GradientNoise
 from splitsec.training.data import PoissonLoader
@@ -215,6 +217,143 @@ def test_a_batch_dimension_that_is_folded_is_found() -> None:
         model(torch.randn(5, 6)).sum().backward()
         with pytest.raises(ConfigError, match="10 rows for a batch of 5"):
             step.step(5.0, rows=5) if squares is None else step.norms(5)
+
+
+class _Linear(nn.Module):
+    """Two layers, of which the first is used in one way or another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+
+class _CalledTwice(_Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(self.first(torch.tanh(self.first(x)))))
+
+
+class _Tied(_Linear):
+    def __init__(self) -> None:
+        super().__init__()
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+class _ByItself(_Linear):
+    """A parameter of no layer, used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((6,), 1.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.first(x * self.scale)) * self.scale)
+
+
+class _Functional(_Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(F.linear(x, self.first.weight, self.first.bias)))
+
+
+class _FunctionalToo(_Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(F.linear(self.first(x), self.first.weight, self.first.bias)))
+
+
+class _Penalised(_Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(self.first(x))) * self.first.weight.mean()
+
+
+class _Alias(_Linear):
+    """A layer's weight under a name of the model's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(self.first(x) @ self.weight))
+
+
+class _Deeper(_Linear):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = _ByItself()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(torch.tanh(self.first(x)))
+
+
+def _norms(segment: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    optimizer = torch.optim.SGD([one for one in segment.parameters() if one.requires_grad], lr=1.0)
+    step = PrivateStep([segment], optimizer, GradientNoise(0.5, 0.0))
+    step.probe(segment, x)
+    step.zero()
+    F.cross_entropy(segment.train()(x), labels, reduction="sum").backward()
+    return step.norms(len(x))
+
+
+def _true_norms(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    found = []
+    for row, label in zip(x.split(1), labels.split(1), strict=True):
+        model.zero_grad()
+        F.cross_entropy(model(row), label).backward()
+        found.append(torch.stack([one.grad.norm() for one in model.parameters() if one.grad is not None]).norm())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("kind", [_CalledTwice, _Tied, _ByItself])
+def test_norms_of_weights_that_are_used_twice_are_whole(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x, labels = kind(), torch.randn(5, 6), torch.randint(0, 3, (5,))
+    found = _norms(SplitModel(copy.deepcopy(model), "input").tail, x, labels)
+    assert torch.allclose(found, _true_norms(model, x, labels), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [_Functional, _FunctionalToo, _Penalised, _Alias, _Deeper])
+def test_weights_whose_part_in_a_record_cannot_be_told_are_refused(kind: type[nn.Module]) -> None:
+    segment = SplitModel(kind(), "input").tail
+    with pytest.raises(
+        ConfigError, match=r"the weight '[a-z.]+' is used outside of its layer.*: call the layer itself"
+    ):
+        check_private(segment)
+    # One that does not learn may be used as one likes.
+    for parameter in segment.parameters():
+        parameter.requires_grad_(False)
+    check_private(segment)
+
+
+@pytest.mark.parametrize("kind", [_FunctionalToo, _Penalised])
+def test_a_wrong_gradient_is_found_whatever_the_graph_says(
+    kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, x, labels = kind(), torch.randn(5, 6), torch.randint(0, 3, (5,))
+    model.get_submodule("second").requires_grad_(False)
+    with pytest.raises(ConfigError, match=r"record by 'first\.[a-z]+' cannot be told"):
+        _norms(copy.deepcopy(model), x, labels)
+    # The control: unchecked, a norm is too small for the clip to hold.
+    monkeypatch.setattr(record, "check_gradients", lambda *_: None)
+    assert (_norms(copy.deepcopy(model), x, labels) < 0.9 * _true_norms(model, x, labels)).any()
+
+
+def test_a_head_is_looked_at_as_a_front_is() -> None:
+    class Mixing(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x - 0.5 * x.roll(1, 0)
+
+    rules = FrontPrivacy(gradients=GradientNoise(1.0, 0.0))
+    for middle, expected in ((Mixing(), pytest.raises(ConfigError, match="another row")), (nn.Tanh(), nullcontext())):
+        head = nn.Sequential(nn.Linear(5, 4), middle, nn.Linear(4, 3))
+        trainer = FrontTrainer(nn.Linear(6, 5), head=head, learning_rate=1e-3, cut="a,b", privacy=rules)
+        sent = trainer.forward(torch.randn(4, 6))
+        with expected:
+            gradient = trainer.turn(sent, torch.tensor([0, 1, 2, 0]))
+            trainer.backward(gradient, torch.zeros(4))
+            assert len(trainer.take_sum()) == 6
 
 
 def test_a_gradient_that_is_no_number_does_not_count() -> None:
