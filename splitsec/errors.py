@@ -78,7 +78,7 @@ class PartyTimeoutError(SplitsecError):
 
 
 class AddressError(SplitsecError):
-    """An address that cannot be bound or reached, such as a port in use."""
+    """An address that cannot be bound or reached, such as a port in use or another party's."""
 
     exit_code = 7
 

@@ -155,11 +155,12 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _keys(options: argparse.Namespace) -> None:
     check_writable(options.json)
-    from splitsec.transport.keys import load_public_key, make_keys
+    from splitsec.transport.keys import fingerprint, load_public_key, make_keys
 
     written = make_keys(options.out, options.names)
     for path in written:
-        print(f"{path}  (public: copy it to the other parties)")
+        mark = fingerprint(load_public_key(options.out, path.stem))
+        print(f"{path}  (public: copy it to the other parties; fingerprint {mark})")
         print(f"{path}_secret  (secret: stays here)")
     write_json(
         options.json,

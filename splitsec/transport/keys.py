@@ -6,6 +6,7 @@ stays with its owner) for the parties that run on this machine.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -29,6 +30,11 @@ class KeyPair:
     name: str
     public: bytes
     secret: bytes = field(repr=False)
+
+
+def fingerprint(public: bytes) -> str:
+    """Sixteen hexadecimal digits that people can compare in the place of a public key."""
+    return hashlib.sha256(public).hexdigest()[:16]
 
 
 def check_party_name(name: str) -> str:
