@@ -147,7 +147,13 @@ class Client:
         self._wire = Wire(keys)
         try:
             self._server: Link[ServerBody] = Link(
-                self._wire, server, peer=SERVER, peer_key=peers[SERVER], codec=server_codec, timeout=timeout
+                self._wire,
+                server,
+                peer=SERVER,
+                peer_key=peers[SERVER],
+                codec=server_codec,
+                timeout=timeout,
+                others=peers,
             )
             self._dealer = self._dealer_link()
         except BaseException:
@@ -400,7 +406,13 @@ class Client:
     def _dealer_link(self) -> Link[DealerBody]:
         key = self._peers[DEALER]
         return Link(
-            self._wire, self._dealer_address, peer=DEALER, peer_key=key, codec=dealer_codec, timeout=self._timeout
+            self._wire,
+            self._dealer_address,
+            peer=DEALER,
+            peer_key=key,
+            codec=dealer_codec,
+            timeout=self._timeout,
+            others=self._peers,
         )
 
     def leave(self) -> None:

@@ -101,7 +101,7 @@ class Dealer:
         # What the pool's threads have made, and None for each query that is complete.
         self._dealt: queue.SimpleQueue[_Reply | None] = queue.SimpleQueue()
         self._dealing = 0
-        self._wire = Wire(keys)
+        self._wire = Wire(keys, known=peers)
         try:
             allowed = {name: key for name, key in peers.items() if name != DEALER}
             self._hub: Hub[DealerBody] = Hub(self._wire, address, allowed, dealer_codec)

@@ -140,7 +140,7 @@ class Server:
         self._service: PredictionService | None = None
         self._pool = pool
         self._own_pool = pool is None
-        self._wire = Wire(keys)
+        self._wire = Wire(keys, known=self._peers)
         try:
             allowed = {name: key for name, key in peers.items() if name in schedule.clients}
             self._hub: Hub[ServerBody] = Hub(self._wire, address, allowed, server_codec)
@@ -151,6 +151,7 @@ class Server:
                 peer_key=peers[DEALER],
                 codec=dealer_codec,
                 timeout=timeout,
+                others=peers,
             )
         except BaseException:
             self._wire.close()
@@ -288,6 +289,7 @@ class Server:
                 self._end_contributions()
             case Hello():
                 before = self._routes.get(name)
+                self._refuse_twin(incoming.sender, before)
                 self._routes[name] = incoming.sender
                 try:
                     self._train(incoming)
@@ -300,6 +302,18 @@ class Server:
                 log.info("a late message of %s's earlier connection is left out", name)
             case _:
                 self._train(incoming)
+
+    def _refuse_twin(self, sender: Sender, before: Sender | None) -> None:
+        """Raise `RefusedError` for a client whose name and key another process uses that is still connected."""
+        name = sender.name
+        if before is None or before.route == sender.route or name in self._left:
+            return
+        if self._hub.is_there(before, Waiting()):
+            raise RefusedError(
+                f"another process with the name and the key of {name} is connected already: end one of the two, or "
+                "give each client a name and a key of its own (splitsec keys); if it was this one's earlier start, "
+                "on a machine that is cut off, try again in half a minute"
+            )
 
     def _train(self, incoming: Incoming[ServerBody]) -> None:
         began = time.monotonic()

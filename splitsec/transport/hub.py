@@ -125,6 +125,18 @@ class Hub(Generic[BodyT]):
             return
         waiting.messages.append(frames)
 
+    def is_there(self, to: Sender, body: BodyT) -> bool:
+        """Whether a party's connection is still open; `body` is a message that it may get at any time."""
+        try:
+            self._socket.send_multipart([to.route, *self._codec.encode(body)], zmq.NOBLOCK)
+        except zmq.Again:
+            return True
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+            return False
+        return True
+
     def _try(self, to: Sender, frames: list[Any]) -> bool:
         """Whether a message was handed to the party's connection, or the party is gone, which is logged."""
         try:

@@ -65,7 +65,8 @@ class Reaching:
         self._peer_key = peer_key
         self._keys = keys
         self._others = {name: key for name, key in (others or {}).items() if name != peer}
-        self._there = False
+        # Connected now, and at any time before.
+        self._there = self._was_there = False
         self._failed = 0
         self._first_failed = 0.0
         self._told = False
@@ -94,6 +95,10 @@ class Reaching:
 
     def silence(self, seconds: float) -> SplitsecError:
         """The error for a peer that has said nothing for so long: what a look at its port finds."""
+        try:
+            self.look(0)
+        except SplitsecError as error:
+            return error
         where = f"{self._peer} at {self._address}"
         waited = f"did not answer within {seconds:g} s"
         if self._there:
@@ -101,6 +106,8 @@ class Reaching:
         match probe(self._address):
             case "nobody":
                 reason = "nobody listens there: start it, or correct the address"
+                if self._was_there:
+                    reason = "nobody listens there any more: has it ended?"
             case "no host":
                 return self._no_host()
             case "no way":
@@ -124,7 +131,8 @@ class Reaching:
 
     def _taken(self, event: int, left: float) -> SplitsecError | None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self._there, self._failed, self._told = True, 0, False
+            self._there = self._was_there = True
+            self._failed, self._told = 0, False
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             return AuthenticationError(
                 f"{self._peer} at {self._address} refused our key: it knows another one of {self._keys.name}, or "
@@ -144,9 +152,11 @@ class Reaching:
                 self._failed = 0
                 self._say(found, left)
         elif event == zmq.EVENT_CONNECT_RETRIED and not self._failed:
-            self._say("lost" if self._there else "", left)
-        elif event == zmq.EVENT_DISCONNECTED and not self._there and not self._failed:
-            return self._foreign() if probe(self._address) == "foreign" else None
+            self._say("lost" if self._was_there else "", left)
+        elif event == zmq.EVENT_DISCONNECTED:
+            self._there = False
+            if not self._was_there and not self._failed and probe(self._address) == "foreign":
+                return self._foreign()
         return None
 
     def _say(self, found: str, left: float) -> None:

@@ -19,13 +19,15 @@ from typing import Any, Generic, TypeVar
 import torch
 import zmq
 import zmq.auth.thread
-from zmq.utils.monitor import recv_monitor_message
 
 from splitsec import errors
-from splitsec.errors import AddressError, AuthenticationError, PartyTimeoutError, RefusedError
+from splitsec.errors import AddressError, PartyTimeoutError, RefusedError
+from splitsec.transport.addresses import host_and_port
 from splitsec.transport.admission import HANDSHAKE_SECONDS, Admission
 from splitsec.transport.codec import FRAME_BYTES, Codec, Refused
-from splitsec.transport.keys import KeyPair
+from splitsec.transport.keys import KeyPair, fingerprint
+from splitsec.transport.reaching import EVENTS as WAY_EVENTS
+from splitsec.transport.reaching import Reaching, check_host
 
 log = logging.getLogger(__name__)
 BodyT = TypeVar("BodyT")
@@ -37,7 +39,6 @@ SPIN_SECONDS = 0.0005
 # While training: a step takes longer than a round of a protocol, and a processor that has slept between two steps takes
 # twice as long for the next one (docs/performance.md).
 TRAINING_SPIN_SECONDS = 0.003
-_REFUSALS = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
 @dataclass
@@ -64,8 +65,9 @@ class Traffic:
 class _Gate:
     """Which keys may open which domain; called by pyzmq's authenticator for each handshake."""
 
-    def __init__(self, owner: str) -> None:
+    def __init__(self, owner: str, known: Mapping[str, bytes]) -> None:
         self._owner = owner
+        self._known = {key: name for name, key in known.items()}
         self._allowed: dict[str, dict[bytes, str]] = {}
 
     def open(self, domain: str, allowed: Mapping[str, bytes]) -> None:
@@ -78,20 +80,32 @@ class _Gate:
         return self._allowed.get(domain, {}).get(key)
 
     def callback(self, domain: str, key: bytes) -> bool:
-        known = self.name_of(domain, key) is not None
-        if not known:
-            log.warning("%s refused a connection: unknown key %s", self._owner, key.decode("ascii", "replace"))
-        return known
+        if self.name_of(domain, key) is not None:
+            return True
+        if key in self._known:
+            log.warning("%s refused %s, which is not among those who may take part", self._owner, self._known[key])
+        else:
+            log.warning(
+                "%s refused a connection: unknown key (fingerprint %s); if a party has a new one, put its NAME.key "
+                "into the key directory and start again",
+                self._owner,
+                fingerprint(key),
+            )
+        return False
 
 
 class Wire:
-    """A party's context, key pair and gate; close it, or use it as a context manager, to free all its sockets."""
+    """A party's context, key pair and gate; close it, or use it as a context manager, to free all its sockets.
 
-    def __init__(self, keys: KeyPair) -> None:
+    Args:
+        known: public keys of parties, to name one that is refused.
+    """
+
+    def __init__(self, keys: KeyPair, *, known: Mapping[str, bytes] | None = None) -> None:
         self.keys = keys
         self.context = zmq.Context()
         self.context.setsockopt(zmq.LINGER, 1000)
-        self.gate = _Gate(keys.name)
+        self.gate = _Gate(keys.name, known or {})
         self._authenticator = zmq.auth.thread.ThreadAuthenticator(self.context)
         self._authenticator.start()
         self._lock = threading.Lock()
@@ -106,6 +120,7 @@ class Wire:
     def bind(self, kind: int, address: str, domain: str, *, events: int = 0) -> tuple[zmq.Socket[bytes], str]:
         """A bound CURVE server socket and its address with the port that was taken; `events` of it are watched from the
         first on (`Socket.get_monitor_socket`)."""
+        host_and_port(address, listen=True)
         socket = self._socket(kind)
         if events:
             socket.get_monitor_socket(events)
@@ -171,19 +186,37 @@ class Wire:
 
 
 class Link(Generic[BodyT]):
-    """A connected socket to one party."""
+    """A connected socket to one party.
+
+    Args:
+        peer: its name.
+        timeout: seconds to wait for it.
+        others: public keys of other parties, to name the one whose address was given instead.
+
+    Raises:
+        AddressError: the address is none, or nobody knows its host.
+    """
 
     def __init__(
-        self, wire: Wire, address: str, *, peer: str, peer_key: bytes, codec: Codec[BodyT], timeout: float
+        self,
+        wire: Wire,
+        address: str,
+        *,
+        peer: str,
+        peer_key: bytes,
+        codec: Codec[BodyT],
+        timeout: float,
+        others: Mapping[str, bytes] | None = None,
     ) -> None:
+        check_host(peer, address)
         self.peer = peer
         self.address = address
         self.timeout = timeout
         self.traffic = Traffic()
         self._codec = codec
-        self._socket = wire.connect(zmq.DEALER, address, peer_key)
-        self._monitor = self._socket.get_monitor_socket(_REFUSALS)
-        self._refused = False
+        self._socket = wire.connect(zmq.DEALER, address, peer_key, events=WAY_EVENTS)
+        self._way = Reaching(self._socket, peer=peer, address=address, peer_key=peer_key, keys=wire.keys, others=others)
+        self._monitor = self._way.monitor
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
@@ -211,9 +244,8 @@ class Link(Generic[BodyT]):
 
     def _wait_to_send(self, deadline: float) -> None:
         left = max(0, deadline - time.monotonic())
-        ready: dict[Any, int] = {} if self._refused else dict(self._leaving.poll(int(left * 1000)))
-        if self._refused or self._monitor in ready:
-            raise self._refusal()
+        self._way.look(left)
+        ready: dict[Any, int] = dict(self._leaving.poll(int(left * 1000)))
         if not ready:
             raise PartyTimeoutError(
                 f"{self.peer} at {self.address} took no message for {self.timeout:g} s; is it running, and can it be "
@@ -227,7 +259,8 @@ class Link(Generic[BodyT]):
 
         Raises:
             PartyTimeoutError: nothing came within `timeout` seconds (the link's own limit if None).
-            AuthenticationError: the peer does not know our key.
+            AuthenticationError: the peer does not know our key, or holds another than we know.
+            AddressError: what listens at the address is another party, or none.
             RefusedError, or the error that the peer named: it refused our request.
         """
         limit = self.timeout if timeout is None else timeout
@@ -235,7 +268,7 @@ class Link(Generic[BodyT]):
         if spin:
             spin_until_readable(self._socket, spin_seconds)
         while True:
-            left = 0 if self._refused else max(0, deadline - time.monotonic())
+            left = 0 if self._way.failed else max(0, deadline - time.monotonic())
             ready: dict[Any, int] = dict(self._poller.poll(int(left * 1000)))
             if self._socket in ready:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
@@ -246,13 +279,10 @@ class Link(Generic[BodyT]):
                 if isinstance(body, Refused):
                     raise error_from(body, self.peer)
                 return body, tensors
-            if self._refused or self._monitor in ready:
-                raise self._refusal()
-            if not ready:
-                raise PartyTimeoutError(
-                    f"{self.peer} at {self.address} did not answer within {limit:g} s; is it running, and is the "
-                    f"public key that we hold for it its current one?"
-                )
+            if self._way.failed or self._monitor in ready:
+                self._way.look(left)
+            elif not ready:
+                raise self._way.silence(limit)
 
     def request(
         self, body: BodyT, tensors: Sequence[torch.Tensor] = (), *, timeout: float | None = None, spin: bool = False
@@ -261,18 +291,8 @@ class Link(Generic[BodyT]):
         self.send(body, tensors)
         return self.receive(timeout, spin=spin)
 
-    def _refusal(self) -> AuthenticationError:
-        """The error for a handshake that failed; ZeroMQ does not try again, so it stays."""
-        if not self._refused:
-            recv_monitor_message(self._monitor, zmq.NOBLOCK)
-            self._refused = True
-        return AuthenticationError(
-            f"{self.peer} at {self.address} refused our key; give it our current public key and restart it"
-        )
-
     def close(self) -> None:
-        self._socket.disable_monitor()
-        self._monitor.close(0)
+        self._way.close()
         self._socket.close()
 
 

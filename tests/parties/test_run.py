@@ -31,6 +31,7 @@ from splitsec.training.messages import (
     JoinRun,
     OpenMasks,
     OpenSession,
+    Welcome,
     dealer_codec,
 )
 from splitsec.transport import Link, Wire
@@ -126,6 +127,25 @@ def test_clients_that_do_not_fit_are_told_why(tmp_path: Path) -> None:
             two._server.request(hello(segments=(("0.weight", (7, 4)), ("0.bias", (6,)))))
         with pytest.raises(RefusedError, match=r"there is no 0.bias at client-2"):
             two._server.request(hello(segments=(("0.weight", (6, 4)),)))
+
+
+def test_two_processes_of_one_client_are_told_and_the_first_goes_on(tmp_path: Path) -> None:
+    with world(tmp_path, epochs=1) as here:
+        with here.client("client-1") as first, here.client("client-1") as twin:
+            first._server.send(hello(first.front))
+            deadline = time.monotonic() + 10
+            while "client-1" not in here.server._run.members and time.monotonic() < deadline:
+                time.sleep(0.02)
+            with pytest.raises(
+                RefusedError, match="another process with the name and the key of client-1 is connected"
+            ):
+                twin._server.request(hello(twin.front))
+        # Control: when the first has gone, the client may be started again.
+        with here.client("client-1") as again, here.client("client-2") as other:
+            again._server.send(hello(again.front))
+            time.sleep(0.3)
+            assert isinstance(other._server.request(hello(other.front))[0], Welcome)
+            assert isinstance(again._server.receive()[0], Welcome)
 
 
 def test_a_stranger_is_refused_and_the_run_goes_on(tmp_path: Path) -> None:
