@@ -95,7 +95,9 @@ def test_keys_and_configs_round_trip(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert set(json.loads((tmp_path / "k.json").read_text())) == {"server", "client-1"}
     assert "exists" in _run("keys", "--out", str(tmp_path / "k"), "server").stderr
-    config = ServerConfig("tcp://*:1", "tcp://x:2", 'm"odel', ("a", "b"), cut="cut", stay=True, learning_rate=1e-5)
+    config = ServerConfig(
+        "tcp://*:1", "tcp://x:2", 'm"od\N{GRINNING FACE}\x7fel\\', ("a", "b"), cut="cut", stay=True, learning_rate=1e-5
+    )
     write_config(tmp_path / "s.toml", config)
     assert read_config(tmp_path / "s.toml", ServerConfig) == config
 

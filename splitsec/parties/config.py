@@ -225,11 +225,12 @@ def _kind(value: object) -> str:
 def write_config(path: Path, config: DealerConfig | ServerConfig | ClientConfig) -> None:
     """Write a TOML file that `read_config` reads back; settings that are None are left out."""
     fields = {name: value for name, value in msgspec.structs.asdict(config).items() if value is not None}
-    path.write_text("".join(f"{name} = {_toml(value)}\n" for name, value in fields.items()))
+    path.write_text("".join(f"{name} = {_toml(value)}\n" for name, value in fields.items()), encoding="utf-8")
 
 
 def _toml(value: object) -> str:
     if isinstance(value, msgspec.Struct):
         return "{" + ", ".join(f"{key} = {_toml(one)}" for key, one in msgspec.structs.asdict(value).items()) + "}"
-    # A JSON string, number, boolean or array of strings is written alike in TOML.
-    return json.dumps(value)
+    # A JSON string, number, boolean or array of strings is written alike in TOML, but for characters that JSON writes
+    # as two escapes (such as emoji), and one that TOML must escape.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -212,7 +212,9 @@ def check_settings(config: Config) -> None:
     """
     given = msgspec.structs.asdict(config)
     defaults = {one.name: one.default for one in msgspec.structs.fields(config)}
-    for name, why in idle_settings(config).items():
+    # Without weights it is the layout itself that was not meant, which whoever loads the model says.
+    meant = isinstance(config, DealerConfig) or config.weights is not None or "predictions" not in layout_of(config)
+    for name, why in idle_settings(config).items() if meant else ():
         if given[name] != defaults[name]:
             assert not isinstance(config, DealerConfig)
             raise ConfigError(f"{name} = {shown(given[name])} does nothing {_where(config)}: {why}; leave it out")

@@ -105,11 +105,28 @@ def output_width(model: nn.Module, inputs: torch.Tensor, what: str) -> int | Non
         try:
             output = model(inputs)
         except Exception:
+            first = reached[0][1] if reached else None
+            rows = first.num_embeddings if isinstance(first, (nn.Embedding, nn.EmbeddingBag)) else None
+            if first is not None and (rows is not None) == inputs.is_floating_point():
+                raise ConfigError(_other_kind(what, inputs, rows)) from None
             reason = _mismatch(*reached[-1]) if reached else ""
             if reason:
                 raise ConfigError(_not_taken(what, inputs, reason)) from None
             return None
     return int(output.shape[1]) if isinstance(output, torch.Tensor) and output.dim() == 2 else None
+
+
+def _other_kind(what: str, inputs: torch.Tensor, rows: int | None) -> str:
+    """What to say of numbers of tokens where real numbers are due, or the other way round."""
+    if rows is not None:
+        return (
+            f"{what} are {kind(inputs)}, but the model looks them up in an embedding: give whole numbers from 0 to "
+            f"{rows - 1}, as int64"
+        )
+    return (
+        f"{what} are {kind(inputs)}, but the model computes with them: save them as float32, scaled as the model is to "
+        "see them, such as images.float() / 255"
+    )
 
 
 def _not_taken(what: str, inputs: torch.Tensor, reason: str) -> str:
@@ -121,17 +138,8 @@ def _not_taken(what: str, inputs: torch.Tensor, reason: str) -> str:
 
 def _tried(front: nn.Module, inputs: torch.Tensor, cut: str, what: str) -> torch.Tensor:
     rows = vocabulary(front)
-    if rows is not None:
-        if inputs.is_floating_point():
-            raise ConfigError(
-                f"{what} are {kind(inputs)}, but the model looks them up in an embedding: give whole numbers from 0 to "
-                f"{rows - 1}, as int64"
-            )
-    elif not inputs.is_floating_point():
-        raise ConfigError(
-            f"{what} are {kind(inputs)}, but the model computes with them: save them as float32, scaled as the model "
-            "is to see them, such as images.float() / 255"
-        )
+    if (rows is not None) == inputs.is_floating_point():
+        raise ConfigError(_other_kind(what, inputs, rows))
     reached: list[tuple[str, nn.Module, tuple[int, ...]]] = []
     with _unchanged(front), _watched(front, reached):
         try:
