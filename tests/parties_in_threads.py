@@ -21,6 +21,8 @@ from splitsec.training.messages import PROTOCOL, Hello
 from splitsec.transport import KeyPair, load_key_pair, load_public_keys, make_keys
 
 CUT = "1"
+# Seconds to wait for what must come, on a machine that does much else. A wait that is to end in vain has its own.
+PATIENCE = 30.0
 _pools: list[WorkerPool] = []
 
 
@@ -91,8 +93,8 @@ class World:
             "peers": self.peers,
             "server": self.server.address,
             "dealer": self.dealer.address,
-            "timeout": 10,
-            "join_timeout": 10,
+            "timeout": PATIENCE,
+            "join_timeout": PATIENCE,
             **options,
         }
         return kind(copy.deepcopy(self.front) if front is None else front, **settings)
@@ -111,7 +113,7 @@ class World:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(4 * PATIENCE)
         return results
 
 
@@ -120,7 +122,7 @@ def world(
     directory: Path,
     *,
     epochs: int = 2,
-    timeout: float = 10,
+    timeout: float = PATIENCE,
     own_pool: bool = False,
     clients: int = 2,
     schedule: dict[str, Any] | None = None,
@@ -169,4 +171,4 @@ def world(
         server.stop()
         dealer.stop()
         for thread in made.threads:
-            thread.join(20)
+            thread.join(PATIENCE)

@@ -61,7 +61,7 @@ def run_both(
     *,
     precision: int = 16,
     kind: type[Recorder] = Recorder,
-    timeout: float = 20,
+    timeout: float = 60,
     weights: Mapping[int, torch.Tensor] | None = None,
     comparison: ComparisonKind = "tables",
 ) -> tuple[list[Any], list[Recorder]]:

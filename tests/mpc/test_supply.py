@@ -33,8 +33,8 @@ def test_it_prepares_what_was_asked_for_and_no_more() -> None:
     session = _Session()
     supply = _supply(session)
     supply.want(3)
-    assert supply.wait(2, timeout=5) >= 0
-    assert supply.wait(2, timeout=5) >= 0
+    assert supply.wait(2, timeout=60) >= 0
+    assert supply.wait(2, timeout=60) >= 0
     supply.want(1)
     supply.close()
     assert session.next_query == 3
@@ -44,7 +44,7 @@ def test_it_prepares_what_was_asked_for_and_no_more() -> None:
 def test_nobody_waits_for_what_was_not_asked_for() -> None:
     supply = _supply(_Session())
     with pytest.raises(RandomnessError, match="query 0 was never asked for"):
-        supply.wait(0, timeout=5)
+        supply.wait(0, timeout=60)
     supply.close()
 
 
@@ -60,7 +60,7 @@ def test_what_goes_wrong_reaches_whoever_waits(error: Exception, kind: type[Exce
     supply.want(1)
     for _ in range(2):
         with pytest.raises(kind, match=words):
-            supply.wait(0, timeout=5)
+            supply.wait(0, timeout=60)
     supply.close()
 
 

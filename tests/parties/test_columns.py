@@ -198,7 +198,7 @@ def test_ids_do_not_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_unaligned_ids_end_the_run_with_a_reason(tmp_path: Path) -> None:
-    model, made = _world(tmp_path, timeout=2.0)
+    model, made = _world(tmp_path)
     with made as here:
 
         def train(name: str, part: Columns) -> Any:
@@ -220,7 +220,7 @@ def test_unaligned_ids_end_the_run_with_a_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("labels", "reason"), [(0, "no client has labels"), (2, "both have labels")])
 def test_one_client_holds_the_labels(labels: int, reason: str, tmp_path: Path) -> None:
     """Said before any row is aligned: to all where nobody has labels, else to the second that has some."""
-    model, made = _world(tmp_path, timeout=2.0)
+    model, made = _world(tmp_path, timeout=3.0)
     one, two = _data()
     parts = [Columns(one.ids, one.values), two]
     if labels == 2:

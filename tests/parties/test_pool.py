@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from parties_in_threads import World, world
+from parties_in_threads import PATIENCE, World, world
 
 from splitsec import Client
 from splitsec.cut import origin_of
@@ -23,7 +23,7 @@ from splitsec.training.messages import OpenSession, SessionOpened
 
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[World]:
-    with world(tmp_path, epochs=0, stay=True, timeout=1.5, own_pool=True) as made:
+    with world(tmp_path, epochs=0, stay=True, timeout=4.0, own_pool=True) as made:
         yield made
 
 
@@ -52,12 +52,11 @@ def _workers(here: World) -> list[int]:
 def _right(here: World, name: str, front_input: torch.Tensor) -> None:
     with torch.no_grad():
         plain = here.split.eval()(front_input)
-    # Where the nursery is started anew, it takes seconds.
-    with here.client(name, timeout=60) as client:
+    with here.client(name) as client:
         torch.testing.assert_close(client.predict(front_input).logits, plain, atol=1e-3, rtol=0)
 
 
-def _until(condition: Callable[[], bool], seconds: float = 10) -> None:
+def _until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -80,13 +79,11 @@ def test_a_worker_that_is_killed_ends_its_session_alone(here: World) -> None:
             os.kill(_workers(here)[-1], signal.SIGKILL)
             lost.run(torch.rand(1, 6))
 
-    one, other = here.client("client-1", timeout=1.5), here.client("client-2", timeout=60)
+    one, other = here.client("client-1", timeout=4.0), here.client("client-2")
     with one, other, other.session((1, 6)) as kept:
         kept.run(torch.rand(1, 6))
-        began = time.monotonic()
-        with pytest.raises(PartyTimeoutError, match="server fell silent"):
+        with pytest.raises(PartyTimeoutError, match="server fell silent for 4 s"):
             lose(one)
-        assert time.monotonic() - began < 6
         assert kept.run(torch.rand(1, 6)).shape == (1, 3)
     _right(here, "client-1", torch.rand(3, 4))
 
@@ -100,7 +97,7 @@ def test_a_client_that_vanishes_in_a_query_leaves_a_usable_pool(here: World) -> 
         session_ends = client.session((1, 6))
         silent = session_ends.__enter__()
         silent._peer.send_raw(0, [torch.zeros(1, dtype=torch.int64)])
-        _until(lambda: not _workers(here), 10)
+        _until(lambda: not _workers(here))
         silent._supply.close()
         silent._peer.close()
         _right(here, "client-1", torch.rand(2, 4))
@@ -122,7 +119,7 @@ def test_the_nursery_itself_may_die(here: World) -> None:
 
 
 def test_queries_made_ready_ahead_give_the_same_and_never_more_than_allowed(here: World) -> None:
-    with here.client("client-1", timeout=60) as client, torch.no_grad():
+    with here.client("client-1") as client, torch.no_grad():
         with client.session((2, 6), ahead=3) as session:
             for count in range(8):
                 x = torch.rand(2, 6)
@@ -145,7 +142,7 @@ def test_queries_made_ready_ahead_give_the_same_and_never_more_than_allowed(here
         def unprepared() -> None:
             with client.session((2, 6)) as session:
                 session._supply.want(1)
-                session._supply.wait(0, timeout=60)
+                session._supply.wait(0, timeout=PATIENCE)
                 session._prepared = 0
                 session._ask = lambda _below: None  # type: ignore[method-assign]
                 session.run(torch.rand(2, 6))
@@ -156,7 +153,7 @@ def test_queries_made_ready_ahead_give_the_same_and_never_more_than_allowed(here
 
 def test_a_server_that_stops_lets_idle_sessions_know(here: World) -> None:
     def idle() -> None:
-        with here.client("client-1", timeout=10) as client, client.session((1, 6)) as session:
+        with here.client("client-1") as client, client.session((1, 6)) as session:
             session.run(torch.rand(1, 6))
             here.server.stop()
             _until(lambda: not here.threads[1].is_alive())

@@ -1,12 +1,13 @@
 """Whole runs of dealer, server and clients over real sockets, and what goes wrong in them."""
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from parties_in_threads import World, hello, model, part, world
+from parties_in_threads import PATIENCE, World, hello, model, part, world
 from torch import nn
 
 from splitsec import Client, SplitModel
@@ -31,6 +32,7 @@ from splitsec.training.messages import (
     JoinRun,
     OpenMasks,
     OpenSession,
+    Upload,
     Welcome,
     dealer_codec,
 )
@@ -88,16 +90,16 @@ def test_the_combined_front_is_the_weighted_average(tmp_path: Path) -> None:
 
 
 def test_a_client_that_never_comes_is_named_to_all(tmp_path: Path) -> None:
-    with world(tmp_path, timeout=1.0) as here:
+    with world(tmp_path, timeout=3.0) as here:
         (error,) = here.together(_train(here, "client-1", 1))
         assert isinstance(error, PartyTimeoutError)
-        assert "client-2 did not come within 1 s" in str(error)
-        here.threads[1].join(10)
+        assert "client-2 did not come within 3 s" in str(error)
+        here.threads[1].join(PATIENCE)
         assert "client-2 did not come" in str(here.server_error[0])
 
 
 def test_a_client_that_falls_silent_is_named_to_the_others(tmp_path: Path) -> None:
-    with world(tmp_path, timeout=1.5) as here:
+    with world(tmp_path, timeout=3.0) as here:
 
         def vanishes() -> None:
             with here.client("client-2") as client:
@@ -105,7 +107,7 @@ def test_a_client_that_falls_silent_is_named_to_the_others(tmp_path: Path) -> No
 
         error, _ = here.together(_train(here, "client-1", 1), vanishes)
         assert isinstance(error, PartyTimeoutError)
-        assert "client-2 sent nothing for 1.5 s in round 1; only client-1 is left, and the minimum is 2" in str(error)
+        assert "client-2 sent nothing for 3 s in round 1; only client-1 is left, and the minimum is 2" in str(error)
 
 
 def test_clients_that_do_not_fit_are_told_why(tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_clients_that_do_not_fit_are_told_why(tmp_path: Path) -> None:
         with pytest.raises(RefusedError, match="no samples"):
             one._server.request(hello(samples=0))
         one._server.send(hello())
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while "client-1" not in here.server._run.members and time.monotonic() < deadline:
             time.sleep(0.02)
         with pytest.raises(RefusedError, match="begin with different values"):
@@ -261,7 +263,7 @@ def test_a_client_that_dies_in_a_session_leaves_the_server_usable(tmp_path: Path
 
 def _dealer_link(wire: Wire, here: World) -> Link[DealerBody]:
     address, key = here.dealer.address, here.peers["dealer"]
-    return Link(wire, address, peer="dealer", peer_key=key, codec=dealer_codec, timeout=5)
+    return Link(wire, address, peer="dealer", peer_key=key, codec=dealer_codec, timeout=PATIENCE)
 
 
 def test_the_dealer_opens_masks_to_the_server_alone(tmp_path: Path) -> None:
@@ -419,6 +421,8 @@ def test_what_torch_cannot_do_is_refused_and_the_server_stays_up(
 
 
 def test_a_client_waits_for_a_slow_one_beyond_its_own_time_limit(tmp_path: Path) -> None:
+    uploaded = threading.Event()
+    # The server tells those who wait several times within its own limit.
     with world(tmp_path, epochs=1, timeout=6.0) as here:
         first, second = SplitModel(model(), CUT), SplitModel(model(), CUT)
 
@@ -428,8 +432,9 @@ def test_a_client_waits_for_a_slow_one_beyond_its_own_time_limit(tmp_path: Path)
                 send = client._server.send
 
                 def delayed(body: Any, tensors: Any = ()) -> None:
-                    if isinstance(body, Batch):
-                        time.sleep(2.5)
+                    if isinstance(body, Batch) and body.step == 1:
+                        assert uploaded.wait(PATIENCE)
+                        time.sleep(3.5)
                     send(body, tensors)
 
                 client._server.send = delayed  # type: ignore[method-assign]
@@ -440,7 +445,15 @@ def test_a_client_waits_for_a_slow_one_beyond_its_own_time_limit(tmp_path: Path)
         def hasty() -> Any:
             split = first
             # One batch only: it waits for the other's two in its upload, longer than its limit.
-            with here.client("client-1", split.front, timeout=2.0, join_timeout=2.0) as client:
+            with here.client("client-1", split.front, timeout=3.0, join_timeout=3.0) as client:
+                send = client._server.send
+
+                def watched(body: Any, tensors: Any = ()) -> None:
+                    send(body, tensors)
+                    if isinstance(body, Upload):
+                        uploaded.set()
+
+                client._server.send = watched  # type: ignore[method-assign]
                 client.train(part(1, rows=8), seed=1)
                 client.leave()
             return split
@@ -485,7 +498,7 @@ def test_sessions_are_given_back_and_no_client_takes_them_all(tmp_path: Path) ->
             for _ in range(3):
                 with pytest.raises(ValueError), client.session((1, 6)):
                     raise ValueError
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + PATIENCE
             while len(here.dealer._sessions) and time.monotonic() < deadline:
                 time.sleep(0.05)
             assert len(here.dealer._sessions) == 0
@@ -520,7 +533,7 @@ def test_parties_in_different_queries_find_out(tmp_path: Path) -> None:
         def out_of_step() -> None:
             with client.session((2, 6)) as session:
                 session._ask(2)
-                session._supply.wait(1, timeout=10)
+                session._supply.wait(1, timeout=PATIENCE)
                 # The second query's randomness at this party, the first one's at the server.
                 session._session._next_run = session._prepared = 1
                 session.run(torch.rand(2, 6))
