@@ -79,10 +79,10 @@ def test_a_worker_that_is_killed_ends_its_session_alone(here: World) -> None:
             os.kill(_workers(here)[-1], signal.SIGKILL)
             lost.run(torch.rand(1, 6))
 
-    one, other = here.client("client-1", timeout=4.0), here.client("client-2")
+    one, other = here.client("client-1", timeout=10.0), here.client("client-2")
     with one, other, other.session((1, 6)) as kept:
         kept.run(torch.rand(1, 6))
-        with pytest.raises(PartyTimeoutError, match="server fell silent for 4 s"):
+        with pytest.raises(PartyTimeoutError, match="server fell silent|connection to server .* was lost"):
             lose(one)
         assert kept.run(torch.rand(1, 6)).shape == (1, 3)
     _right(here, "client-1", torch.rand(3, 4))
