@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is there, and for all processes that tests start: on few processors threads of many wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 import parties_in_threads
 

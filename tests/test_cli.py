@@ -16,7 +16,17 @@ from splitsec.launch.local import LocalRun, prepare
 from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, read_config, write_config
 
 
-def _run(*arguments: str, timeout: float = 100) -> subprocess.CompletedProcess[str]:
+def _here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Run a command in this process, where torch is loaded already; its exit code and what it wrote to stderr."""
+    try:
+        main(list(arguments))
+        code = 0
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    return code, capsys.readouterr().err
+
+
+def _run(*arguments: str, timeout: float = 250) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "splitsec", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
@@ -78,23 +88,24 @@ def test_bad_input_is_one_clear_line(
     assert len(errors.strip().splitlines()) == 1
 
 
-def test_a_trace_is_shown_on_request_only() -> None:
-    assert "Traceback" not in _run("demo", "--cut", "nope").stderr
-    assert "Traceback" in _run("demo", "--cut", "nope", "--verbose").stderr
+def test_a_trace_is_shown_on_request_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Traceback" not in _here(capsys, "demo", "--cut", "nope")[1]
+    assert "Traceback" in _here(capsys, "demo", "--cut", "nope", "--verbose")[1]
 
 
-def test_a_setting_that_does_not_exist_is_named(tmp_path: Path) -> None:
+def test_a_setting_that_does_not_exist_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "dealer.toml").write_text('address = "tcp://127.0.0.1:*"\nadress = 1\n')
-    done = _run("dealer", "--config", str(tmp_path / "dealer.toml"))
-    assert done.returncode == 2
-    assert "there is no setting 'adress'; did you mean address?" in done.stderr
+    code, said = _here(capsys, "dealer", "--config", str(tmp_path / "dealer.toml"))
+    assert code == 2
+    assert "there is no setting 'adress'; did you mean address?" in said
 
 
-def test_keys_and_configs_round_trip(tmp_path: Path) -> None:
-    done = _run("keys", "--out", str(tmp_path / "k"), "server", "client-1", "--json", str(tmp_path / "k.json"))
-    assert done.returncode == 0
+def test_keys_and_configs_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = ("keys", "--out", str(tmp_path / "k"), "server")
+    code, _ = _here(capsys, *keys, "client-1", "--json", str(tmp_path / "k.json"))
+    assert code == 0
     assert set(json.loads((tmp_path / "k.json").read_text())) == {"server", "client-1"}
-    assert "exists" in _run("keys", "--out", str(tmp_path / "k"), "server").stderr
+    assert "exists" in _here(capsys, *keys)[1]
     config = ServerConfig(
         "tcp://*:1", "tcp://x:2", 'm"od\N{GRINNING FACE}\x7fel\\', ("a", "b"), cut="cut", stay=True, learning_rate=1e-5
     )
@@ -122,7 +133,7 @@ def _by_hand(directory: Path, run: LocalRun, ports: list[int]) -> dict[str, list
             cut=run.where,
             predictions=3,
             out="out",
-            timeout=30,
+            timeout=60,
         )
     for name, config in configs.items():
         write_config(directory / name / "party.toml", config)
@@ -150,11 +161,11 @@ def test_parties_started_by_hand(tmp_path: Path) -> None:
     }
     try:
         for name in ("client-1", "client-2", "server"):
-            output, errors = started[name].communicate(timeout=100)
+            output, errors = started[name].communicate(timeout=250)
             assert started[name].returncode == 0, errors
             assert "done after" in output
         started["dealer"].send_signal(signal.SIGINT)
-        assert started["dealer"].wait(10) == 130
+        assert started["dealer"].wait(100) == 130
         assert (tmp_path / "server" / "out" / "tail.safetensors").is_file()
         assert (tmp_path / "client-1" / "out" / "predictions.safetensors").is_file()
     finally:
@@ -168,13 +179,13 @@ def test_a_port_in_use_and_a_party_that_never_comes(tmp_path: Path) -> None:
     run = LocalRun(clients=2, epochs=1)
     commands = _by_hand(tmp_path, run, ports)
     with socket.create_server(("127.0.0.1", ports[0])):
-        done = subprocess.run(commands["dealer"], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(commands["dealer"], capture_output=True, text=True, timeout=250, check=False)
         assert done.returncode == 7
         assert f"dealer cannot listen on tcp://127.0.0.1:{ports[0]}: the port is in use" in done.stderr
         assert "Traceback" not in done.stderr
     path = tmp_path / "client-1" / "party.toml"
     path.write_text(path.read_text().replace("join_timeout = 120.0", "join_timeout = 1.0"))
-    done = subprocess.run(commands["client-1"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(commands["client-1"], capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 6
     assert "server at tcp://127.0.0.1" in done.stderr
     assert "did not answer within 1 s" in done.stderr
@@ -253,7 +264,7 @@ def test_killed_processes_go_on_from_their_checkpoints(topology: str, tmp_path: 
 
 def _start_demo(tmp_path: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "splitsec", "demo", "--epochs", "500"],
+        [sys.executable, "-m", "splitsec", "demo", "--clients", "2", "--epochs", "500"],
         env={**os.environ, "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -261,11 +272,11 @@ def _start_demo(tmp_path: Path) -> subprocess.Popen[str]:
         start_new_session=True,
         preexec_fn=_interruptible,
     )
-    deadline = time.monotonic() + 60
-    while len(_parties_of(tmp_path)) < 5 and time.monotonic() < deadline:
+    deadline = time.monotonic() + 200
+    while len(_parties_of(tmp_path)) < 4 and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
-    assert len(_parties_of(tmp_path)) == 5
+    assert len(_parties_of(tmp_path)) == 4
     time.sleep(2)
     return process
 
@@ -274,8 +285,8 @@ def _start_demo(tmp_path: Path) -> subprocess.Popen[str]:
 def test_no_process_survives_an_interrupted_demo(tmp_path: Path, number: signal.Signals) -> None:
     process = _start_demo(tmp_path)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
-    deadline = time.monotonic() + 20
+    _, errors = process.communicate(timeout=100)
+    deadline = time.monotonic() + 100
     while _parties_of(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert _parties_of(tmp_path) == []
@@ -296,7 +307,7 @@ def test_a_party_that_dies_ends_the_demo_with_its_name(tmp_path: Path) -> None:
         and str(tmp_path).encode() in _cmdline(entry)
     )
     os.kill(victim, signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=100)
     assert process.returncode == 1
     assert "client-2 ended with exit code -9" in errors
     assert _parties_of(tmp_path) == []
