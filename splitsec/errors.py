@@ -90,7 +90,7 @@ class RandomnessError(SplitsecError):
 
 
 class BudgetError(SplitsecError):
-    """A privacy budget that is spent."""
+    """A budget that is spent: of privacy, or of predictions."""
 
     exit_code = 9
 

@@ -10,7 +10,7 @@ from statistics import median
 import torch
 import zmq
 
-from splitsec.errors import AddressError, MessageError, PartyTimeoutError, RangeError, SplitsecError
+from splitsec.errors import AddressError, BudgetError, MessageError, PartyTimeoutError, RangeError, SplitsecError
 from splitsec.mpc.context import CLIENT, SERVER
 from splitsec.mpc.costing import Prediction, predict_cost
 from splitsec.mpc.linear import laid_out
@@ -91,6 +91,7 @@ class ClientSession:
     Attributes:
         name: of the session.
         shares: where activations of several clients are joined, whose features are where.
+        left: where the server counts predictions, how many rows it would still answer when the session was opened.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class ClientSession:
         name: str = "",
         weights: Mapping[int, Weights] | None = None,
         shares: tuple[Share, ...] = (),
+        left: int | None = None,
     ) -> None:
         self._session = session
         self._supply = supply
@@ -118,6 +120,7 @@ class ClientSession:
         self.name = name
         self._weights = weights
         self.shares = shares
+        self.left = left
         self.predicted = predicted
         self.bytes_offline = sum(correction_count(session.plan, rank) for rank in (SERVER, CLIENT)) * 8
         self.last_cost = (0, 0, 0)
@@ -126,6 +129,14 @@ class ClientSession:
     def next_query(self) -> int:
         """The number of the query that runs next."""
         return self._session.next_run
+
+    def check_left(self, rows: int, batch_size: int) -> None:
+        """Raise `BudgetError`, before anything is asked, if the server does not answer so many rows any more."""
+        if self.left is not None and rows > self.left:
+            raise BudgetError(
+                f"{SERVER_NAME} answers {self.left:,} more predictions of this client, and these are {rows:,} in whole "
+                f"batches of {batch_size}; ask for fewer (predictions = {self.left // batch_size * batch_size})"
+            )
 
     def round_trip_ms(self, count: int = 200) -> float:
         """Median milliseconds of an empty message to the server and back."""

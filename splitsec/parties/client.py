@@ -29,9 +29,10 @@ from splitsec.mpc.program import Reveal
 from splitsec.mpc.session import Session
 from splitsec.mpc.shared import client_shares, shared_weights
 from splitsec.mpc.supply import Supply, most_ahead
+from splitsec.parties.allowance import batches
 from splitsec.parties.asking import ClientSession, predicted_cost, receive_masked_weights, session_peer
 from splitsec.parties.contributing import joined_shape
-from splitsec.parties.events import Predicted, Report, ignore
+from splitsec.parties.events import Allowed, Predicted, Report, ignore
 from splitsec.parties.fetching import corrections, join_session
 from splitsec.parties.learning import TRAINS, Learner, Purpose
 from splitsec.parties.names import DEALER, SERVER
@@ -249,6 +250,7 @@ class Client:
             RangeError: an activation is not finite, or beyond what the tail's layers can take, or with `checked` a
                 layer overflowed; names the layer.
             UnsupportedLayerError: the tail has a layer without an encrypted form.
+            BudgetError: the server answers fewer rows of this client than these, in whole batches.
         """
         return self._predict(images, batch_size, ahead, reveal, checked, comparison)
 
@@ -276,6 +278,7 @@ class Client:
         offline_ms: list[float] = []
         shape = self._activation(images[:1].expand(batch_size, *images.shape[1:])).shape
         with self.session(shape, ahead=ahead, reveal=reveal, checked=checked, comparison=comparison) as session:
+            session.check_left(batches(len(images), batch_size), batch_size)
             for start in range(0, len(images), batch_size):
                 rows = images[start : start + batch_size]
                 offline_ms.append(session.prepare())
@@ -332,6 +335,8 @@ class Client:
             comparison,
         ):
             raise MessageError("the server's program does not reveal, check or compare as was asked for")
+        if opened.left is not None:
+            self._report(Allowed(self.name, opened.left))
         with contextlib.ExitStack() as stack:
             # First of all: the server waits for this, and not for long.
             address = self._worker_address(opened.port)
@@ -371,6 +376,7 @@ class Client:
                         name=opened.session,
                         weights=client_shares(seed, shared_weights(program)),
                         shares=opened.shares,
+                        left=opened.left,
                     )
                 finally:
                     supply.close()

@@ -17,6 +17,7 @@ import msgspec
 from splitsec.errors import ConfigError
 from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.program import Reveal
+from splitsec.parties.allowance import Answers
 from splitsec.privacy.rules import Privacy
 from splitsec.training.schedule import Combine
 
@@ -43,6 +44,9 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     people, `halves` for parts of a model; the latter two have no cut, and with `halves` no tail. From `epochs` to
     `held_out`, `topology` apart, are the schedule's settings, see `Schedule`; with `checkpoints`, a directory, a run
     that was killed goes on when it is started again.
+
+    `predictions_per_client`, `counts` (the file's own directory if it is left out), `answers` and `session_ports` are
+    those of `Server`.
 
     `seed` fixes the tail's first weights, for a run that can be repeated: whoever knows it knows them.
     """
@@ -74,6 +78,10 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     calibration: str | None = None
     out: str | None = None
     stay: bool = False
+    predictions_per_client: int | None = None
+    counts: str | None = None
+    answers: Answers = "any"
+    session_ports: str | None = None
     timeout: float = 60.0
     round_timeout: float | None = None
     join_timeout: float = 120.0

@@ -54,6 +54,12 @@ class Dropped(Event, frozen=True):
     reason: str
 
 
+class Allowed(Event, frozen=True):
+    """The server answers so many more rows of this client, which a session has just been opened for."""
+
+    left: int
+
+
 class Predicted(Event, frozen=True):
     """So many of a client's encrypted predictions are done."""
 
@@ -75,7 +81,7 @@ class Failed(Event, frozen=True):
     exit_code: int
 
 
-AnyEvent: TypeAlias = Listening | Joined | RoundDone | Dropped | Predicted | Finished | Failed
+AnyEvent: TypeAlias = Listening | Joined | RoundDone | Dropped | Allowed | Predicted | Finished | Failed
 Report: TypeAlias = Callable[[AnyEvent], None]
 _decoder = msgspec.json.Decoder(AnyEvent)
 
@@ -133,6 +139,8 @@ def describe(event: AnyEvent) -> str:
             )
         case Dropped():
             return f"{event.party}: {event.name} {event.reason}; the round goes on without it"
+        case Allowed():
+            return f"{event.party}: the server answers {event.left:,} more predictions"
         case Predicted():
             return f"{event.party}: {event.done} of {event.total} encrypted predictions" if event.done else ""
         case Finished():

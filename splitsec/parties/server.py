@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import fx, nn
 
-from splitsec.cut import INPUT, cut_names, origin_of
+from splitsec.cut import INPUT, cut_names, is_u, origin_of
 from splitsec.errors import (
     AuthenticationError,
     ConfigError,
@@ -22,6 +22,7 @@ from splitsec.errors import (
     SplitsecError,
 )
 from splitsec.mpc.messages import Done
+from splitsec.parties.allowance import AnswerRules, Answers
 from splitsec.parties.contributing import Contributors
 from splitsec.parties.door import check_belongs
 from splitsec.parties.events import Listening, Report, ignore
@@ -78,6 +79,11 @@ class Server:
             without them the bounds are computed from the weights.
         processors: those that prediction sessions may use, each keeping to one of them in turn; None leaves it to
             the kernel.
+        predictions_per_client: rows that each client may have answered, over all its sessions and all starts of the
+            server, since answers reveal weights; None for any number. The count is kept in `counts`.
+        counts: a directory of the server's own for `predictions-per-client.json`.
+        answers: `"label"` refuses sessions that open more than labels, which reveal far less.
+        session_ports: the ports on which prediction sessions listen, such as `40000-40100`; None for any free one.
         pool: where the workers of prediction sessions come from, if several servers of a process share one; whoever
             made it closes it.
 
@@ -110,12 +116,25 @@ class Server:
         stay: bool = False,
         calibration: torch.Tensor | None = None,
         processors: Sequence[int] | None = None,
+        predictions_per_client: int | None = None,
+        counts: Path | None = None,
+        answers: Answers = "any",
+        session_ports: str | None = None,
         pool: WorkerPool | None = None,
         report: Report = ignore,
     ) -> None:
         _check_schedule(schedule, peers)
         if cut_names(cut)[0] == INPUT and schedule.epochs:
             raise ConfigError("a cut at the input would train on the clients' inputs in plain; choose a later cut")
+        self._rules = AnswerRules.checked(
+            answers=answers,
+            predictions=predictions_per_client,
+            directory=counts,
+            ports=session_ports,
+            labels=tail is not None and not is_u(cut),
+        )
+        # A count that cannot be read or written is to be known before the run, not after it.
+        self._rules.book()
         self.tail = tail
         self.cut = cut
         self._schedule = schedule
@@ -391,6 +410,7 @@ class Server:
                 dealer_address=self._dealer_address,
                 host=urlsplit(self.address).hostname or "127.0.0.1",
                 timeout=self._timeout,
+                rules=self._rules,
             )
         return self._service
 

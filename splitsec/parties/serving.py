@@ -10,6 +10,8 @@ import torch
 
 from splitsec.errors import MessageError, RefusedError
 from splitsec.mpc.prg import SEED_BYTES
+from splitsec.mpc.program import Reveal
+from splitsec.parties.allowance import AnswerRules
 from splitsec.parties.contributing import joined_shape
 from splitsec.parties.names import DEALER
 from splitsec.parties.pool import WorkerPool
@@ -33,7 +35,7 @@ class PredictionService:
             can take another's; who wants more than its share loses its oldest session that rests.
         host: the interface to listen on for sessions, such as `127.0.0.1`.
         processors: those that workers may use, each keeping to one of them in turn; None leaves it to the kernel.
-        ports: the first and the last that sessions may listen on; None for any.
+        rules: what clients may ask.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class PredictionService:
         timeout: float,
         processors: Sequence[int] | None = None,
         limit: int = 16,
-        ports: tuple[int, int] | None = None,
+        rules: AnswerRules | None = None,
     ) -> None:
         self._programs = programs
         self._pool = pool
@@ -60,7 +62,8 @@ class PredictionService:
         self._timeout = timeout
         self._share = max(LEAST_SHARE, limit // max(1, len(clients)))
         self._processors = tuple(processors or ())
-        self._ports = ports
+        self._rules = AnswerRules() if rules is None else rules
+        self._book = self._rules.book()
 
     def open(
         self, client: str, wanted: OpenSession, *, join: str = "", shares: tuple[Share, ...] = ()
@@ -75,13 +78,15 @@ class PredictionService:
 
         Raises:
             UnsupportedLayerError, RangeError, MessageError: the tail cannot run encrypted on this shape.
-            RefusedError: too many of the client's sessions are open, and in use.
+            RefusedError: too many of the client's sessions are open, and in use; or it may not ask for this.
+            BudgetError: the client has had as many predictions as it may have.
         """
         if len(wanted.pair_seed) != SEED_BYTES:
             raise MessageError(f"a pair seed has {SEED_BYTES} bytes, not {len(wanted.pair_seed)}")
         shape = joined_shape(shares, wanted.shape[0]) if shares and wanted.shape else wanted.shape
         if not shape or any(not 0 < size < 1 << 20 for size in shape):
             raise MessageError(f"an activation cannot have shape {shape}")
+        left = self._check_rules(client, wanted.reveal, shape[0])
         self._check_share(client)
         compiled = self._programs.get(Wanted(shape, wanted.reveal, wanted.checked, wanted.comparison))
         session = secrets.token_hex(16)
@@ -105,11 +110,20 @@ class PredictionService:
             join=join,
             shares=shares,
             contributors=tuple((one.client, self._peers[one.client]) for one in shares if one.client != client),
-            ports=self._ports,
+            ports=self._rules.ports,
+            counts="" if self._book is None else str(self._rules.directory),
+            predictions=self._rules.predictions or 0,
         )
         port, contributions = self._pool.start(job, compiled.tensors)
         log.info("session %s of %s opened for activations of %s", session[:8], client, "x".join(map(str, shape)))
-        return SessionOpened(session=session, port=port, program=compiled.program, shares=shares), contributions
+        opened = SessionOpened(session=session, port=port, program=compiled.program, shares=shares, left=left)
+        return opened, contributions
+
+    def _check_rules(self, client: str, reveal: Reveal, rows: int) -> int | None:
+        """How many predictions the client has left, None for any number."""
+        if self._rules.answers == "label" and reveal != "label":
+            raise RefusedError('the server answers with labels only; ask with reveal = "label"')
+        return None if self._book is None else self._book.check(client, rows)
 
     def _check_share(self, client: str) -> None:
         mine = list(self._pool.alive().values()).count(client)

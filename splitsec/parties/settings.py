@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from splitsec.cut import is_u
+from splitsec.cut import INPUT, is_u
 from splitsec.errors import AddressError, ConfigError, SplitsecError
+from splitsec.parties.allowance import AnswerRules
 from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, read_config
 from splitsec.parties.halves import BATCHES
 from splitsec.parties.names import DEALER, SERVER
@@ -132,6 +133,7 @@ IDLE_AT_SERVER: Mapping[str, Mapping[str, str]] = {
     },
     "halves": {
         "model": "the server has no model; each client names its own",
+        "answers": "a model in parts answers with logits",
         "cut": "every client has its whole part",
         "out": "the server has nothing of its own to save",
         "weights": "the server has no weights of its own",
@@ -259,6 +261,7 @@ _LEAST: Mapping[str, tuple[float, str]] = {
     "train_batch_size": (1, "a whole number from 1 on"),
     "every": (0, "steps between two averages, or 0 for an epoch"),
     "in_flight": (1, "a whole number from 1 on"),
+    "predictions_per_client": (1, "a whole number from 1 on, or leave it out for any number"),
     "predictions": (0, "a whole number from 0 on, or leave it out for all test rows"),
     "ahead": (0, "a whole number from 0 on"),
     "seed": (0, "a whole number from 0 on"),
@@ -311,6 +314,15 @@ def _check_server(config: ServerConfig) -> None:
     _check_cut(config)
     if config.topology != "halves":
         _require(config.model, "model")
+    if config.counts is not None and config.predictions_per_client is None:
+        raise ConfigError(f"counts = {shown(config.counts)} does nothing without predictions_per_client; leave it out")
+    AnswerRules.checked(
+        answers=config.answers,
+        predictions=config.predictions_per_client,
+        directory=Path(config.counts or "."),
+        ports=config.session_ports,
+        labels=not is_u(config.cut or INPUT),
+    )
     if not config.held_out < 1 or config.held_out < 0:
         raise ConfigError(f"held_out = {config.held_out:g}: write a share of the rows, at least 0 and below 1")
 

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -34,6 +35,7 @@ from splitsec.mpc.session import Session
 from splitsec.mpc.shared import session_weights, shared_weights
 from splitsec.mpc.supply import Supply, most_ahead
 from splitsec.parties import names
+from splitsec.parties.allowance import Meter, PredictionBook
 from splitsec.parties.contributing import Gathered
 from splitsec.parties.ending import Ending
 from splitsec.parties.fetching import corrections, join_session, weight_shares
@@ -58,7 +60,7 @@ class Job(Message, frozen=True):
     `sent`, and the nursery may drop those of `forget`. Where clients' activations are joined, `shares` says whose
     features are where, and `contributors` are the others' names and keys. `processors` are all that the server may use,
     `processor` the one that the worker keeps to, if any. `ports` are the first and the last that the session may listen
-    on, None for any.
+    on, None for any. With `counts`, the directory of its book, each query counts against the client's `predictions`.
     """
 
     session: str
@@ -81,6 +83,8 @@ class Job(Message, frozen=True):
     shares: tuple[Share, ...] = ()
     contributors: tuple[tuple[str, bytes], ...] = ()
     ports: tuple[int, int] | None = None
+    counts: str = ""
+    predictions: int = 0
     sent: tuple[str, ...] = ()
     forget: tuple[str, ...] = ()
 
@@ -175,6 +179,8 @@ def serve_session(
             worker.peer.refuse(RefusedError("the server failed; see its log"))
         finally:
             ending.begin()
+            with contextlib.suppress(SplitsecError, OSError):
+                worker.meter.close()
             tell(Closed(job.session, worker.queries, time.monotonic() - began, reason, orderly))
             worker.close()
             with contextlib.suppress(SplitsecError, zmq.ZMQError):
@@ -220,6 +226,8 @@ class _Worker:
         self._supply: Supply | None = None
         self._spare = False
         self.queries = 0
+        book = PredictionBook(Path(job.counts), job.predictions) if job.counts else None
+        self.meter = Meter(book, job.client, job.program.input_shape[0])
         self.peer: Peer[SessionBody] = Peer(
             socket, peer=job.client, codec=session_codec, timeout=job.timeout, watch=self._watch
         )
@@ -324,6 +332,7 @@ class _Worker:
 
     def _run_query(self, session: Session, supply: Supply) -> None:
         query = session.next_run
+        self.meter.count()
         supply.wait(query, timeout=self._job.timeout, watch=self._watch)
         share = None
         if self._gathered is not None:

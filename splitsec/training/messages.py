@@ -240,12 +240,13 @@ class Half(Message, frozen=True):
 
 class SessionOpened(Message, frozen=True):
     """Server to client: the port on which the session listens, and the program to run; where activations are joined,
-    whose features are where."""
+    whose features are where; where predictions are counted, how many rows the client has `left`."""
 
     session: Identifier
     port: Port
     program: Program
     shares: tuple[Share, ...] = ()
+    left: int | None = None
 
 
 class Serve(Message, frozen=True):

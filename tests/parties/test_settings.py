@@ -93,6 +93,10 @@ OTHER: dict[str, Any] = {
     "calibration": "calibration",
     "out": "out",
     "stay": True,
+    "predictions_per_client": 100,
+    "counts": "counts",
+    "answers": "label",
+    "session_ports": "40000-40100",
     "timeout": 3.0,
     "round_timeout": 4.0,
     "join_timeout": 5.0,
@@ -264,6 +268,7 @@ def _other(layout: str, name: str) -> Any:
 
 # What must be set with it for a setting to be possible.
 WITH: dict[tuple[str, str], dict[str, Any]] = {
+    **{(layout, "counts"): {"predictions_per_client": 5} for layout in LAYOUTS if layout.startswith("server")},
     ("server", "minimum"): {"clients": ("a", "b", "c")},
     ("server of a U", "minimum"): {"clients": ("a", "b", "c")},
     ("client", "train"): {"weights": "whole"},
@@ -345,6 +350,13 @@ def test_the_settings_without_what_is_idle_are_taken() -> None:
         (_server(clients=("a", "server")), "clients: a client cannot be called 'server'"),
         (_server(clients=("a", "Ward B")), "clients: 'Ward B' cannot name a party"),
         (_server(cut=""), "needs a cut"),
+        (_server(predictions_per_client=0), "predictions_per_client = 0: write a whole number from 1 on"),
+        (_server(counts="x"), 'counts = "x" does nothing without predictions_per_client'),
+        (_server(cut="pool,fc2", answers="label"), 'answers = "label" needs a tail'),
+        (_server(session_ports="40100-40000"), 'session_ports = "40100-40000": write the first and the last port'),
+        (_server(session_ports="a-b"), 'session_ports = "a-b"'),
+        (_server(session_ports="1-65536"), 'session_ports = "1-65536"'),
+        (_server(session_ports=""), 'session_ports = ""'),
         (_server(model=""), "model is missing"),
         (_server(topology="vertical", held_out=1.0, cut=""), "held_out = 1: write a share"),
         (_server(dealer=SERVER), "address and dealer are both"),
