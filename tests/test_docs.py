@@ -37,6 +37,18 @@ def test_the_page_on_federated_training_runs_as_it_stands(capsys: pytest.Capture
     assert "torch.Size([5, 2])" in _said(code, capsys)
 
 
+def test_the_page_on_columns_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    path = ROOT / "docs" / "columns.md"
+    (code,) = _blocks(path, "python")
+    assert "[-1.,  2.]" in _said(code, capsys)
+    for block in _blocks(path, "toml"):
+        fields = {**ServerConfig.__annotations__, **ClientConfig.__annotations__}
+        assert set(tomllib.loads(block)) <= set(fields)
+    # Every setting of a client that is for columns alone is on the page.
+    text = path.read_text()
+    assert all(f"`{name}" in text for name in ("standardise", "codes", "ask", "train", "weights"))
+
+
 def test_the_page_on_privacy_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = _blocks(ROOT / "docs" / "privacy.md", "python")
     spent = re.search(r"epsilon (\d\.\d+) after 50 steps", _said(code, capsys))
