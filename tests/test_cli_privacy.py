@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,19 @@ def test_an_audit_writes_page_and_figures(tmp_path: Path, capsys: pytest.Capture
     assert page.read_text().startswith("<!doctype html>")
     titles = [chapter["title"] for chapter in json.loads(written.read_text())]
     assert [title.split(",")[0] for title in titles] == ["Cut at 'relu1'", "Cut at 'fc1'"]
-    assert "distance correlation" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "distance correlation" in shown.out
+    assert "[green]" not in shown.out
+    said = shown.err.splitlines()
+    assert re.fullmatch("audit: about [0-9]+ (s|minutes) on this machine; --thorough would take about .*", said[0])
+    assert [line.split(";")[0] for line in said[1:3]] == [
+        "audit: optimisation at 'relu1' (1 of 2)",
+        "audit: optimisation at 'fc1' (2 of 2)",
+    ]
+    assert "quick attacks" in page.read_text()
+    assert _main("audit", "splitsec.models:digits_cnn", *settings, "--thorough", "--html", str(page)) == 0
+    assert "--thorough" not in capsys.readouterr().err
+    assert "thorough attacks" in page.read_text()
 
 
 def test_leakage_beside_the_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ This attacker does not keep to the protocol: the threat model of the rest does n
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -25,6 +26,7 @@ def hijack(
     steps: int = 1500,
     batch_size: int = 32,
     seed: int = 0,
+    on_step: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
     """Images that the server makes of private ones after so many steps of training with a client.
 
@@ -32,6 +34,7 @@ def hijack(
         front: the client's, as it begins; a copy is trained.
         private: images of the client, (N, channels, height, width); the result is of them.
         public: the server's own.
+        on_step: called after each step.
     """
     torch.manual_seed(seed)
     front = copy.deepcopy(front).train()
@@ -62,6 +65,7 @@ def hijack(
         false = F.binary_cross_entropy_with_logits(critic(sent.detach()), torch.zeros(batch_size, 1))
         (real + false).backward()
         judge.step()
+        on_step()
     with torch.no_grad():
         made = torch.cat([decoder(front(part)) for part in private.split(256)])
     return made.clamp(float(public.min()), float(public.max()))

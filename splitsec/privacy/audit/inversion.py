@@ -45,13 +45,20 @@ class Inverse(nn.Module):
 
 
 def invert(
-    seen: torch.Tensor, images: torch.Tensor, *, steps: int = 1500, batch_size: int = 64, seed: int = 0
+    seen: torch.Tensor,
+    images: torch.Tensor,
+    *,
+    steps: int = 1500,
+    batch_size: int = 64,
+    seed: int = 0,
+    on_step: Callable[[], None] = lambda: None,
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Train an inverse network on the attacker's own rows; the best one on a tenth of them, kept apart, is taken.
 
     Args:
         seen: what the server would see of them, (N, ...).
         images: (N, channels, height, width).
+        on_step: called after each step.
 
     Returns:
         What makes images of what is seen; within the range of the attacker's images.
@@ -80,6 +87,7 @@ def invert(
         F.mse_loss(network((seen[rows] - mean) / spread), images[rows]).backward()
         optimizer.step()
         schedule.step()
+        on_step()
         if step % 50 == 0 or step == steps:
             error = float(F.mse_loss(guess(checked), wanted))
             if error < best:
@@ -99,6 +107,7 @@ def optimise(
     high: float,
     steps: int = 400,
     smoothness: float = 1e-3,
+    on_step: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
     """The images whose activations are nearest to those seen, with a little total variation.
 
@@ -106,6 +115,7 @@ def optimise(
         front: in eval mode.
         start: the images to begin with, one a row of `seen`.
         low, high: the range of images.
+        on_step: called after each step.
     """
     images = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([images], lr=0.05 * (high - low))
@@ -122,6 +132,7 @@ def optimise(
         schedule.step()
         with torch.no_grad():
             images.clamp_(low, high)
+        on_step()
     return images.detach()
 
 

@@ -8,10 +8,14 @@ from torch import nn
 
 from splitsec import SplitModel
 from splitsec.errors import ConfigError, CutError
-from splitsec.launch import auditing
-from splitsec.launch.auditing import AuditRun, audit, server_view
+from splitsec.launch import audit_run
+from splitsec.launch.audit_run import AuditRun, Effort
+from splitsec.launch.auditing import audit
+from splitsec.launch.stages import Progress
 from splitsec.models import digits_cnn
 from splitsec.mpc import pair
+from splitsec.privacy.audit import encrypted
+from splitsec.privacy.audit.encrypted import server_view
 from splitsec.privacy.audit.hijacking import hijack
 from splitsec.privacy.audit.inversion import invert, optimise, ridge_error
 from splitsec.privacy.audit.labels import gradients_at, infer_labels
@@ -137,7 +141,7 @@ def test_control_without_masks_the_same_attack_works(digits: torch.Tensor, monke
     )
     # As large as words are read, since a plain activation is in their low bits.
     monkeypatch.setattr(
-        auditing, "numbers_of", lambda seen, most: torch.stack(list(seen))[:, :most].double().mul(2.0**-16).float()
+        encrypted, "numbers_of", lambda seen, most: torch.stack(list(seen))[:, :most].double().mul(2.0**-16).float()
     )
     attack, guess = _against_the_server(digits)
     assert attack < 0.6 * guess
@@ -152,6 +156,22 @@ def test_the_page_shows_figures_and_images() -> None:
     assert 'class="leaks"' in made
     assert "data:image/png;base64,iVBOR" in made
     assert "a note" in made
+
+
+def test_every_stage_of_an_audit_is_told_and_its_time_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Effort(inverse=30, optimise=20, hijack=10, encrypted_rows=30, encrypted=20)
+    monkeypatch.setattr(audit_run, "QUICK", small)
+    told: list[Progress] = []
+    estimates: list[float] = []
+    run = AuditRun("splitsec.models:digits_cnn", ("pool", "relu3"), dataset="digits", epochs=2, victims=8)
+    audit(run, told.append, on_estimate=lambda *both: estimates.extend(both))
+    last = {one.stage.title: one for one in told}
+    assert len(last) == 11
+    # Each begins, comes to its end, and has an estimate.
+    assert all(one.done == one.stage.steps > 0 for one in last.values())
+    assert all(one.stage.seconds > 0 for one in list(last.values())[1:])
+    quick, thorough = estimates
+    assert 0 < quick < thorough / 5
 
 
 def test_an_audit_of_a_u() -> None:
