@@ -221,3 +221,24 @@ def test_control_waits_without_a_limit_are_seen(tmp_path: Path) -> None:
         "q.wait(5)\nq.communicate(timeout=3)\n"
     )
     assert _unlimited(bad) == {"recv_multipart", "wait", "join"}
+
+
+# Private by its module's name, but what torch's own pages tell one to import.
+KNOWN_PRIVATE = {"torch.utils._python_dispatch", "torch.utils._python_dispatch.TorchDispatchMode"}
+
+
+def _private(names: set[str]) -> set[str]:
+    """Private names of other libraries: the next release may have them no more."""
+    found = {name for name in names if re.match(r"(torch|torchvision|opacus|numpy|np|zmq|msgspec|sklearn)\.", name)}
+    return {name for name in found if re.search(r"\._(?!_)", name)} - KNOWN_PRIVATE
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_private_of_other_libraries(path: Path) -> None:
+    assert not _private(_names(path))
+
+
+def test_control_private_names_are_seen(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text("import torch\nfrom torch.fx.passes.shape_prop import _extract_tensor_metadata\ntorch._C._x()\n")
+    assert {"torch._C._x", "torch.fx.passes.shape_prop._extract_tensor_metadata"} <= _private(_names(bad))

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from splitsec.cut.split import Cut, SplitModel
 from splitsec.cut.weights import load_part
-from splitsec.errors import ConfigError, CutError
+from splitsec.errors import ConfigError, CutError, first_line
 from splitsec.tensors import SAVE_WEIGHTS, read_tensors
 
 
@@ -49,7 +49,7 @@ def build_segment(
         with torch.device("meta"):
             model = make()
     except (RuntimeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ConstantError(f"the model needs its values while it is built: {reason}; build it whole") from error
     # Nothing can run on the meta device.
     split = SplitModel(model, cut, check=False)

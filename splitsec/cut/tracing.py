@@ -17,7 +17,7 @@ from splitsec.cut.modes import ByMode
 from splitsec.cut.results import describe_result, nodes_in
 from splitsec.cut.state import Generators, as_it_was
 from splitsec.cut.tracer import Tracer, UntraceableError, changed, place_of_error, random_numbers
-from splitsec.errors import CutError
+from splitsec.errors import CutError, first_line
 
 # torch.fx puts wrappers around every module of the process while it traces: never two traces at once.
 _tracing = threading.Lock()
@@ -221,7 +221,7 @@ def _take_one_result(model: nn.Module, graph: fx.Graph) -> None:
 
 def explain(error: Exception, place: str) -> tuple[str, str]:
     """What torch.fx says and the user's own line at which it said so; and what to write there instead."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    text = first_line(error)
     text = text.split(" by default. If you want")[0]
     source = place.partition(" (")[2]
     otherwise = "compute it with torch functions instead"

@@ -48,7 +48,7 @@ class Samples:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in ("images", "labels") if name in file}
         except Exception as error:
-            raise ConfigError(f"cannot read {path}: {str(error).splitlines()[0]}; it must be an npz file") from None
+            raise ConfigError(f"cannot read {path}: {first_line(error)}; it must be an npz file") from None
         if "images" not in arrays:
             raise ConfigError(f"{path} has no array 'images'; write it with numpy.savez(PATH, images=...)")
         images = arrays["images"]

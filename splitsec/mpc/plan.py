@@ -16,7 +16,7 @@ from typing import TypeAlias
 import msgspec
 import torch
 
-from splitsec.errors import MessageError
+from splitsec.errors import MessageError, first_line
 from splitsec.mpc.correlation import Masks, Shape
 from splitsec.mpc.linear import LinearMask, laid_out
 from splitsec.mpc.maximum import MaxMask
@@ -76,7 +76,7 @@ def check_plan(plan: Plan) -> None:
             item.check()
             total += sum(math.prod(shape) for shape in item.correction_shapes())
         except (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            raise MessageError(f"a plan whose shapes do not fit: {str(error).splitlines()[0]}") from None
+            raise MessageError(f"a plan whose shapes do not fit: {first_line(error)}") from None
         if total > MAX_ELEMENTS:
             raise MessageError(f"a plan of more than {MAX_ELEMENTS} ring elements; ask for a smaller batch")
 
