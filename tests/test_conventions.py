@@ -171,6 +171,8 @@ LIMITED_ELSEWHERE = {
     ("transport/peer.py", "send_multipart"): "SNDTIMEO",
     ("choosing/speed.py", "recv"): "rcvtimeo",
     ("parties/pool.py", "recv"): "settimeout",
+    ("transport/reaching.py", "recv"): "settimeout",
+    ("transport/reaching.py", "sendall"): "settimeout",
     ("launch/processes.py", "wait"): "SIGKILL",
     ("parties/pool.py", "wait"): "kill()",
     ("parties/pool.py", "join"): "timeout",
