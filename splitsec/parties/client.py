@@ -19,7 +19,15 @@ from torch import nn
 
 from splitsec.cut import Origin, check_batch, is_u, origin_of, vocabulary
 from splitsec.cut.origin import values_digest
-from splitsec.errors import AuthenticationError, ConfigError, MessageError, RefusedError
+from splitsec.errors import (
+    AuthenticationError,
+    BudgetError,
+    ConfigError,
+    MessageError,
+    RangeError,
+    RefusedError,
+    SplitsecError,
+)
 from splitsec.mpc.checking import check_program
 from splitsec.mpc.context import CLIENT, ComparisonKind
 from splitsec.mpc.messages import Close
@@ -205,6 +213,17 @@ class Client:
             epsilon_limit=epsilon_limit,
             purpose=self._purpose,
         )
+        try:
+            self._take_part(learner)
+        except (BudgetError, ConfigError, RangeError):
+            # The others need not wait for this client.
+            with contextlib.suppress(SplitsecError):
+                self._server.send(Leave())
+            raise
+        assert learner.welcome is not None
+        return learner.welcome.schedule
+
+    def _take_part(self, learner: Learner) -> None:
         out = deque(learner.begin())
         while not learner.done:
             while out:
@@ -217,8 +236,6 @@ class Client:
                 timeout = self._join_timeout if learner.welcome is None else None
                 message = self._server.receive(timeout, spin=True, spin_seconds=TRAINING_SPIN_SECONDS)
                 out.extend(learner.take(*message))
-        assert learner.welcome is not None
-        return learner.welcome.schedule
 
     @property
     def _purpose(self) -> Purpose:

@@ -305,6 +305,8 @@ class Server:
             case Leave():
                 self._left.add(name)
                 self._hub.send(incoming.sender, Done())
+                if not self._run.finished:
+                    self._run.gone(name, now=time.monotonic())
                 self._end_contributions()
             case Hello():
                 before = self._routes.get(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import secrets
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from splitsec import Part, Schedule, SplitModel
 from splitsec.errors import BudgetError, ConfigError, MessageError
 from splitsec.launch.simulation import Simulated, simulate
 from splitsec.parties import protecting
+from splitsec.parties.events import Dropped
 from splitsec.privacy.history import epsilon_together
 from splitsec.privacy.ledger import CLIENT, NOISY, RECORD, find_ledgers, read_ledger
 from splitsec.privacy.plan import PrivacyPlan
@@ -360,3 +362,25 @@ def test_over_real_sockets(tmp_path: Path) -> None:
     ledger = read_ledger(next((tmp_path / "client-1").glob("ledger-*.json")))
     # 24 samples in steps of 16 on average, for 2 epochs.
     assert (ledger.client, ledger.steps_of(RECORD)) == ("client-1", 4)
+
+
+def test_who_refuses_a_run_does_not_keep_the_others_waiting(tmp_path: Path) -> None:
+    events: list[Any] = []
+    with world(tmp_path, clients=3, schedule=BY_RECORD, round_timeout=600.0, report=events.append) as here:
+        clients = [here.client(name) for name in NAMES]
+        limits = [0.0, 0.0, 0.5]
+
+        def train(seed: int) -> BudgetError | None:
+            try:
+                clients[seed].train(part(seed), seed=0, ledgers=tmp_path / NAMES[seed], epsilon_limit=limits[seed])
+            except BudgetError as error:
+                return error
+            return None
+
+        first, second, third = here.together(*(partial(train, seed) for seed in range(3)))
+        assert first is None
+        assert second is None
+        assert "may spend epsilon 0.5 over all runs: 0 earlier ones have spent 0.000, this one wants" in str(third)
+        for client in clients:
+            client.close()
+    assert [(one.name, one.round) for one in events if isinstance(one, Dropped)] == [("client-3", 1)]
