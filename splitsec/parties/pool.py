@@ -18,10 +18,13 @@ from splitsec import errors
 from splitsec.errors import RefusedError, SplitsecError
 from splitsec.parties.nursery import END_SECONDS, End, Ended, Failed, PoolBody, pool_codec, send_frames
 from splitsec.parties.worker import Bound, Closed, Job, Spare
+from splitsec.transport.peer import WATCH_SECONDS
 
 log = logging.getLogger(__name__)
 
+# For a nursery that loads its libraries, and for a worker of one that has done so.
 START_SECONDS = 60.0
+FORK_SECONDS = 10.0
 MOST_BYTES = 1 << 16
 # Of weights in the nursery's memory, beyond those that the newest session needs.
 STORED_BYTES = 1 << 30
@@ -48,6 +51,7 @@ class WorkerPool:
         self._start_nursery()
 
     def _start_nursery(self) -> None:
+        self._patience = START_SECONDS
         self._jobs, jobs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._reports, reports = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         program = "import sys; from splitsec.parties.nursery import main; main(*map(int, sys.argv[1:]))"
@@ -74,6 +78,7 @@ class WorkerPool:
         self._revive()
         self._alive[job.session] = _Open(job.client, self.free_slot())
         try:
+            self._jobs.settimeout(self._patience)
             sent, forget = self._stock(tensors)
             job = msgspec.structs.replace(job, sent=sent, forget=forget)
             send_frames(self._jobs, pool_codec.encode(job, [tensors[name] for name in sent]))
@@ -83,6 +88,9 @@ class WorkerPool:
                 self._alive[job.session].over = True
             if isinstance(error, SplitsecError):
                 raise
+            # Whatever it has read of the job: what comes next would make no sense to it.
+            log.error("the process that prediction sessions come from takes no job: %s", error)
+            self._kill()
             raise RefusedError("the server cannot start a worker; see its log") from error
 
     def _stock(self, tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -127,9 +135,12 @@ class WorkerPool:
             self._take_reports()
             self._nursery.wait(END_SECONDS + 1 if self._alive else 0)
         except subprocess.TimeoutExpired:
-            self._nursery.kill()
-            self._nursery.wait()
+            self._kill()
         self._close_sockets()
+
+    def _kill(self) -> None:
+        self._nursery.kill()
+        self._nursery.wait()
 
     def _close_sockets(self) -> None:
         self._jobs.close()
@@ -149,18 +160,23 @@ class WorkerPool:
             pass
 
     def _wait_bound(self, session: str) -> tuple[int, int]:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self._patience
         while time.monotonic() < deadline:
-            match self._receive(max(0.01, deadline - time.monotonic())):
+            match self._receive(WATCH_SECONDS):
                 case Bound(name, port, contributions) if name == session:
+                    self._patience = FORK_SECONDS
                     return port, contributions
                 case Failed(name, error, reason) if name == session:
+                    self._patience = FORK_SECONDS
                     kind = getattr(errors, error, RefusedError)
                     raise kind(reason)
                 case Ended(name) if name == session:
                     break
                 case None if self._nursery.poll() is not None:
                     break
+        else:
+            log.error("the process that prediction sessions come from is silent for %g s", self._patience)
+            self._kill()
         raise RefusedError("the server's worker did not start; see its log")
 
     def _receive(self, timeout: float) -> PoolBody | None:

@@ -265,6 +265,8 @@ class _Worker:
             self._wait(self._job.timeout)
             shares = weight_shares(self._dealer, job.session, items)
             self._weights = {**self._weights, **session_weights(SERVER, items, shared, shares)}
+        # As large as the layers' weights, and needed no more.
+        del masks, masked, sent
         self._supply = Supply(session, processors=job.processors)
         self._answer(session, self._supply, ahead)
 

@@ -118,6 +118,19 @@ def test_the_nursery_itself_may_die(here: World) -> None:
     _right(here, "client-1", torch.rand(2, 4))
 
 
+def test_a_nursery_that_hangs_is_replaced(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    _right(here, "client-1", torch.rand(1, 4))
+    assert here.server._pool is not None
+    monkeypatch.setattr(here.server._pool, "_patience", 0.5)
+    stopped = here.server._pool._nursery.pid
+    os.kill(stopped, signal.SIGSTOP)
+    with here.client("client-1", timeout=60) as client, pytest.raises(RefusedError, match="worker did not start"):
+        client.session((1, 6)).__enter__()
+    _right(here, "client-1", torch.rand(2, 4))
+    assert here.server._pool._nursery.pid != stopped
+    assert not Path(f"/proc/{stopped}").exists()
+
+
 def test_queries_made_ready_ahead_give_the_same_and_never_more_than_allowed(here: World) -> None:
     with here.client("client-1") as client, torch.no_grad():
         with client.session((2, 6), ahead=3) as session:
