@@ -16,10 +16,11 @@ from splitsec.cut import INPUT, CutGraph, Origin, SplitModel, check_split, trace
 from splitsec.cut.check import ROWS
 from splitsec.errors import ConfigError, SplitsecError, first_line
 from splitsec.mpc.bounds import Memory
-from splitsec.mpc.compiler import ShapeNotes, compile_tail
+from splitsec.mpc.compiler import compile_tail
 from splitsec.mpc.context import CLIENT, SERVER
 from splitsec.mpc.costing import StepMemory, predict_cost
 from splitsec.mpc.plan import correction_count
+from splitsec.mpc.shapes import ShapeNotes
 
 # To measure leakage with.
 LEAST_ROWS = 64

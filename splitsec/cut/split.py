@@ -160,12 +160,32 @@ class SplitModel(nn.Module):
         return default
 
     def _refuse_shared(self) -> None:
-        seen: dict[torch.Tensor, str] = {}
+        seen: dict[nn.Parameter, str] = {}
         for segment in self.segments:
-            for name, parameter in segment.named_parameters():
-                if parameter in seen:
-                    raise CutError(f"both sides of the cut '{self.cut}' use {name}; choose another cut")
-            seen.update({parameter: name for name, parameter in segment.named_parameters()})
+            names = {parameter: name for name, parameter in segment.named_parameters(remove_duplicate=False)}
+            for parameter, name in names.items():
+                other = seen.get(parameter)
+                if other == name:
+                    raise CutError(
+                        f"both sides of the cut '{self.cut}' use '{name}': what holds it is called before the cut and "
+                        "behind it; cut before its first call, or behind its last"
+                    )
+                if other is not None:
+                    place = _expression(name)
+                    raise CutError(
+                        f"'{name}' and '{other}' are one parameter (tied weights), which the cut '{self.cut}' would "
+                        f"leave to both sides; untie them before cutting: "
+                        f"{place} = nn.Parameter({place}.detach().clone())"
+                    )
+            seen.update(names)
+
+
+def _expression(path: str) -> str:
+    """How Python code calls a parameter of a model: `model.fc.weight`, `model.get_submodule('2').weight`."""
+    owner, _, name = path.rpartition(".")
+    if all(part.isidentifier() for part in path.split(".")):
+        return f"model.{path}"
+    return f"model.get_submodule('{owner}').{name}"
 
 
 def _segment(graph: CutGraph, name: str, after: CutPoint | None, upto: CutPoint | None) -> fx.GraphModule:

@@ -68,6 +68,8 @@ class Tracer(fx.Tracer):
         self._kept, self._kinds, self._functions = kept, kinds, functions
         # torch.fx puts wrappers around every module of the process while it traces.
         self._thread = threading.get_ident()
+        # As forward has it: an `autograd.Function` turns gradients off inside, where a call of it is recorded.
+        self.gradients = True
 
     @property
     def innermost(self) -> str:
@@ -76,7 +78,7 @@ class Tracer(fx.Tracer):
 
     def trace_whole(self, root: nn.Module) -> fx.Graph:
         """Trace a module as a call of it, hooks and all, on its first argument; others keep their defaults."""
-        with _recorded_functions(self), _Watch(root, self):
+        with _recorded_functions(self), _recorded_modes(self), _Watch(root, self):
             return self.trace(root)
 
     def create_args_for_root(
@@ -124,7 +126,7 @@ class Tracer(fx.Tracer):
         """As torch.fx, noting the user's line and whether gradients are on."""
         node = super().create_node(*args, **kwargs)
         node.meta["place"] = place_of(sys._getframe(1))
-        node.meta["grad"] = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        node.meta["grad"] = self.gradients and not torch.is_inference_mode_enabled()
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             where = node.meta["place"]
             raise UntraceableError(
@@ -229,23 +231,69 @@ def _at(place: str) -> str:
 
 @contextmanager
 def _recorded_functions(tracer: Tracer) -> Iterator[None]:
-    """Record calls of `autograd.Function`s, whose backward would be lost where only their forward is traced."""
-    original = torch.autograd.Function.__dict__["apply"]
+    """Record calls of `autograd.Function`s, whose backward would be lost where only their forward is traced.
 
-    def apply(function: type, *args: Any, **kwargs: Any) -> Any:
-        found: list[Any] = []
-        fx.node.map_aggregate(
-            (args, kwargs), lambda value: found.append(value) if isinstance(value, fx.Proxy) else None
-        )
-        if found and not kwargs:
-            return tracer.create_proxy("call_function", tracer.applied(function), args, {})
-        return original.__func__(function, *args, **kwargs)
-
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+    Their forward is replaced meanwhile, and not `apply`, which people keep under other names.
+    """
+    base, replaced = torch.autograd.Function, []
+    for function in _subclasses(base):
+        for name in ("forward", "setup_context"):
+            if getattr(function, name) is not getattr(base, name):
+                replaced.append((function, name, function.__dict__.get(name)))
+    originals = {(function, name): getattr(function, name) for function, name, _ in replaced}
+    for (function, name), original in originals.items():
+        setattr(function, name, staticmethod(_recording(tracer, function, name, original)))
     try:
         yield
     finally:
-        torch.autograd.Function.apply = original  # type: ignore[method-assign]
+        for function, name, own in replaced:
+            if own is None:
+                delattr(function, name)
+            else:
+                setattr(function, name, own)
+
+
+@contextmanager
+def _recorded_modes(tracer: Tracer) -> Iterator[None]:
+    """Note where forward turns gradients on and off (`torch.no_grad()` and its like come to one function)."""
+    original, thread = torch._C._set_grad_enabled, threading.get_ident()
+    tracer.gradients = torch.is_grad_enabled()
+
+    def turn(enabled: bool) -> None:
+        original(enabled)
+        if threading.get_ident() == thread:
+            tracer.gradients = enabled
+
+    torch._C._set_grad_enabled = turn
+    try:
+        yield
+    finally:
+        torch._C._set_grad_enabled = original
+
+
+def _recording(tracer: Tracer, function: type, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = args[1:] if args and isinstance(args[0], torch.autograd.function.FunctionCtx) else args
+        if not _holds_proxy((given, kwargs)):
+            return original(*args, **kwargs)
+        if name == "setup_context":
+            return None
+        return tracer.create_proxy("call_function", tracer.applied(function), given, kwargs)
+
+    return call
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    children: list[type] = kind.__subclasses__()
+    for child in children:
+        yield child
+        yield from _subclasses(child)
+
+
+def _holds_proxy(value: Any) -> bool:
+    found: list[Any] = []
+    fx.node.map_aggregate(value, lambda part: found.append(part) if isinstance(part, fx.Proxy) else None)
+    return bool(found)
 
 
 def place_of(frame: FrameType | None) -> str:

@@ -78,6 +78,27 @@ def trace(model: nn.Module) -> fx.GraphModule:
     return joined
 
 
+def trace_in_eval(layer: nn.Module) -> fx.GraphModule:
+    """What `layer` does in eval mode, traced symbolically; it is left as it was.
+
+    Raises:
+        CutError: no graph says it (names the line).
+    """
+    _check_inputs(layer)
+    with _tracing, torch.enable_grad(), torch.inference_mode(False), torch.autocast("cpu", enabled=False):
+        try:
+            with as_it_was(layer):
+                layer.eval()
+                graph = _graph(layer, Tracer({}, set(), {}, buffers=True))
+                made = fx.GraphModule(layer, graph)
+            follow_in_place(made)
+            keep_regions(made)
+            _clean(made)
+        except UntraceableError as error:
+            raise CutError(f"{error}; {error.advice}") from error
+    return made.eval()
+
+
 def _check_inputs(model: nn.Module) -> None:
     kind = type(model).__name__
     if kind in _WRAPPERS:

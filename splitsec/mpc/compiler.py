@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 import torch
@@ -25,6 +24,7 @@ from splitsec.mpc.lowering import Lowering, lower_tail, refuse_lookups
 from splitsec.mpc.operations import Size, value_scales
 from splitsec.mpc.program import MOST_ANSWER_BITS, MOST_DIGITS, Program, Reveal, Shape, Step, Weights
 from splitsec.mpc.ring import PRECISION_BITS, encode
+from splitsec.mpc.shapes import ShapeNotes
 
 log = logging.getLogger(__name__)
 # Layers whose largest weight is below this get more fractional bits, up to so many.
@@ -129,20 +129,6 @@ def _answer_bits(precision: int, limit: float, bound: float) -> int:
     """
     smaller = math.floor(math.log2(limit / bound)) if bound > 0 else 0
     return min(MOST_ANSWER_BITS, precision + max(0, smaller))
-
-
-class ShapeNotes(fx.Interpreter):
-    """Runs a model and notes each value's shape and dtype at its node, as `"shape"` and `"dtype"`.
-
-    torch's own `ShapeProp` prints when an input does not fit.
-    """
-
-    def run_node(self, n: fx.Node) -> Any:
-        """As torch.fx has it."""
-        value = super().run_node(n)
-        if isinstance(value, torch.Tensor):
-            n.meta["shape"], n.meta["dtype"] = tuple(value.shape), value.dtype
-        return value
 
 
 def _with_digits(step: Step, weight: torch.Tensor) -> Step:

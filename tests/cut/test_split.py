@@ -381,6 +381,29 @@ def test_tied_weights_stay_tied() -> None:
     assert tail.get_parameter("2.weight") is tail.get_parameter("1.weight")
 
 
+def test_weights_tied_across_the_cut_are_named_with_how_to_untie_them() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+            self.c.weight = self.a.weight
+
+        def forward(self, x):  # type: ignore[no-untyped-def]
+            return self.c(self.b(self.a(x)))
+
+    model = Tied()
+    message = r"'c.weight' and 'a.weight' are one parameter \(tied weights\).*: model.c.weight = nn.Parameter\("
+    with pytest.raises(CutError, match=message) as caught:
+        SplitModel(model, "b")
+    # The advice is code that works.
+    exec(str(caught.value).rpartition("before cutting: ")[2], {"model": model, "nn": nn})
+    assert SplitModel(model, "b").checked
+    numbered = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    numbered[2].weight = numbered[0].weight
+    with pytest.raises(CutError, match=r"model\.get_submodule\('2'\)\.weight = nn\.Parameter"):
+        SplitModel(numbered, "1")
+
+
 def test_a_front_that_moves_the_batch_is_refused_when_it_runs() -> None:
     class Moves(nn.Module):
         def __init__(self) -> None:

@@ -95,14 +95,40 @@ class Middle(Body):
         return self.by_hand(self, h)
 
 
-@pytest.mark.parametrize("function", [Sign, Reverse])
-def test_the_backward_of_an_autograd_function_is_kept(function: Any) -> None:
-    plain, split = pair(lambda: Middle(lambda _model, h: function.apply(h)))
+class Inherits(Sign):
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return gradient * 2
+
+
+class SetsUp(torch.autograd.Function):
+    """The newer way to write one, of two values."""
+
+    @staticmethod
+    def forward(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return x * 1 + y * 0
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+        return gradient * ctx.saved_tensors[0], None
+
+
+# As torch's own documentation calls them.
+sign, sets_up = Sign.apply, SetsUp.apply
+
+
+@pytest.mark.parametrize("apply", [Sign.apply, Reverse.apply, Inherits.apply, sign, lambda h: sets_up(h, h)])
+def test_the_backward_of_an_autograd_function_is_kept(apply: Any) -> None:
+    own = {function: dict(vars(function)) for function in (Sign, Reverse, Inherits, SetsUp)}
+    plain, split = pair(lambda: Middle(lambda _model, h: apply(h)))
+    assert all(dict(vars(function)) == before for function, before in own.items())
     assert same(plain, split)
-    # The control: with the function's forward alone the gradient is another.
-    without, _ = pair(
-        lambda: Middle(lambda _model, h: function.forward(type("Context", (), {"save_for_backward": print}), h))
-    )
+    # The control: what its forward alone comes to has another gradient.
+    without, _ = pair(lambda: Middle(lambda _model, h: h))
     assert not same(without, split)
 
 
@@ -131,6 +157,17 @@ def test_a_region_without_gradients_ends_where_forward_ends_it() -> None:
     with torch.no_grad():
         _, inside = pair(lambda: Middle(partly))
     assert same(plain, inside)
+
+
+def test_an_autograd_function_in_a_region_without_gradients_has_none() -> None:
+    def still(_model: nn.Module, h: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return sets_up(h, h)
+
+    plain, split = pair(lambda: Middle(still))
+    assert same(plain, split)
+    with_gradient, _ = pair(lambda: Middle(lambda _model, h: sets_up(h, h)))
+    assert not same(with_gradient, split)
 
 
 def test_what_a_region_without_gradients_overwrites_is_refused() -> None:

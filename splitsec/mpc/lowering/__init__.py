@@ -9,12 +9,13 @@ from __future__ import annotations
 from torch import fx
 
 from splitsec.errors import UnsupportedLayerError
-from splitsec.mpc.lowering import activations, arithmetic, attention, layers, pooling, shaping
-from splitsec.mpc.lowering.base import LOOKUPS, Lowering, Shared, Tables, refusal
+from splitsec.mpc.lowering import activations, arithmetic, attention, extremes, layers, masks, pooling, shaping
+from splitsec.mpc.lowering.advice import LOOKUPS, refusal
+from splitsec.mpc.lowering.base import Lowering, Shared, Tables
 
 __all__ = ["Lowering", "Shared", "lower_tail", "refuse_lookups", "supported_layers"]
 
-_ALL = [module.TABLES for module in (layers, activations, pooling, shaping, arithmetic, attention)]
+_ALL = [module.TABLES for module in (layers, activations, pooling, shaping, arithmetic, extremes, masks, attention)]
 _TABLES = Tables(
     {kind: lower for tables in _ALL for kind, lower in tables.modules.items()},
     {function: lower for tables in _ALL for function, lower in tables.functions.items()},
@@ -39,7 +40,8 @@ def refuse_lookups(tail: fx.GraphModule) -> None:
     """Refuse layers that take no real numbers: no example of an activation could be sent through them."""
     for node in tail.graph.nodes:
         if node.op == "call_module" and type(tail.get_submodule(str(node.target))).__name__ in LOOKUPS:
-            raise UnsupportedLayerError(refusal(str(node.target), type(tail.get_submodule(str(node.target))).__name__))
+            kind = type(tail.get_submodule(str(node.target))).__name__
+            raise UnsupportedLayerError(refusal(str(node.target), kind, tail, node))
 
 
 def supported_layers() -> list[str]:

@@ -108,6 +108,34 @@ def _elu(lowering: Lowering, call: Call) -> Shared:
     return bend(lowering, call.name, x, "elu", options["alpha"])
 
 
+def _selu(lowering: Lowering, call: Call) -> Shared:
+    # torch.nn.SELU's two numbers.
+    alpha, factor = 1.6732632423543772, 1.0507009873554805
+    return lowering.affine(call.name, bend(lowering, call.name, call.first, "elu", alpha), factor)
+
+
+def _celu(lowering: Lowering, call: Call) -> Shared:
+    options = options_of(call, "alpha inplace", alpha=1.0)
+    alpha = float(options["alpha"])
+    inner = lowering.affine(call.name, call.first, 1 / alpha)
+    return lowering.affine(call.name, bend(lowering, call.name, inner, "elu"), alpha)
+
+
+def _log_sigmoid(lowering: Lowering, call: Call) -> Shared:
+    """-softplus(-x)."""
+    opposite = lowering.affine(call.name, call.first, -1.0)
+    return lowering.affine(call.name, bend(lowering, call.name, opposite, "softplus"), -1.0)
+
+
+def _glu(lowering: Lowering, call: Call) -> Shared:
+    """The first half of a dimension times the sigmoid of the second."""
+    options = options_of(call, "dim", dim=-1)
+    x, dim = call.first, int(options["dim"]) % len(call.first.shape)
+    size = x.shape[dim] // 2
+    first, second = (lowering.narrow(call.name, x, dim, start, size) for start in (0, size))
+    return lowering.emit("mul", call.name, (first, bend(lowering, call.name, second, "sigmoid")), first.shape)
+
+
 def _softplus(lowering: Lowering, call: Call) -> Shared:
     options = options_of(call, "beta threshold", beta=1.0, threshold=20.0)
     if options["threshold"] < 9:
@@ -156,6 +184,10 @@ _MODULES: dict[type[nn.Module], Lower] = {
     nn.SiLU: _bent("silu"),
     nn.Mish: _bent("mish"),
     nn.ELU: _elu,
+    nn.SELU: _selu,
+    nn.CELU: _celu,
+    nn.LogSigmoid: _log_sigmoid,
+    nn.GLU: _glu,
     nn.Softplus: _softplus,
     nn.Softmax: _softmax,
     nn.LogSoftmax: _log_softmax,
@@ -181,6 +213,12 @@ _FUNCTIONS: dict[Callable[..., Any], Lower] = {
     F.silu: _bent("silu"),
     F.mish: _bent("mish"),
     F.elu: _elu,
+    F.selu: _selu,
+    torch.selu: _selu,
+    F.celu: _celu,
+    torch.celu: _celu,
+    F.logsigmoid: _log_sigmoid,
+    F.glu: _glu,
     F.softplus: _softplus,
     F.softmax: _softmax,
     torch.softmax: _softmax,

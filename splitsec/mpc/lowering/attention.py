@@ -16,11 +16,8 @@ from torch import nn
 from splitsec.errors import UnsupportedLayerError
 from splitsec.mpc.lowering.activations import bend, relu, softmax
 from splitsec.mpc.lowering.arithmetic import add, matmul
-from splitsec.mpc.lowering.base import Call, Lower, Lowering, Shared, Tables
+from splitsec.mpc.lowering.base import MASKED, Call, Lower, Lowering, Shared, Tables
 from splitsec.mpc.lowering.layers import layer_norm, linear
-
-# What stands for minus infinity in a mask: beyond it the exponential's broken line is zero.
-_MASKED = -65536.0
 
 
 def _attend(lowering: Lowering, name: str, q: Shared, k: Shared, v: Shared, mask: torch.Tensor | None) -> Shared:
@@ -38,7 +35,7 @@ def _mask(name: str, mask: Any) -> torch.Tensor | None:
     if not isinstance(mask, torch.Tensor):
         raise UnsupportedLayerError(f"'{name}' has a mask that depends on the input; no encrypted form for that")
     found: torch.Tensor = mask.detach().double()
-    return found * _MASKED if mask.dtype == torch.bool else found.clamp(min=_MASKED)
+    return found * MASKED if mask.dtype == torch.bool else found.clamp(min=MASKED)
 
 
 def _scaled_dot_product(lowering: Lowering, call: Call) -> Shared:
@@ -59,7 +56,7 @@ def _scaled_dot_product(lowering: Lowering, call: Call) -> Shared:
         mask = ~mask
     mask = _mask(call.name, mask)
     if given["is_causal"]:
-        mask = _MASKED * torch.ones(q.shape[-2], k.shape[-2]).triu(1).double()
+        mask = MASKED * torch.ones(q.shape[-2], k.shape[-2]).triu(1).double()
     factor = 1 / math.sqrt(q.shape[-1]) if given["scale"] is None else float(given["scale"])
     q = lowering.affine(call.name, q, factor)
     return _attend(lowering, call.name, q, k, v, mask)

@@ -13,10 +13,16 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from splitsec.cut.modes import ByMode
 from splitsec.errors import UnsupportedLayerError, first_line
+from splitsec.mpc.lowering.advice import UNDONE, refusal
+from splitsec.mpc.lowering.inside import graph_of, is_own
 from splitsec.mpc.program import Shape, Step, Weights
+
+# What stands for minus infinity in a mask: beyond it the exponential's broken line is zero.
+MASKED = -65536.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class Lowering:
         self.weights: dict[int, Weights] = {}
         self.values: dict[fx.Node, Any] = {}
         self._tables = tables
+        self._prefix = ""
 
     def run(self, input_shape: Shape) -> None:
         """Lower the whole graph, whose nodes know their shapes (`ShapeProp`)."""
@@ -121,12 +128,14 @@ class Lowering:
                     f"'{node.name}' takes what has no encrypted form, such as the weights of attention: "
                     f"{first_line(error)}"
                 ) from error
-        name, target = str(node.target) if layer is not None else node.name, node.target
+        name, target = self._prefix + (str(node.target) if layer is not None else node.name), node.target
         if isinstance(layer, ByMode):
             target, (args, kwargs), layer = layer.target, layer.in_eval(args), None
         call = Call(node, name, target, args, kwargs, layer)
         if layer is not None:
-            lower, described = self._tables.modules.get(type(layer)), type(layer).__name__
+            # A parametrised layer (torch.nn.utils.parametrizations) is its own kind with a weight that is computed.
+            kind = type(layer).__bases__[0] if is_parametrized(layer) else type(layer)
+            lower, described = self._tables.modules.get(kind), kind.__name__
             if lower is None and type(layer).__module__.startswith("torchvision.ops."):
                 lower = self._tables.torchvision.get(described)
         elif isinstance(target, str):
@@ -134,11 +143,13 @@ class Lowering:
         else:
             lower, described = self._tables.functions.get(target), getattr(target, "__name__", str(target))
         if lower is None:
-            supported = ", ".join(sorted(kind.__name__ for kind in self._tables.modules))
-            raise UnsupportedLayerError(refusal(name, described, f"move the cut behind it or use one of: {supported}"))
-        hooks = layer is not None and (layer._forward_hooks or layer._forward_pre_hooks)
-        if hooks:
-            raise UnsupportedLayerError(f"layer '{name}' ({described}) has a hook, which nobody could run; remove it")
+            if layer is not None and is_own(layer) and len(args) == 1 and not kwargs and isinstance(args[0], Shared):
+                return self._inside(call)
+            raise UnsupportedLayerError(refusal(name, described, self.tail, node))
+        for hook in [] if layer is None else [*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()]:
+            undone = UNDONE.get(type(hook).__name__)
+            what = f"undo it, which keeps the weight: {undone}" if undone else "remove it"
+            raise UnsupportedLayerError(f"layer '{name}' ({described}) has a hook, which nobody could run; {what}")
         try:
             return lower(self, call)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -146,6 +157,27 @@ class Lowering:
             raise UnsupportedLayerError(
                 f"layer '{name}' ({described}) has no encrypted form with these arguments: {first_line(error)}"
             ) from error
+
+    def _inside(self, call: Call) -> Any:
+        """What a layer of a user's own does in eval mode."""
+        dtype = call.node.all_input_nodes[0].meta["dtype"]
+        inner = graph_of(call.layer, call.name, call.first.shape, dtype)
+        outer, self.tail = self.tail, inner
+        prefix, self._prefix = self._prefix, f"{call.name}."
+        result: Any = None
+        try:
+            for node in inner.graph.nodes:
+                if node.op == "placeholder":
+                    self.values[node] = call.first
+                elif node.op == "output":
+                    result = fx.map_arg(node.args[0], self.values.__getitem__)
+                elif node.op == "get_attr":
+                    self.values[node] = self._attribute(str(node.target))
+                else:
+                    self.values[node] = self._node(node)
+        finally:
+            self.tail, self._prefix = outer, prefix
+        return result
 
     def _compute(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], layer: nn.Module | None) -> Any:
         with torch.no_grad():
@@ -248,22 +280,3 @@ def _holds_shared(value: Any) -> bool:
     if isinstance(value, slice):
         return any(map(_holds_shared, (value.start, value.stop, value.step)))
     return False
-
-
-def refusal(name: str, described: str, otherwise: str = "") -> str:
-    """Why a layer has no encrypted form, and what to do."""
-    if described in _REASONS:
-        return f"layer '{name}' ({described}) has no encrypted form: {_REASONS[described]}"
-    return f"layer '{name}' ({described}) has no encrypted form; {otherwise}"
-
-
-LOOKUPS = ("Embedding", "EmbeddingBag")
-_LOOKUP = "looking up a row would show the server which one; keep it in the front and move the cut behind it"
-_RECURRENT = "it runs a step at a time; keep it in the front and move the cut behind it"
-_REASONS = {
-    **dict.fromkeys(LOOKUPS, _LOOKUP),
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), _RECURRENT),
-    "argmax": "an index is no real number; ask for reveal='label' instead",
-    "sqrt": "roots are taken inside nn.LayerNorm and nn.GroupNorm alone; use one of them",
-    "InstanceNorm2d": "nn.GroupNorm with as many groups as channels does the same and has one",
-}

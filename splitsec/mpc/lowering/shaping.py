@@ -213,6 +213,8 @@ def _pad(lowering: Lowering, call: Call) -> Shared:
 
 
 def _pad_layer(lowering: Lowering, call: Call) -> Shared:
+    if getattr(call.layer, "value", 0.0) != 0.0:
+        raise UnsupportedLayerError(f"layer '{call.name}' pads with {call.layer.value}; use zeros")
     return lowering.emit(
         "pad", call.name, (call.first,), lowering.shape_of(call), padding=tuple(map(int, call.layer.padding))
     )
@@ -236,9 +238,22 @@ def _pixel_shuffle(lowering: Lowering, call: Call) -> Shared:
 
 
 def _upsample(lowering: Lowering, call: Call) -> Shared:
-    layer, shape = call.layer, lowering.shape_of(call)
-    if layer.mode != "nearest":
-        raise UnsupportedLayerError(f"layer '{call.name}' interpolates by '{layer.mode}'; use mode='nearest'")
+    if call.layer is not None:
+        return _nearest(lowering, call, call.layer.mode, call.layer)
+    given = call.options(
+        "input size scale_factor mode align_corners recompute_scale_factor antialias", mode="nearest", antialias=False
+    )
+    rest = {name: value for name, value in given.items() if name != "input"}
+    return _nearest(lowering, call, given["mode"], lambda value: F.interpolate(value, **rest))
+
+
+def _nearest(lowering: Lowering, call: Call, mode: str, layer: Callable[[torch.Tensor], torch.Tensor]) -> Shared:
+    """Each element as often as `layer` takes it."""
+    shape = lowering.shape_of(call)
+    if mode != "nearest":
+        raise UnsupportedLayerError(
+            f"layer '{call.name}' interpolates by '{mode}'; use mode='nearest', and a convolution behind it to smooth"
+        )
     made: Shared = call.first
     for dim in range(2, len(shape)):
         after = shape[dim]
@@ -250,6 +265,13 @@ def _upsample(lowering: Lowering, call: Call) -> Shared:
     return made
 
 
+def _cast(lowering: Lowering, call: Call) -> Shared:
+    """Another precision of real numbers, which shares have none of."""
+    lowering.shape_of(call)
+    cast: Shared = call.first
+    return cast
+
+
 def _size(_lowering: Lowering, call: Call) -> Any:
     shape = torch.Size(call.first.shape)
     dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
@@ -258,6 +280,9 @@ def _size(_lowering: Lowering, call: Call) -> Any:
 
 def _attribute(lowering: Lowering, call: Call) -> Any:
     x, name = call.args
+    if isinstance(x, tuple) and name in ("values", "indices"):
+        # The largest of a dimension, and where it is, which nobody has.
+        return x[("values", "indices").index(name)]
     known: dict[str, Callable[[], Any]] = {
         "shape": lambda: torch.Size(x.shape),
         "ndim": lambda: len(x.shape),
@@ -281,9 +306,13 @@ _MODULES: dict[type[nn.Module], Lower] = {
     nn.Dropout2d: _same,
     nn.AlphaDropout: _same,
     nn.Identity: _same,
+    nn.ZeroPad1d: _pad_layer,
     nn.ZeroPad2d: _pad_layer,
+    nn.ConstantPad1d: _pad_layer,
+    nn.ConstantPad2d: _pad_layer,
     nn.PixelShuffle: _pixel_shuffle,
     nn.Upsample: _upsample,
+    nn.UpsamplingNearest2d: _upsample,
 }
 _FUNCTIONS: dict[Any, Lower] = {
     torch.flatten: _reshape,
@@ -308,6 +337,7 @@ _FUNCTIONS: dict[Any, Lower] = {
     F.dropout2d: _dropout,
     F.pad: _pad,
     F.pixel_shuffle: _pixel_shuffle,
+    F.interpolate: _upsample,
     without_gradient: _same,
     operator.getitem: _index,
     getattr: _attribute,
@@ -325,6 +355,7 @@ _METHODS: dict[str, Lower] = {
     "clone": _same,
     "detach": _same,
     "float": _same,
+    **dict.fromkeys(("to", "type", "type_as", "double", "half", "bfloat16", "cpu"), _cast),
     "permute": _permute,
     "transpose": _transpose,
     "swapaxes": _transpose,
