@@ -151,15 +151,19 @@ class DealerBook:
         book.shared = True
         return server_shares(self._owners.seed, book.seeds[1], items)
 
-    def size(self, session: str) -> int:
-        """How many ring elements a query of an open session takes."""
-        return self._sessions[session].size
+    def size(self, session: str, *, name: str) -> int:
+        """How many ring elements a party of an open session gets for a query."""
+        book = self._sessions[session]
+        return book.size if book.members[0] == name else correction_count(book.plans[1], 1)
 
     def leave(self, session: str, *, name: str) -> None:
         """Forget a session; a member that leaves ends it for both."""
         book = self._sessions.get(session)
         if book is not None and name in book.members.values():
             del self._sessions[session]
+
+    def __contains__(self, session: str) -> bool:
+        return session in self._sessions
 
     def __len__(self) -> int:
         return len(self._sessions)

@@ -32,6 +32,12 @@ class Ready(Message, frozen=True):
     milliseconds: float
 
 
+class Preparing(Message, frozen=True):
+    """Server to client, every few seconds until `Ready`: the randomness of this query is still coming in."""
+
+    query: Number
+
+
 class Run(Message, frozen=True):
     """Client to server: evaluate the program. Only where the client's first masked values do not say so themselves."""
 
@@ -54,7 +60,7 @@ class Close(Message, frozen=True):
     """Client to server: the session is over."""
 
 
-SessionBody: TypeAlias = MaskedWeights | Ping | Prepare | Await | Ready | Run | Close | Refused
+SessionBody: TypeAlias = MaskedWeights | Ping | Prepare | Await | Ready | Preparing | Run | Close | Refused
 session_codec: Codec[SessionBody] = Codec(SessionBody, header_bytes=1 << 18)
 
 
@@ -77,10 +83,19 @@ class SessionSeed(Message, frozen=True):
 
 
 class DealQuery(Message, frozen=True):
-    """Server to dealer: the corrections of one query."""
+    """Server or client to dealer: the corrections of one query, so many bytes of them before `More`."""
 
     session: Identifier
     query: Number
+    window: Number
+
+
+class More(Message, frozen=True):
+    """To the dealer from whoever gets corrections: so many bytes have come, and as many more may; not answered."""
+
+    session: Identifier
+    query: Number
+    count: Number
 
 
 class Corrections(Message, frozen=True):

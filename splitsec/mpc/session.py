@@ -7,7 +7,7 @@ zeros, alone, to learn which correlations it will take and what it will cost.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -146,6 +146,8 @@ class Session:
         self._pair_seed = pair_seed
         self._corrections = corrections
         self._masked_weights = masked_weights
+        # Parts of corrections that have come, of all queries: whoever waits for a query sees that it goes on.
+        self.fetched = 0
         self._next_query = 0
         self._next_run = 0
         self._ready: dict[int, deque[tuple[AnyCorrelation, list[torch.Tensor]]]] = {}
@@ -170,11 +172,16 @@ class Session:
         May run in another thread than the queries, but in one thread only.
         """
         query = self._next_query
-        fetched = None if self._corrections is None else self._corrections(query)
+        fetched = None if self._corrections is None else self._counted(self._corrections(query))
         parts = expand(self.plan, self.rank, self._dealt_seed, query, fetched, self._masked_weights)
         self._ready[query] = deque(zip(self.plan, parts, strict=True))
         self._next_query += 1
         return query
+
+    def _counted(self, parts: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        for part in parts:
+            self.fetched += 1
+            yield part
 
     def begin(self, query: int) -> None:
         """Start the online phase of a prepared query; each query runs once.

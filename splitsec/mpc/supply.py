@@ -53,6 +53,7 @@ class Supply:
         """Return when `query` is ready; the milliseconds that it took. May be asked again until a later one is.
 
         Args:
+            timeout: seconds in which nothing more of it comes.
             watch: called a few times a second meanwhile; what it raises ends the wait.
 
         Raises:
@@ -62,10 +63,12 @@ class Supply:
         with self._changed:
             if query >= self._wanted:
                 raise RandomnessError(f"the randomness of query {query} was never asked for")
-            deadline = time.monotonic() + timeout
+            deadline, fetched = time.monotonic() + timeout, self._session.fetched
             while not self._changed.wait_for(lambda: query in self._times or self._error, min(timeout, WATCH_SECONDS)):
                 if watch is not None:
                     watch()
+                if self._session.fetched != fetched:
+                    deadline, fetched = time.monotonic() + timeout, self._session.fetched
                 if time.monotonic() >= deadline:
                     break
             for earlier in [number for number in self._times if number < query]:
@@ -74,7 +77,7 @@ class Supply:
                 return self._times[query]
             if self._error is not None:
                 raise self._error
-        raise RandomnessError(f"the randomness of query {query} is not ready within {timeout:g} s")
+        raise RandomnessError(f"the randomness of query {query} is not ready: nothing came for {timeout:g} s")
 
     def close(self) -> None:
         """Stop after the query that is being prepared."""

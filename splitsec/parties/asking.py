@@ -14,7 +14,7 @@ from splitsec.errors import AddressError, BudgetError, MessageError, PartyTimeou
 from splitsec.mpc.context import CLIENT, SERVER
 from splitsec.mpc.costing import Prediction, predict_cost
 from splitsec.mpc.linear import laid_out
-from splitsec.mpc.messages import Await, MaskedWeights, Ping, Prepare, Ready, Run, SessionBody, session_codec
+from splitsec.mpc.messages import Await, MaskedWeights, Ping, Prepare, Preparing, Ready, Run, SessionBody, session_codec
 from splitsec.mpc.plan import correction_count
 from splitsec.mpc.program import Program, Weights
 from splitsec.mpc.run import encode_activation, run_program
@@ -157,6 +157,8 @@ class ClientSession:
         self._peer.send(Await(query))
         spent = self._supply.wait(query, timeout=self._peer.timeout)
         answer, _ = self._peer.receive(spin=True)
+        while answer == Preparing(query):
+            answer, _ = self._peer.receive()
         if not isinstance(answer, Ready) or answer.query != query:
             raise MessageError(f"the server answered {type(answer).__name__} to Await")
         self._prepared = query

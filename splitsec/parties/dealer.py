@@ -1,7 +1,7 @@
 """The dealer: hands out correlated randomness and sums of masks, and sees no data.
 
 One thread talks to the parties; correlations are computed in others, so that sessions do not wait for each other, and
-sent part by part while the rest is computed.
+sent part by part while the rest is computed, see `flow`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import os
 import queue
 import re
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
@@ -28,11 +29,13 @@ from splitsec.mpc.messages import (
     Done,
     JoinSession,
     LeaveSession,
+    More,
     SessionSeed,
     ShareWeights,
     WeightShares,
 )
 from splitsec.parties.events import Listening, Report, ignore
+from splitsec.parties.flow import Flow
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.training.aggregation import MaskBook
 from splitsec.training.messages import (
@@ -55,6 +58,7 @@ _RUN = re.compile(r"[0-9a-f]{32}\Z")
 MOST_THREADS = 8
 # Queries of so few elements are dealt by the hub's own thread: to wake another takes longer.
 FEW_ELEMENTS = 1 << 18
+RESUME_SECONDS = 0.05
 
 _Reply: TypeAlias = tuple[Sender, DealerBody | Exception, list[torch.Tensor]]
 
@@ -98,9 +102,8 @@ class Dealer:
         self._owners = OwnerBook()
         self._sessions = DealerBook(self._owners)
         self._runs: dict[str, MaskBook] = {}
-        # What the pool's threads have made, and None for each query that is complete.
-        self._dealt: queue.SimpleQueue[_Reply | None] = queue.SimpleQueue()
-        self._dealing = 0
+        # What the pool's threads have made.
+        self._dealt: queue.SimpleQueue[_Reply] = queue.SimpleQueue()
         self._wire = Wire(keys, known=peers)
         try:
             allowed = {name: key for name, key in peers.items() if name != DEALER}
@@ -116,19 +119,20 @@ class Dealer:
         incoming: Incoming[DealerBody] | None = None
         threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
         pool = ThreadPoolExecutor(threads, thread_name_prefix="deal")
+        flow = Flow(pool, self._made, self._hub.is_waiting)
+        resumed = time.monotonic()
         try:
             while not self._stop.is_set():
                 # Soon after one request there is often another, that of the next query; but who asks again and again
                 # holds up the threads that compute.
-                incoming = self._hub.receive(0.2, spin=incoming is not None and not self._dealing)
+                incoming = self._hub.receive(0.2, spin=incoming is not None and not flow.running)
                 if incoming is not None:
-                    self._take(incoming, pool)
+                    self._take(incoming, flow)
                 while not self._dealt.empty():
-                    part = self._dealt.get()
-                    if part is None:
-                        self._dealing -= 1
-                    else:
-                        self._send(*part)
+                    self._send(*self._dealt.get())
+                if time.monotonic() - resumed > RESUME_SECONDS:
+                    flow.resume(self._sessions.__contains__)
+                    resumed = time.monotonic()
         finally:
             pool.shutdown(cancel_futures=True)
             self._hub.close()
@@ -138,32 +142,33 @@ class Dealer:
         """Let `serve` return; safe from any thread or signal handler."""
         self._stop.set()
 
-    def _take(self, incoming: Incoming[DealerBody], pool: ThreadPoolExecutor) -> None:
+    def _take(self, incoming: Incoming[DealerBody], flow: Flow) -> None:
         sender = incoming.sender
         try:
             match incoming.body:
-                case DealQuery(session, query):
+                case DealQuery(session, query, window):
+                    flow.check(sender, session)
                     parts = self._sessions.corrections(session, name=sender.name, query=query)
-                    if self._sessions.size(session) > FEW_ELEMENTS:
-                        self._dealing += 1
-                        pool.submit(self._deal, sender, query, parts)
+                    size = self._sessions.size(session, name=sender.name)
+                    if size > FEW_ELEMENTS or window < 8 * size:
+                        flow.begin(sender, session, query, parts, size=8 * size, window=window)
                     else:
                         for part in parts:
                             self._send(sender, Corrections(query), [part])
+                case More(session, query, count):
+                    flow.more(sender, session, query, count)
+                case LeaveSession(session):
+                    self._send(sender, *self._answer(incoming))
+                    if session not in self._sessions:
+                        flow.forget(session)
                 case _:
                     self._send(sender, *self._answer(incoming))
         except Exception as error:
             self._send(sender, error, [])
 
-    def _deal(self, sender: Sender, query: int, parts: Iterator[torch.Tensor]) -> None:
-        """In a thread of the pool: compute a query's corrections and leave them, part by part, for the hub's thread."""
-        try:
-            for part in parts:
-                self._dealt.put((sender, Corrections(query), [part]))
-                self._hub.wake()
-        except Exception as error:
-            self._dealt.put((sender, error, []))
-        self._dealt.put(None)
+    def _made(self, sender: Sender, query: int, made: torch.Tensor | Exception) -> None:
+        """In a thread of the pool: leave a part of a query's corrections for the hub's thread."""
+        self._dealt.put((sender, made, []) if isinstance(made, Exception) else (sender, Corrections(query), [made]))
         self._hub.wake()
 
     def _send(self, to: Sender, body: DealerBody | Exception, tensors: list[torch.Tensor]) -> None:

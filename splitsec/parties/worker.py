@@ -23,6 +23,7 @@ from splitsec.mpc.messages import (
     MaskedWeights,
     Ping,
     Prepare,
+    Preparing,
     Ready,
     Run,
     SessionBody,
@@ -285,7 +286,8 @@ class _Worker:
                         raise MessageError(f"at most {ahead} queries may be prepared ahead")
                     supply.want(below)
                 case Await(query):
-                    peer.send(Ready(query, supply.wait(query, timeout=self._job.timeout, watch=self._watch_idle)))
+                    watch = self._telling(session, query)
+                    peer.send(Ready(query, supply.wait(query, timeout=self._job.timeout, watch=watch)))
                 case Run():
                     self._run_query(session, supply)
                 case Ping():
@@ -304,6 +306,19 @@ class _Worker:
             raise PartyTimeoutError(f"{self.peer.peer} is gone")
         if not came and absent > min(CONNECT_SECONDS, self._job.timeout):
             raise PartyTimeoutError(f"{self.peer.peer} opened it and did not come to it within {absent:.0f} s")
+
+    def _telling(self, session: Session, query: int) -> Callable[[], None]:
+        """Watches a query's randomness come in, and tells the client now and then that it does."""
+        told, fetched = time.monotonic(), session.fetched
+
+        def watch() -> None:
+            nonlocal told, fetched
+            self._watch_idle()
+            if session.fetched != fetched and time.monotonic() - told > min(5.0, self._job.timeout / 4):
+                told, fetched = time.monotonic(), session.fetched
+                self.peer.send(Preparing(query))
+
+        return watch
 
     def _watch_idle(self) -> None:
         self._ending.check()

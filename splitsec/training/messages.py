@@ -14,6 +14,7 @@ from splitsec.mpc.messages import (
     Done,
     JoinSession,
     LeaveSession,
+    More,
     SessionSeed,
     ShareWeights,
     WeightShares,
@@ -408,6 +409,7 @@ DealerBody: TypeAlias = (
     | JoinSession
     | SessionSeed
     | DealQuery
+    | More
     | Corrections
     | LeaveSession
     | Done

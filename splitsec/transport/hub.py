@@ -168,6 +168,10 @@ class Hub(Generic[BodyT]):
         log.warning("%d messages for %s are dropped: %s", len(waiting.messages) + 1, waiting.to.name, why)
         self._waiting.pop(waiting.to.route, None)
 
+    def is_waiting(self, to: Sender) -> bool:
+        """Whether messages wait here since a party's connection takes none; any thread may ask."""
+        return to.route in self._waiting
+
     def refuse(self, to: Sender, error: Exception) -> None:
         """Tell a party why its message was refused, and log it."""
         log.warning("refused a message of %s: %s", to.name, error)

@@ -13,7 +13,7 @@ class _Session:
     """Stands for a session: counts, and fails where it is told to."""
 
     def __init__(self, fails: Exception | None = None) -> None:
-        self.next_query = 0
+        self.next_query = self.fetched = 0
         self.threads: set[int] = set()
         self.fails = fails
 
