@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from parties_in_threads import world
 
 from splitsec.errors import RandomnessError
+from splitsec.mpc.messages import LeaveSession
+from splitsec.mpc.plan import PART_ELEMENTS
+from splitsec.mpc.triples import SquarePair
 from splitsec.parties import flow as flow_module
+from splitsec.parties.fetching import corrections, join_session
 from splitsec.parties.flow import MOST_WINDOW, Flow
-from splitsec.transport import Sender
+from splitsec.training.messages import DealerBody, dealer_codec
+from splitsec.transport import Link, Sender, Wire
+from splitsec.transport.sockets import HIGH_WATER
 
 PART = torch.zeros(100, dtype=torch.int64)
 SIZE = PART.nbytes
@@ -149,3 +159,26 @@ def test_what_goes_wrong_ends_its_query_alone() -> None:
     assert len(dealt.flow) == 0
     dealt.deal(OTHER, 2, MOST_WINDOW)
     assert dealt.parts == {"client-1": 1, "client-2": 2}
+
+
+def test_a_slow_receiver_gets_all_parts_of_a_deep_query(tmp_path: Path) -> None:
+    """More parts than the sockets of both ends hold, which were dropped without a word."""
+    plan = tuple(SquarePair((PART_ELEMENTS,)) for _ in range(2 * HIGH_WATER + 60))
+    session = "ab" * 16
+    with world(tmp_path, epochs=0, stay=True) as here, contextlib.ExitStack() as stack:
+        links = {}
+        for rank, name in enumerate(("server", "client-1")):
+            wire = stack.enter_context(Wire(here.keys[name]))
+            address, key = here.dealer.address, here.peers["dealer"]
+            link: Link[DealerBody] = Link(wire, address, peer="dealer", peer_key=key, codec=dealer_codec, timeout=30)
+            stack.callback(link.close)
+            links[name] = link
+            join_session(link, session, rank, "client-1", plan)
+        for query in range(2):
+            parts = corrections(links["server"], session, plan, query, rank=0)
+            assert len(next(parts)) == PART_ELEMENTS
+            time.sleep(0.7)
+            assert sum(1 for _ in parts) == len(plan) - 1
+        held = here.dealer._hub._waiting
+        assert not held
+        links["server"].request(LeaveSession(session))
