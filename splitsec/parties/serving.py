@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 
@@ -21,6 +22,8 @@ from splitsec.training.messages import OpenSession, SessionOpened, Share
 from splitsec.transport import KeyPair
 
 log = logging.getLogger(__name__)
+# Of one query's activation: to compile the tail for more would keep everybody else waiting.
+MOST_ELEMENTS = 1 << 23
 # Of sessions that a client may have open at once, however many clients there are.
 LEAST_SHARE = 2
 
@@ -86,6 +89,11 @@ class PredictionService:
         shape = joined_shape(shares, wanted.shape[0]) if shares and wanted.shape else wanted.shape
         if not shape or any(not 0 < size < 1 << 20 for size in shape):
             raise MessageError(f"an activation cannot have shape {shape}")
+        if math.prod(shape) > MOST_ELEMENTS:
+            raise MessageError(
+                f"an activation of shape {'x'.join(map(str, shape))} has more than {MOST_ELEMENTS} elements; ask for "
+                "smaller batches"
+            )
         left = self._check_rules(client, wanted.reveal, shape[0])
         self._check_share(client)
         compiled = self._programs.get(Wanted(shape, wanted.reveal, wanted.checked, wanted.comparison))

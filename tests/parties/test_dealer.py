@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from parties_in_threads import world
 
-from splitsec.errors import RandomnessError
+from splitsec.errors import MessageError, RandomnessError
 from splitsec.mpc.dealing import MAX_OWNERS, OwnerBook
 from splitsec.parties.dealer import MAX_RUNS
 from splitsec.training.messages import BeginRun, DealerBody, JoinRun, RunSeed, dealer_codec
@@ -49,3 +49,13 @@ def test_an_owner_makes_room_for_itself_alone() -> None:
     assert book.seed(own[-1]) != seed
     with pytest.raises(RandomnessError, match="no seed for these weights"):
         book.seed(own[0])
+
+
+def test_a_huge_batch_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    with (
+        world(tmp_path, epochs=0, stay=True) as here,
+        here.client("client-1", timeout=20) as client,
+        pytest.raises(MessageError, match="1000000x3x3 has more than .* elements; ask for smaller batches"),
+        client.session((1_000_000, 3, 3)),
+    ):
+        raise AssertionError("it was opened")
