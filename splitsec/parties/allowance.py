@@ -152,7 +152,7 @@ class PredictionBook:
             return _decoder.decode(self._path.read_bytes())
         except FileNotFoundError:
             return {}
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, RecursionError, ValueError) as error:
             raise ConfigError(
                 f"cannot read how many predictions clients have had from {self._path} ({first_line(error)}); restore "
                 "the file, or remove it to count from zero"

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 import msgspec
 
-from splitsec.errors import ConfigError
+from splitsec.errors import ConfigError, first_line
 from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.program import Reveal
 from splitsec.parties.allowance import Answers
@@ -160,9 +160,9 @@ def read_config(path: Path, kind: type[ConfigT]) -> ConfigT:
         raise ConfigError(
             f"{path} is not a text file in UTF-8; settings are written as TOML, see docs/by-hand.md"
         ) from None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise ConfigError(
-            f"{path} is not TOML: {error}; text stands in quotes, one setting a line: name = value"
+            f"{path} is not TOML: {first_line(error)}; text stands in quotes, one setting a line: name = value"
         ) from None
     config: ConfigT = _converted(given, kind, f"{path}: ", "")
     return config

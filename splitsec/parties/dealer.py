@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 import torch
 
-from splitsec.errors import RandomnessError, SplitsecError
+from splitsec.errors import RandomnessError, SplitsecError, first_line
 from splitsec.files import whole_file
 from splitsec.mpc.dealing import DealerBook, OwnerBook
 from splitsec.mpc.messages import (
@@ -237,8 +237,14 @@ class Dealer:
             # Which clients' masks were opened in each round before this dealer was started.
             path = None if self._checkpoints is None else self._checkpoints / f"{run}.json"
             recorded = path is not None and path.exists()
-            kept = json.loads(path.read_text()) if path is not None and recorded else {}
-            opened = {int(number): names for number, names in kept.items()}
+            try:
+                kept = json.loads(path.read_text()) if path is not None and recorded else {}
+                opened = {int(number): [str(name) for name in names] for number, names in kept.items()}
+            except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+                raise RandomnessError(
+                    f"the dealer's record {path} of the run's rounds cannot be read ({first_line(error)}); begin a new "
+                    "run"
+                ) from None
             self._runs[run] = MaskBook(self._minimum, opened, recorded)
         return self._runs[run]
 

@@ -109,7 +109,7 @@ def from_json_line(line: str) -> AnyEvent | None:
     try:
         event: AnyEvent = _decoder.decode(line)
         return event
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError, ValueError):
         return None
 
 

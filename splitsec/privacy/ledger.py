@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from splitsec.errors import ConfigError, MessageError
+from splitsec.errors import ConfigError, MessageError, first_line
 from splitsec.files import whole_file
 from splitsec.privacy.accounting import epsilon_of
 from splitsec.privacy.rules import Accountant
@@ -134,8 +134,8 @@ def read_ledger(path: Path) -> Ledger:
         return msgspec.json.decode(path.read_bytes(), type=Ledger)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except msgspec.MsgspecError as error:
-        raise ConfigError(f"{path} is not a ledger: {error}") from None
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{path} is not a ledger: {first_line(error)}") from None
 
 
 def ledger_path(directory: Path, run: str) -> Path:

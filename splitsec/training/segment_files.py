@@ -115,7 +115,7 @@ def read_record(path: Path) -> SegmentRecord | None:
         return None
     try:
         record = msgspec.json.decode(entry, type=SegmentRecord)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise ConfigError(f"the record in {path} cannot be read ({first_line(error)}); was the file changed?") from None
     if record.format > FORMAT:
         raise ConfigError(f"{path} was written by splitsec {record.version}, which is newer than {__version__}: update")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import zmq
 import zmq.auth
+from zmq.utils import z85
 
 from splitsec.errors import AuthenticationError, ConfigError
 
@@ -76,7 +77,8 @@ def load_key_pair(directory: Path, name: str) -> KeyPair:
     _check_kept_secret(path)
     try:
         public, secret = zmq.auth.load_certificate(path)
-    except (OSError, ValueError) as error:
+        _check_keys(public, *([] if secret is None else [secret]))
+    except Exception as error:
         raise AuthenticationError(
             f"no usable secret key for '{name}' at {path}; make one with: splitsec keys --out "
             f"{shlex.quote(str(directory))} {name}"
@@ -84,6 +86,13 @@ def load_key_pair(directory: Path, name: str) -> KeyPair:
     if secret is None:
         raise AuthenticationError(f"{path} holds no secret key; it looks like a public one")
     return KeyPair(name=name, public=public, secret=secret)
+
+
+def _check_keys(*keys: bytes) -> None:
+    """Raise `ValueError` for what is no key: ZeroMQ says so only when a socket is made."""
+    for key in keys:
+        if len(key) != 40 or len(z85.decode(key)) != 32:
+            raise ValueError("a key has 40 characters of Z85")
 
 
 def _check_kept_secret(path: Path) -> None:
@@ -108,7 +117,8 @@ def load_public_key(directory: Path, name: str) -> bytes:
     path = directory / f"{name}.key"
     try:
         public, _ = zmq.auth.load_certificate(path)
-    except (OSError, ValueError) as error:
+        _check_keys(public)
+    except Exception as error:
         raise AuthenticationError(f"no usable public key for '{name}' at {path}; copy it from its owner") from error
     return public
 

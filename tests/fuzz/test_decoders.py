@@ -1,0 +1,78 @@
+"""Damaged messages to every decoder: each is read, or refused as a `MessageError`, and nothing else happens."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, get_args
+
+import msgspec
+import pytest
+from fuzz_inputs import chooser, damaged_frames, rounds, tensors, value_of
+from msgspec import inspect
+
+from splitsec.errors import MessageError
+from splitsec.mpc.messages import SessionBody, session_codec
+from splitsec.parties.nursery import PoolBody, pool_codec
+from splitsec.training.messages import (
+    ContributionBody,
+    DealerBody,
+    ServerBody,
+    contribution_codec,
+    dealer_codec,
+    server_codec,
+)
+from splitsec.transport.codec import Codec, Envelope
+
+CODECS: dict[str, tuple[Codec[Any], Any]] = {
+    "server": (server_codec, ServerBody),
+    "dealer": (dealer_codec, DealerBody),
+    "session": (session_codec, SessionBody),
+    "contribution": (contribution_codec, ContributionBody),
+    "pool": (pool_codec, PoolBody),
+}
+
+
+def message(kind: Any, body: Any, codec: Codec[Any], chosen: Any) -> list[bytes]:
+    """The frames of a made-up message, damaged."""
+    with_tensors = [bytes(frame) for frame in codec.encode({}, tensors(chosen))]
+    header = msgspec.msgpack.decode(with_tensors[0])
+    header["body"] = value_of(kind, chosen)
+    return damaged_frames([msgspec.msgpack.encode(header), *with_tensors[1:]], chosen)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_decoders_refuse_what_they_cannot_read_and_do_nothing_worse(name: str) -> None:
+    codec, bodies = CODECS[name]
+    chosen = chooser(name)
+    kinds = [inspect.type_info(one) for one in get_args(bodies)]
+    read, slowest, kind_of, said = 0, 0.0, "", set[str]()
+    sent = 0
+    for _ in rounds(chosen):
+        sent += 1
+        kind = chosen.choice(kinds)
+        frames = message(kind, bodies, codec, chosen)
+        began = time.process_time()
+        try:
+            codec.decode(frames)
+            read += 1
+        except MessageError as error:
+            said.add(str(error))
+        took = time.process_time() - began
+        if took > slowest:
+            slowest, kind_of = took, str(kind)[:80]
+    print(f"{sent} messages, {read} of them read; the slowest took {1e3 * slowest:.1f} ms ({kind_of})")
+    # Else the generator makes nothing that gets past the first check.
+    assert read > sent / 20
+    assert all(text.isprintable() for text in said)
+
+
+def test_control_a_decoder_without_its_guard_is_brought_down() -> None:
+    bare = msgspec.msgpack.Decoder(Envelope[ServerBody])
+    chosen = chooser("control")
+    raised = set()
+    for _ in range(3000):
+        try:
+            bare.decode(message(inspect.type_info(get_args(ServerBody)[0]), ServerBody, server_codec, chosen)[0])
+        except Exception as error:
+            raised.add(type(error))
+    assert any(not issubclass(one, msgspec.MsgspecError) for one in raised), raised
