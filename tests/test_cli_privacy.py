@@ -15,7 +15,7 @@ from splitsec.cli import main
 from splitsec.launch import pate
 from splitsec.privacy.accounting import epsilon_of
 from splitsec.privacy.history import RunHistory
-from splitsec.privacy.ledger import RECORD, Ledger, Point, ledger_path
+from splitsec.privacy.ledger import NOISY, RECORD, Ledger, Point, ledger_path
 
 
 def _main(*arguments: str) -> int:
@@ -92,12 +92,15 @@ def test_ledgers_of_runs_over_the_same_data_are_added_up(tmp_path: Path, capsys:
         data = RunHistory(directory).note(torch.full((4, 2), float(run == "c")))
         ledger = Ledger("client-1", run * 32, 3.0, 1e-5, "rdp", data=data)
         ledger.charge(RECORD, covers="one record", noise=1.2, rate=0.1, steps=50, parameters={})
+        ledger.charge(NOISY, covers="one row", noise=4.0, rate=1.0, steps=5, parameters={}, accountant="rdp")
         ledger.save(ledger_path(directory, ledger.run))
     assert _main("privacy", "ledger", str(tmp_path)) == 0
     together = epsilon_of([(1.2, 0.1, 100)], delta=1e-5, accountant="rdp")
     said = capsys.readouterr().out
     assert "runs aaaaaaaa, bbbbbbbb share records" in said
     assert f"has spent epsilon {together:.3f} at" in said
+    noisy = epsilon_of([(4.0, 1.0, 10)], delta=1e-5, accountant="rdp")
+    assert f"has spent on noisy activations, against the server, epsilon {noisy:.3f} at" in said
 
 
 def test_pate_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

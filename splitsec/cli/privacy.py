@@ -160,7 +160,7 @@ def _ledger(options: argparse.Namespace) -> None:
     from rich.table import Table
 
     from splitsec.choosing.picture import check_format
-    from splitsec.privacy.history import epsilon_together, shared_runs
+    from splitsec.privacy.history import epsilon_of_noisy_activations, epsilon_together, shared_runs
     from splitsec.privacy.ledger import find_ledgers, plot_ledgers
 
     if options.plot is not None:
@@ -195,13 +195,18 @@ def _ledger(options: argparse.Namespace) -> None:
             )
     for group in shared_runs(options.run_directory):
         delta = min(one.delta for one in group)
-        together = epsilon_together(group, delta=delta, accountant=group[0].accountant)
         names = ", ".join(one.run[:8] for one in group)
-        console.print(
-            f"{group[0].client}: runs {names} share records (or nobody can tell), of which the whole has spent epsilon "
-            f"{together:.3f} at delta {delta:g}.",
-            soft_wrap=True,
-        )
+        costs = {
+            "": epsilon_together(group, delta=delta, accountant=group[0].accountant),
+            " on noisy activations, against the server,": epsilon_of_noisy_activations(group, delta=delta),
+        }
+        for what, spent in costs.items():
+            if spent:
+                console.print(
+                    f"{group[0].client}: runs {names} share records (or nobody can tell), of which the whole has "
+                    f"spent{what} epsilon {spent:.3f} at delta {delta:g}.",
+                    soft_wrap=True,
+                )
     if options.plot is not None:
         plot_ledgers(ledgers, options.plot)
         console.print(f"epsilon against accuracy: {options.plot}")

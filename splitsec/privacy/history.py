@@ -129,13 +129,22 @@ def epsilon_together(ledgers: Iterable[Ledger], *, delta: float, accountant: Acc
     return epsilon_of(steps_of(ledgers), delta=delta, accountant=accountant)
 
 
+def epsilon_of_noisy_activations(ledgers: Iterable[Ledger], *, delta: float) -> float:
+    """Epsilon at `delta`, against the server, of the noisy activations of a row that was sent in all of these runs."""
+    return epsilon_of(_steps(ledgers, noisy=True), delta=delta, accountant="rdp")
+
+
 def steps_of(ledgers: Iterable[Ledger]) -> list[tuple[float, float, int]]:
     """Noise multiplier, sampling rate and steps of every mechanism that a budget is for."""
+    return _steps(ledgers, noisy=False)
+
+
+def _steps(ledgers: Iterable[Ledger], *, noisy: bool) -> list[tuple[float, float, int]]:
     return [
         (entry.noise, entry.rate, entry.steps)
         for ledger in ledgers
         for entry in ledger.entries
-        if entry.epsilon is not None and entry.mechanism != NOISY
+        if entry.epsilon is not None and (entry.mechanism == NOISY) == noisy
     ]
 
 
