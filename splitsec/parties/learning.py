@@ -185,8 +185,9 @@ class Learner:
             )
         if facts.get("data", self._data) != self._data:
             raise ConfigError(
-                f"the data of {self._name} is not that which the run in {checkpoints.directory} began with: give the "
-                "same data to go on with it, or remove the checkpoints of all parties to begin anew"
+                f"the data of {self._name} is not that which the run in {checkpoints.directory} began with, or "
+                "something else is done to its columns: go on with the same, or remove the checkpoints of all "
+                "parties to begin anew"
             )
 
     def begin(self) -> list[Out]:
@@ -655,6 +656,8 @@ def _digest_of(part: Part | Columns) -> str:
     """Return a digest of the data that a client trains on."""
     if isinstance(part, Columns):
         labels = torch.empty(0) if part.labels is None else part.labels
-        ids = hashlib.sha256("\n".join(part.ids).encode()).hexdigest()
+        # With how they are scaled: a front goes on with the columns that it began with.
+        texts = "\n".join([*part.ids, *part.names, part.scaling.described])
+        ids = hashlib.sha256(texts.encode()).hexdigest()
         return ids[:MARK_DIGITS] + values_digest([("values", part.values), ("labels", labels)])
     return values_digest([("images", part.train_images), ("labels", part.train_labels)])

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from splitsec.errors import ConfigError, MessageError
 from splitsec.mpc.prg import Stream, fresh_seed
+from splitsec.training.tables import plain_id
 from splitsec.transport.codec import expect_tensor
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class Alignment:
     """One client's part: `mine` goes round the others, `pass_on` multiplies what is theirs, `common` finds the rows.
 
     Args:
-        ids: of this client's rows, each once.
+        ids: of this client's rows, each once; blanks around them, and how accents are written, do not count.
 
     Raises:
         ConfigError: an id that comes twice, or no ids.
@@ -47,6 +48,7 @@ class Alignment:
     def __init__(self, ids: Sequence[str]) -> None:
         if not ids:
             raise ConfigError("there are no ids to align the rows by")
+        ids = [plain_id(text) for text in ids]
         if len(set(ids)) != len(ids):
             twice = Counter(ids).most_common(1)[0][0]
             raise ConfigError(f"the id of row {ids.index(twice)} comes twice; every row needs an id of its own")

@@ -116,6 +116,12 @@ class Scaling:
     given: Standardisation | None = None
     whole: bool = False
 
+    @property
+    def described(self) -> str:
+        """What is to be done, as text that is equal where the same is."""
+        given = None if self.given is None else self.given.as_json()
+        return f"standardise {self.standardise} codes {sorted(self.codes)} given {given}"
+
     def measured(self, values: torch.Tensor, names: Sequence[str]) -> Standardisation:
         """The standardisation to use, where `values` (N, columns) are the rows for training."""
         if self.given is not None:

@@ -140,8 +140,13 @@ def number_in(cell: str, where: str) -> float:
     )
 
 
+def plain_id(text: str) -> str:
+    """An id without blanks around it, and with its accents in the one way of writing them that Unicode calls NFC."""
+    return unicodedata.normalize("NFC", text.strip())
+
+
 def _id(cell: str, where: str) -> str:
-    text = unicodedata.normalize("NFC", cell.strip())
+    text = plain_id(cell)
     if not text:
         raise ConfigError(f"{where}: the id is empty; a row without an id cannot be aligned, leave it out")
     return text

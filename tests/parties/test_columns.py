@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from splitsec.parties.columns import ColumnsClient
 from splitsec.parties.contributing import Gathered, Masks, mask
 from splitsec.training.data import Loader
 from splitsec.training.messages import Aligned, Ask, Points
+from splitsec.training.standardising import Scaling
 from splitsec.training.vertical import CUT, Columns, VerticalModel, split_aligned
 
 ROWS = 60
@@ -297,3 +299,26 @@ def test_who_has_labels_alone_takes_part(asks: str, tmp_path: Path) -> None:
     with torch.no_grad():
         plain = here.split.tail(model.fronts["client-2"](columns.values[30:]))
     torch.testing.assert_close(predictions.logits, plain, atol=2e-3, rtol=0)
+
+
+def test_a_run_does_not_go_on_with_columns_that_are_scaled_otherwise(tmp_path: Path) -> None:
+    """The control: with the same scaling it does."""
+
+    def run(number: int, epochs: int, scaling: Scaling) -> list[Any]:
+        options = {"checkpoints": tmp_path / "server", "dealer_options": {"checkpoints": tmp_path / "dealer"}}
+        model, made = _world(tmp_path / f"keys-{number}", epochs=epochs, timeout=2.0, **options)
+        with made as here:
+
+            def train(name: str, part: Columns) -> Any:
+                def action() -> None:
+                    with _client(here, name, model) as client:
+                        client.train(replace(part, scaling=scaling), seed=0, checkpoints=tmp_path / name)
+
+                return action
+
+            return here.together(*(train(f"client-{index}", part) for index, part in enumerate(_data(), 1)))
+
+    assert run(0, 1, Scaling()) == [None, None]
+    errors = run(1, 2, Scaling(standardise=False))
+    assert all(isinstance(one, ConfigError) and "something else is done to its columns" in str(one) for one in errors)
+    assert run(2, 2, Scaling()) == [None, None]

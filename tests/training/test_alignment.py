@@ -83,3 +83,13 @@ def test_few_common_ids_are_worth_a_word(caplog: pytest.LogCaptureFixture) -> No
 )
 def test_the_shape_of_an_id_is_not_the_id(text: str, shape: str) -> None:
     assert shape_of(text) == shape
+
+
+def test_blanks_and_ways_of_writing_accents_do_not_count() -> None:
+    apart, together = "Jose\N{COMBINING ACUTE ACCENT}", "Jos\N{LATIN SMALL LETTER E WITH ACUTE}"
+    assert apart != together
+    assert _align([f"{apart} ", "b"], ["b", together]) == [[0, 1], [1, 0]]
+    # The control: another letter is another id.
+    assert _align([apart, "b"], ["b", "Jose"]) == [[1], [0]]
+    with pytest.raises(ConfigError, match="comes twice"):
+        Alignment([apart, together])
