@@ -230,6 +230,10 @@ class CutGraph:
         crossed = ", ".join(self._describe(other, node) for other in self.crossing(node))
         near = sorted(self.points, key=lambda point: abs(self.order[point.node] - self.order[node]))[:2]
         offer = " or ".join(f"'{point.name}'" for point in (better or near)) or "none"
+        if self.crossing(node) == [node]:
+            raise CutError(
+                f"{what} would send what is no tensor with a row for each sample; the nearest clean cut is {offer}"
+            )
         raise CutError(f"{what} would send more than one value ({crossed}); the nearest clean cut is {offer}")
 
     def _describe(self, node: fx.Node, cut: fx.Node) -> str:

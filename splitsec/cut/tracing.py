@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
 from splitsec.cut.gradients import keep_regions
 from splitsec.cut.inplace import changed_attribute, follow_in_place
@@ -103,6 +105,12 @@ def _check_inputs(model: nn.Module) -> None:
     kind = type(model).__name__
     if kind in _WRAPPERS:
         raise CutError(f"a {kind} cannot be cut: {_WRAPPERS[kind]}")
+    for path, value in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(value):
+            raise CutError(
+                f"{kind} has a layer whose size is not known before it runs ('{path}'): give it its size, or run the "
+                "model once on an input where it is made"
+            )
     parameters = inspect.signature(model.forward).parameters.values()
     required = [
         parameter.name
@@ -203,8 +211,20 @@ def _graph(model: nn.Module, tracer: Tracer) -> fx.Graph:
         name = changed_attribute(model, node)
         if name:
             raise UntraceableError(_owner(node), *changed(name, node.meta.get("place", "")))
+    _refuse_dicts(model, graph)
     _take_one_result(model, graph)
     return graph
+
+
+def _refuse_dicts(model: nn.Module, graph: fx.Graph) -> None:
+    """Raise `CutError` if the model looks its input up by names."""
+    for node in graph.nodes:
+        if node.target is operator.getitem and isinstance(node.args[1], str) and node.args[0].op == "placeholder":
+            raise CutError(
+                f"{type(model).__name__} takes a dict ('{node.args[0].name}[{node.args[1]!r}]'); a model to be cut "
+                "takes one tensor: wrap it in an nn.Module whose forward makes the dict of one, such as "
+                f"`return self.model({{{node.args[1]!r}: x}})`"
+            )
 
 
 def _tensors(model: nn.Module) -> dict[str, dict[str, Any]]:

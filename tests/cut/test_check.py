@@ -233,7 +233,7 @@ def test_what_is_no_tensor_is_no_cut() -> None:
 
     assert SplitModel(Hidden(), "getitem_4").cuts == ["getitem_4"]
     # A name of no module's, in the model's own order.
-    with pytest.raises(CutError, match=r"nearest clean cut is 'getitem_4'"):
+    with pytest.raises(CutError, match=r"no tensor with a row for each sample; the nearest clean cut is 'getitem_4'"):
         SplitModel(Hidden(), "getitem_1")
 
 

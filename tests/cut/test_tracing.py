@@ -559,3 +559,28 @@ def test_modules_run_in_other_threads_meanwhile() -> None:
     ended.set()
     thread.join()
     assert errors == []
+
+
+def test_a_dict_and_sizes_that_are_not_known_are_refused_with_what_to_do() -> None:
+    class Named(Body):
+        def forward(self, batch):  # type: ignore[no-untyped-def]
+            return super().forward(batch["image"])
+
+    class Wraps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Named()
+
+        def forward(self, x):  # type: ignore[no-untyped-def]
+            return self.model({"image": x})
+
+    with pytest.raises(
+        CutError, match=r"Named takes a dict \('batch\['image'\]'\).*`return self.model\(\{'image': x\}\)`"
+    ):
+        SplitModel(Named(), "b")
+    assert SplitModel(Wraps(), "model.b").checked
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2))
+    with pytest.raises(CutError, match=r"size is not known before it runs \('0.weight'\): give it its size, or run"):
+        SplitModel(lazy, "0")
+    lazy(torch.randn(2, 3))
+    assert SplitModel(lazy, "0").checked
