@@ -143,6 +143,8 @@ def _demo(options: argparse.Namespace) -> None:
     run = LocalRun(**settings)
     if options.drop and not options.simulate:
         raise ConfigError("--drop needs --simulate: virtual clients drop out as told, processes when they are ended")
+    if options.simulate and options.predictions is not None:
+        raise ConfigError("--predictions does nothing with --simulate, where predictions are plain; leave it out")
     with terminated_like_interrupted():
         if options.simulate:
             result = simulate_demo(

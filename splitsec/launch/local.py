@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -204,8 +204,32 @@ def load_vertical(source: str) -> VerticalModel:
     return model
 
 
+# Options that a layout has no use for.
+_AVERAGES = ("combine", "every", "minimum", "proximal", "server_momentum")
+IDLE: dict[Layout, tuple[str, ...]] = {
+    "horizontal": (),
+    "u": (),
+    "vertical": ("partition", *_AVERAGES),
+    "halves": ("in_flight", "decay", "compress", *_AVERAGES),
+}
+
+
+def check_idle(run: LocalRun) -> None:
+    """Raise `ConfigError` for an option that would do nothing in the layout, or with the dataset."""
+    defaults = {one.name: one.default for one in fields(run)}
+    for name in IDLE[run.topology]:
+        if getattr(run, name) != defaults[name]:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{option} does nothing in a {run.topology} run, whose clients it is not for; leave it out"
+            )
+    if run.data_dir is not None and run.data not in ("mnist", "credit"):
+        raise ConfigError(f"--data-dir does nothing with {run.data}, which comes with scikit-learn; leave it out")
+
+
 def check_run(run: LocalRun) -> None:
     """Raise `ConfigError` or `CutError` for settings that cannot work, before any process is started."""
+    check_idle(run)
     known = DATA[run.topology]
     if run.data not in known:
         raise ConfigError(f"a {run.topology} run has no dataset '{run.data}'; choose one of: {', '.join(known)}")

@@ -119,7 +119,8 @@ def to_terminal(console: Console) -> Report:
     def report(event: AnyEvent) -> None:
         line = plain_text(describe(event))
         if line:
-            console.print(line, highlight=False)
+            # Not broken where it is piped into a log: whoever looks for a line finds it whole.
+            console.print(line, highlight=False, soft_wrap=True)
 
     return report
 

@@ -110,6 +110,7 @@ def check_privacy(rules: Privacy) -> None:
         raise ConfigError(
             f"activation_noise = {rules.activation_noise:g} hides nothing: write {LEAST_NOISE:g} or more, or 0 for none"
         )
+    _check_idle(rules)
     if rules.local and not rules.by_record:
         raise ConfigError("noise that each client adds by itself belongs to a budget by record")
     if rules.noise and not rules.epsilon:
@@ -119,6 +120,23 @@ def check_privacy(rules: Privacy) -> None:
             "NoPeek's distance correlation mixes the rows of a batch, so that no gradient is one record's alone: use "
             "either nopeek or a budget by record"
         )
+
+
+def _check_idle(rules: Privacy) -> None:
+    """Raise `ConfigError` for a rule of a budget where there is none, or of a clip that is not divided."""
+    defaults = Privacy()
+    for name in ("unit", "clip", "front", "accountant", "delta"):
+        value = getattr(rules, name)
+        if value == getattr(defaults, name):
+            continue
+        shown = f'"{value}"' if isinstance(value, str) else f"{value:g}"
+        if not rules.epsilon:
+            raise ConfigError(f"{name} = {shown} does nothing without a budget: set epsilon too (--dp-epsilon)")
+        if name == "front" and rules.sums_steps:
+            raise ConfigError(
+                f"front = {shown} does nothing where both sides of the cut clip together: it is for local = true, or a "
+                "budget by client"
+            )
 
 
 def check_epsilon(epsilon: float, *, zero: bool = False) -> None:

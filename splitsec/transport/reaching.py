@@ -163,8 +163,11 @@ class Reaching:
         """One line, once, that and why this party waits."""
         if self._told:
             return
-        self._told = True
         found = found if found not in ("", "lost") else f"{found}{probe(self._address)}"
+        if found.endswith("party"):
+            # It has come in the meantime.
+            return
+        self._told = True
         why = {
             "nobody": "nobody listens there yet",
             "lostnobody": "nobody listens there any more",
