@@ -127,7 +127,7 @@ def _check_idle(rules: Privacy) -> None:
     defaults = Privacy()
     for name in ("unit", "clip", "front", "accountant", "delta"):
         value = getattr(rules, name)
-        if value == getattr(defaults, name):
+        if value == getattr(defaults, name) or (name == "delta" and rules.activation_noise):
             continue
         shown = f'"{value}"' if isinstance(value, str) else f"{value:g}"
         if not rules.epsilon:
