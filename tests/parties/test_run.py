@@ -358,7 +358,9 @@ def test_wrong_cut_in_the_api() -> None:
         SplitModel(model(), "99")
 
 
-def test_the_server_hears_nothing_of_a_clients_values(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_server_hears_nothing_of_a_clients_values(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """An error at the client, its own or its user's, reaches the server without its words."""
     # Of its own, so that what its workers log comes to this test.
     with world(tmp_path, epochs=0, stay=True, own_pool=True) as here, _serving(here) as client:
@@ -367,7 +369,7 @@ def test_the_server_hears_nothing_of_a_clients_values(tmp_path: Path, capfd: pyt
         with pytest.raises(ValueError, match="patient 4711"), client.session((1, 6)):
             raise ValueError("patient 4711")
         assert client.predict(torch.ones(1, 4)).logits.shape == (1, 3)
-    logged = capfd.readouterr().err
+    logged = capfd.readouterr().err + caplog.text
     assert "the client gave up" in logged
     assert "magnitude" not in logged
     assert "4711" not in logged
