@@ -35,6 +35,8 @@ class Aligner:
         if len(tensors) != 1:
             raise MessageError("points come as one tensor")
         expect_tensor(tensors[0], what="the points", dtype=torch.uint8, shape=(None, POINT_BYTES))
+        if body.owner not in self._clients:
+            raise MessageError(f"points of {body.owner}, who is no client of this run")
         met = self._met.setdefault(body.owner, [])
         if name != self._next(body.owner):
             raise MessageError(f"the points of {body.owner} were not due from {name}")

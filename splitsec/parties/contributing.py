@@ -32,6 +32,8 @@ from splitsec.training.vertical import joined
 from splitsec.transport import Hub, expect_tensor
 
 MOST_FEATURES = 1 << 20
+# Contributions to so many queries may be here before they are used.
+MOST_QUERIES = 32
 
 
 def mask(pair_seed: bytes, session: str, query: int, client: str, shape: Sequence[int]) -> torch.Tensor:
@@ -169,6 +171,10 @@ class Gathered:
                     expect_tensor(part, what="a contribution", dtype=torch.int64, shape=(self.rows, wanted[name]))
                 except (ValueError, MessageError):
                     self.hub.refuse(incoming.sender, MessageError("a contribution that does not fit"))
+                    continue
+                if not query <= incoming.body.query < query + MOST_QUERIES:
+                    # A place for each number that somebody makes up would fill the memory.
+                    self.hub.refuse(incoming.sender, MessageError("a contribution to a query that nobody has asked"))
                     continue
                 self._held.setdefault(incoming.body.query, {}).setdefault(name, part)
             if time.monotonic() > deadline:

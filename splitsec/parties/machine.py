@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import resource
 
 import torch
 
@@ -27,6 +28,7 @@ def settle(threads: int, cpu: int | None = None) -> list[int] | None:
     """
     torch.set_num_threads(threads)
     keep_memory()
+    _allow_descriptors()
     # What is loaded now stays, so the collector need not look at it in the middle of a query.
     gc.freeze()
     if cpu is None:
@@ -35,6 +37,13 @@ def settle(threads: int, cpu: int | None = None) -> list[int] | None:
     first = cpu % len(available)
     os.sched_setaffinity(0, {available[first]})
     return available[first:] + available[:first]
+
+
+def _allow_descriptors() -> None:
+    """Let this process have as many connections as it may: the usual limit of 1,024 is for programs of another kind."""
+    with contextlib.suppress(ValueError, OSError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def keep_memory() -> None:

@@ -358,7 +358,8 @@ class Server:
         absent = contributors is not None and not contributors.ready(name)
         if absent or (self._halves is not None and self._halves.missing):
             self._wished = time.monotonic()
-            self._wishes.append(incoming)
+            # One a client: its latest.
+            self._wishes = [wish for wish in self._wishes if wish.sender.name != name] + [incoming]
             return
         service = self._prediction_service()
         if contributors is None:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 BodyT = TypeVar("BodyT")
 # For one party, beyond what its connection holds (see `sockets.HIGH_WATER`).
 MOST_WAITING = 1024
+MOST_WAITING_BYTES = 1 << 28
 WAIT_SECONDS = 60.0
 RETRY_SECONDS = 0.02
 
@@ -40,6 +41,7 @@ class _Waiting:
 
     to: Sender
     since: float
+    size: int = 0
     messages: deque[list[Any]] = field(default_factory=deque, repr=False)
 
 
@@ -120,10 +122,11 @@ class Hub(Generic[BodyT]):
             return
         if waiting is None:
             waiting = self._waiting[to.route] = _Waiting(to, time.monotonic())
-        if len(waiting.messages) >= MOST_WAITING:
-            self._give_up(waiting, f"{MOST_WAITING} messages wait for it")
+        if len(waiting.messages) >= MOST_WAITING or waiting.size > MOST_WAITING_BYTES:
+            self._give_up(waiting, f"{len(waiting.messages)} messages wait for it")
             return
         waiting.messages.append(frames)
+        waiting.size += sum(len(frame) for frame in frames)
 
     def is_there(self, to: Sender, body: BodyT) -> bool:
         """Whether a party's connection is still open; `body` is a message that it may get at any time."""
@@ -157,7 +160,7 @@ class Hub(Generic[BodyT]):
         """Send what waits, as far as connections take it."""
         for waiting in list(self._waiting.values()):
             while waiting.messages and self._try(waiting.to, waiting.messages[0]):
-                waiting.messages.popleft()
+                waiting.size -= sum(len(frame) for frame in waiting.messages.popleft())
                 waiting.since = time.monotonic()
             if not waiting.messages:
                 del self._waiting[waiting.to.route]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import zmq
 
 from splitsec.transport import Codec, Hub, KeyPair, Link, Message, Refused, Wire, load_key_pair, make_keys
 from splitsec.transport import admission as admission_module
@@ -118,3 +120,33 @@ def test_a_stranger_sends_one_frame_of_limited_size(keys: dict[str, KeyPair], si
                 closed = False
             assert closed is not taken
         hub.close()
+
+
+@pytest.mark.parametrize("mechanism", ["unknown key", "no key", "a password", "garbage"])
+def test_nobody_without_a_known_key_is_heard(keys: dict[str, KeyPair], mechanism: str) -> None:
+    context = zmq.Context()
+    with Wire(keys["server"]) as wire, Wire(keys["client-1"]) as other:
+        hub: Hub[Any] = Hub(wire, "tcp://127.0.0.1:*", {"client-1": keys["client-1"].public}, codec)
+        stranger = context.socket(zmq.DEALER)
+        if mechanism == "unknown key":
+            stranger.curve_publickey, stranger.curve_secretkey = zmq.curve_keypair()
+            stranger.curve_serverkey = keys["server"].public
+        elif mechanism == "a password":
+            stranger.plain_username, stranger.plain_password = b"client-1", b"x"
+        stranger.connect(hub.address)
+        for frame in codec.encode(Ping(1)):
+            stranger.send(frame, zmq.NOBLOCK)
+        chosen = random.Random(5)
+        for _ in range(100 if mechanism == "garbage" else 0):
+            with _knock(hub.address) as knocking:
+                knocking.sendall(chosen.randbytes(chosen.choice([1, 10, 64, 70, 1000, 20_000])))
+        assert hub.receive(0.5) is None
+        # The control: the same message of one whose key is known.
+        link: Link[Any] = Link(
+            other, hub.address, peer="server", peer_key=keys["server"].public, codec=codec, timeout=20
+        )
+        assert _answers(hub, link, 3)
+        assert not stranger.poll(0)
+        link.close()
+        hub.close()
+    context.destroy(linger=0)
