@@ -39,7 +39,7 @@ def encode(
             `check_range` for the words.
     """
     limit = real_limit(precision) if limit is None else limit
-    real = x.detach()
+    real = x.detach().cpu()
     if real.dtype not in (torch.float32, torch.float64):
         real = real.double()
     largest = np.zeros(1)

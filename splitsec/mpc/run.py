@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from splitsec.errors import RangeError
+from splitsec.errors import MessageError, RangeError
 from splitsec.mpc.context import CLIENT, SERVER, Context
 from splitsec.mpc.operations import OPERATIONS, Running, Value, scaled
 from splitsec.mpc.prg import Stream, fresh_seed
 from splitsec.mpc.program import Program, Step, Weights
 from splitsec.mpc.ring import HEADROOM_BITS, decode, encode
 from splitsec.mpc.sign import at_least_zero
+from splitsec.transport.codec import expect_tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ring elements of an input: an activation that `encode_activation` has encoded, or a party's share of one.
+
+    A type of its own, since a tensor of whole numbers could be both, an activation or a share, and would be wrong as
+    the other.
+
+    Attributes:
+        elements: int64 of the program's input shape.
+    """
+
+    elements: torch.Tensor
 
 
 def run_program(
     program: Program,
     context: Context,
     *,
-    activation: torch.Tensor | None = None,
+    activation: torch.Tensor | Encoded | None = None,
     weights: Mapping[int, Weights] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> torch.Tensor | None:
     """Evaluate the program with the other party and open the result to the client.
 
     Args:
-        activation: at the client, its tensor of `program.input_shape`, real or encoded by `encode_activation`; None at
-            the server. Where both have shares of the input, each its own, encoded.
+        activation: at the client, its real tensor of `program.input_shape`, or `Encoded`; None at the server. Where
+            both have shares of the input, each its own, `Encoded`.
         weights: at the server, its encoded weights by step number; at the client its shares of those that no party
             knows, if there are some.
         on_step: called with a step's number when it is done.
@@ -37,12 +53,15 @@ def run_program(
 
     Raises:
         RangeError: at the client, in checked mode: names the first layer whose values left their bound.
+        MessageError: the activation is of whole numbers, or `Encoded` in another shape or dtype.
     """
-    if activation is not None:
-        first = encode_activation(program, activation) if activation.is_floating_point() else activation
-    else:
-        first = torch.zeros(program.input_shape, dtype=torch.int64)
-    values = [Value(first, context.precision)]
+    if activation is None:
+        activation = Encoded(torch.zeros(program.input_shape, dtype=torch.int64))
+    elif not isinstance(activation, Encoded):
+        activation = encode_activation(program, activation)
+    what = "the encoded activation"
+    expect_tensor(activation.elements, what=what, dtype=torch.int64, shape=program.input_shape)
+    values = [Value(activation.elements, context.precision)]
     for number, step in enumerate(program.steps, 1):
         held = None if weights is None else weights.get(number)
         values.append(run_step(number, step, [values[index] for index in step.inputs], held, context))
@@ -108,24 +127,30 @@ def check_ranges(program: Program, values: Sequence[Value], context: Context) ->
             )
 
 
-def encode_activation(program: Program, activation: torch.Tensor, cut: str = "input") -> torch.Tensor:
-    """The client's real activation as ring elements, int64.
+def encode_activation(program: Program, activation: torch.Tensor, cut: str = "input") -> Encoded:
+    """The client's real activation as ring elements.
+
+    Args:
+        activation: of any dtype of real numbers, and of `program.input_shape`.
 
     Raises:
+        MessageError: it is of whole numbers, truth values or complex numbers, or of another shape; names the cut.
         RangeError: it is not finite or reaches `program.limit`; names the cut and the layer that sets the limit.
     """
+    what = f"the activation at cut '{cut}'"
+    if not isinstance(activation, torch.Tensor):
+        raise MessageError(f"{what} is a {type(activation).__name__}; give a torch.Tensor")
+    if not activation.is_floating_point():
+        raise MessageError(
+            f"{what} is {activation.dtype}; give real numbers, such as x.float(), scaled as the front scales them"
+        )
+    expect_tensor(activation, what=what, dtype=activation.dtype, shape=program.input_shape)
     reason = (
         f"for which layer '{program.limited_by}' cannot overflow; scale the input down"
         if program.limited_by
         else "that the tail was compiled for; scale the input down, or calibrate the tail with activations like these"
     )
-    return encode(
-        activation,
-        program.precision,
-        limit=program.limit,
-        what=f"the activation at cut '{cut}'",
-        why=f"the largest {reason}",
-    )
+    return Encoded(encode(activation, program.precision, limit=program.limit, what=what, why=f"the largest {reason}"))
 
 
 def run_step(number: int, step: Step, inputs: Sequence[Value], held: Weights | None, context: Context) -> Value:

@@ -17,7 +17,7 @@ from splitsec.mpc.linear import laid_out
 from splitsec.mpc.messages import Await, MaskedWeights, Ping, Prepare, Preparing, Ready, Run, SessionBody, session_codec
 from splitsec.mpc.plan import correction_count
 from splitsec.mpc.program import Program, Weights
-from splitsec.mpc.run import encode_activation, run_program
+from splitsec.mpc.run import Encoded, encode_activation, run_program
 from splitsec.mpc.session import Session
 from splitsec.mpc.supply import Supply
 from splitsec.parties.names import SERVER as SERVER_NAME
@@ -164,18 +164,23 @@ class ClientSession:
         self._prepared = query
         return max(spent, answer.milliseconds)
 
-    def run(self, activation: torch.Tensor, *, on_step: Callable[[int], None] | None = None) -> torch.Tensor:
-        """The tail's result for an activation of the session's shape, real or this party's share of it (int64):
-        float32, or int64 labels, of the program's output shape.
+    def run(self, activation: torch.Tensor | Encoded, *, on_step: Callable[[int], None] | None = None) -> torch.Tensor:
+        """The tail's result for an activation: float32, or int64 labels, of the program's output shape.
+
+        Args:
+            activation: real numbers of any dtype, of the session's shape; or this party's share of it, `Encoded`.
 
         Raises:
+            MessageError: the activation is of whole numbers, or of another shape; the session can go on.
             RangeError: the activation is out of range, or in checked mode a layer overflowed; the session can go on.
         """
-        shape = self.program.input_shape
-        expect_tensor(activation, what=f"the activation at cut '{self._cut}'", dtype=activation.dtype, shape=shape)
         # Before the query begins: a value out of range must not use up this party's randomness and not the server's.
-        real = activation.is_floating_point()
-        encoded = encode_activation(self.program, activation, self._cut) if real else activation
+        if isinstance(activation, Encoded):
+            what, shape = f"the share of the activation at cut '{self._cut}'", self.program.input_shape
+            expect_tensor(activation.elements, what=what, dtype=torch.int64, shape=shape)
+            encoded = activation
+        else:
+            encoded = encode_activation(self.program, activation, self._cut)
         self.prepare()
         query = self._session.next_run
         self._ask(query + 1 + self._ahead)

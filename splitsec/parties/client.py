@@ -34,6 +34,7 @@ from splitsec.mpc.messages import Close
 from splitsec.mpc.plan import correction_count, weight_shapes
 from splitsec.mpc.prg import fresh_seed
 from splitsec.mpc.program import Reveal
+from splitsec.mpc.run import Encoded
 from splitsec.mpc.session import Session
 from splitsec.mpc.shared import client_shares, shared_weights
 from splitsec.mpc.supply import Supply, most_ahead
@@ -280,7 +281,7 @@ class Client:
         checked: bool,
         comparison: ComparisonKind,
         *,
-        shared: Callable[[ClientSession, torch.Tensor, range], torch.Tensor] | None = None,
+        shared: Callable[[ClientSession, torch.Tensor, range], Encoded] | None = None,
     ) -> Predictions:
         if self.head is not None and reveal == "label":
             raise ConfigError("the tail of a U ends before the labels: reveal its output, which the head takes")
@@ -304,9 +305,8 @@ class Client:
                 if len(rows) < batch_size:
                     padding = torch.zeros(batch_size - len(rows), *activation.shape[1:])
                     activation = torch.cat([activation, padding])
-                if shared is not None:
-                    activation = shared(session, activation, range(start, start + len(rows)))
-                result = session.run(activation)
+                given = activation if shared is None else shared(session, activation, range(start, start + len(rows)))
+                result = session.run(given)
                 online_ms.append((time.perf_counter() - prepared) * 1e3)
                 results.append(self._finish(result[: len(rows)]))
                 if len(results) % 10 == 0 or start + batch_size >= len(images):

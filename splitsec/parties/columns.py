@@ -13,6 +13,7 @@ from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.messages import Done
 from splitsec.mpc.program import Reveal
 from splitsec.mpc.ring import encode
+from splitsec.mpc.run import Encoded
 from splitsec.parties.asking import ClientSession
 from splitsec.parties.client import Client, Predictions
 from splitsec.parties.contributing import Masks, mask, put_together
@@ -165,7 +166,7 @@ class ColumnsClient(Client):
 
     def _joined(
         self, numbers: Sequence[int], session: ClientSession, activation: torch.Tensor, places: range
-    ) -> torch.Tensor:
+    ) -> Encoded:
         """This client's share of the joined activation, whose other shares go to the server's worker."""
         rows = [numbers[place] for place in places]
         padded = rows + rows[-1:] * (len(activation) - len(rows))
@@ -183,4 +184,4 @@ class ColumnsClient(Client):
         limit = program.limit / (1 if join == "concat" else len(session.shares))
         what = f"the activation at cut '{self._cut}'"
         parts[self.name] = encode(activation, program.precision, limit=limit, what=what)
-        return put_together(session.shares, parts, join)
+        return Encoded(put_together(session.shares, parts, join))

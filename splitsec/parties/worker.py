@@ -31,7 +31,7 @@ from splitsec.mpc.messages import (
 )
 from splitsec.mpc.plan import weight_masks, weight_shapes
 from splitsec.mpc.program import Program, Weights
-from splitsec.mpc.run import run_program
+from splitsec.mpc.run import Encoded, run_program
 from splitsec.mpc.session import Session
 from splitsec.mpc.shared import session_weights, shared_weights
 from splitsec.mpc.supply import Supply, most_ahead
@@ -353,7 +353,7 @@ class _Worker:
         supply.wait(query, timeout=self._job.timeout, watch=self._watch)
         share = None
         if self._gathered is not None:
-            share = self._gathered.share(query, timeout=self._job.timeout / 2, stopped=self._interrupted)
+            share = Encoded(self._gathered.share(query, timeout=self._job.timeout / 2, stopped=self._interrupted))
         session.begin(query)
         run_program(self._job.program, session, activation=share, weights=self._weights)
         session.end()

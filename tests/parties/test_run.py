@@ -397,6 +397,18 @@ def test_an_activation_of_another_shape_is_refused(tmp_path: Path) -> None:
         assert session.run(torch.randn(4, 6)).shape == (4, 3)
 
 
+def test_an_activation_of_whole_numbers_is_no_share(tmp_path: Path) -> None:
+    with world(tmp_path, epochs=0, stay=True) as here, _serving(here) as client, client.session((2, 6)) as session:
+        x = torch.arange(12.0).view(2, 6) % 4
+        with torch.no_grad():
+            plain = here.split.tail.eval()(x)
+        for dtype in (torch.uint8, torch.int32, torch.int64, torch.bool):
+            with pytest.raises(MessageError, match=f"is {dtype}; give real numbers"):
+                session.run(x.to(dtype))
+        for dtype in (torch.float16, torch.float64):
+            torch.testing.assert_close(session.run(x.to(dtype)), plain, atol=1e-3, rtol=0)
+
+
 def test_bytes_that_are_no_message_end_neither_server_nor_dealer(tmp_path: Path) -> None:
     rubbish = [b"\x82\xa4body\x81\xa4type\xa2\xff\xff"]
     with world(tmp_path, epochs=0, stay=True) as here, _serving(here) as client:
