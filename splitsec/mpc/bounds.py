@@ -141,28 +141,46 @@ def size_of(step: Step, held: Weights, precision: int) -> Size:
 
 
 def range_checks(
-    steps: Sequence[Step], sizes: Mapping[int, Size], bounds: Sequence[float], precision: int
+    steps: Sequence[Step], sizes: Mapping[int, Size], bounds: Sequence[float], precision: int, *, label: bool = False
 ) -> tuple[Check, ...]:
     """What the checked mode compares: the last value and all that may be larger than those they are made of.
 
     If all earlier values are within their bounds, no value can be so far beyond its own that it comes back into the
-    range by wrapping around: then the first overflow is always found.
+    range by wrapping around: then the first overflow is always found. A value that no comparison depends on is right
+    as long as it is within the ring, however small it was in calibration, and is not called wrong before.
+
+    Args:
+        label: the last value's largest is taken, by comparisons.
 
     Raises:
         RangeError: a layer for which that is not so.
     """
     found, scales = [], value_scales(steps, precision)
+    compared = _compared(steps, label=label)
+    allowed = list(bounds)
     for number, step in enumerate(steps, 1):
         operation = OPERATIONS[step.op]
+        room = _room(step, scales[number], precision)
+        reach = operation.bound(step, [allowed[index] for index in step.inputs], sizes.get(number)) * 1.01
+        if number not in compared:
+            allowed[number] = max(bounds[number], min(reach, largest_value(precision) / room))
         if not operation.grows and number < len(steps):
             continue
-        reach = operation.bound(step, [bounds[index] for index in step.inputs], sizes.get(number)) * 1.01
-        bits = _bits(bounds[number])
-        room = _room(step, scales[number], precision)
+        bits = _bits(allowed[number])
         if not max(reach, 2.0**bits) * room < 2.0 ** (HEADROOM_BITS - 1 - 2 * precision):
             raise RangeError(f"layer '{step.name}' could overflow so far that no check would notice; scale it down")
         found.append(Check(number, bits))
     return tuple(found)
+
+
+def _compared(steps: Sequence[Step], *, label: bool) -> set[int]:
+    """The numbers of the values whose bounds a later comparison depends on."""
+    found = {len(steps)} if label else set()
+    for number in range(len(steps), 0, -1):
+        step = steps[number - 1]
+        if OPERATIONS[step.op].compares or number in found:
+            found.update(step.inputs)
+    return found
 
 
 def measured_bounds(

@@ -110,7 +110,8 @@ def compile_tail(
             raise UnsupportedLayerError(f"a label needs an output of samples by classes, not of shape {output}")
         steps.append(Step("argmax", "label", (len(steps),), output))
     steps = [msgspec.structs.replace(step, bits=input_bits(step, bounds)) for step in steps]
-    checks = range_checks(lowering.steps, sizes, bounds, precision) if checked else ()
+    label = reveal == "label"
+    checks = range_checks(lowering.steps, sizes, bounds, precision, label=label) if checked else ()
     answer_bits = _answer_bits(precision, limit, bounds[len(lowering.steps)])
     program = Program(
         input_shape, tuple(steps), limit, limited_by, precision, checks, comparison, guaranteed, answer_bits

@@ -98,7 +98,7 @@ def fit(fine: np.ndarray, values: np.ndarray, left: float, right: float, knots: 
     lines = [
         _line(fine, values, second, np.abs(second) ** power + least, left, right, knots)
         for power in (0.35, 0.4, 0.45, 0.5)
-        for least in (1e-3, 1e-2, 3e-2)
+        for least in (0.0, 1e-3, 1e-2, 3e-2)
     ]
     return min(lines, key=lambda line: np.abs(np.interp(fine, line.knots, line.heights) - values).max())
 
@@ -112,7 +112,8 @@ def _line(
     right: float,
     knots: int,
 ) -> Curve:
-    grown = np.concatenate([[0.0], np.cumsum((weight[1:] + weight[:-1]) / 2)])
+    # By what lies between the points, which need not be spaced evenly.
+    grown = np.concatenate([[0.0], np.cumsum((weight[1:] + weight[:-1]) / 2 * np.diff(fine))])
     places = np.interp(np.linspace(0, grown[-1], knots), grown, fine)
     # Heights by least squares, but at the ends, where the line meets what the function is outside.
     at = np.clip(np.searchsorted(places, fine) - 1, 0, knots - 2)

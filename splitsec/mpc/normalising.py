@@ -19,9 +19,10 @@ from splitsec.mpc.ring import HEADROOM_BITS
 from splitsec.mpc.sign import at_least_zero
 from splitsec.mpc.truncation import truncate
 
-# Fractional bits of reciprocals and inverse roots, and of sums of squares.
+# Fractional bits of reciprocals and inverse roots, and those of sums of squares by which they are compared.
 FINE_BITS = 24
 SQUARES_BITS = 20
+MOST_SQUARES_BITS = 30
 _STAIRS = (1.0, 1.25, 1.5, 1.75)
 
 
@@ -46,28 +47,35 @@ def reciprocal(context: Context, share: torch.Tensor, *, most: int) -> torch.Ten
     return truncate(context, multiply(context, y, _minus(context, 2, product)), FINE_BITS)
 
 
-def inverse_root(context: Context, share: torch.Tensor, *, least: float, most: float) -> torch.Tensor:
+def squares_bits(most: float) -> int:
+    """Fractional bits for numbers up to `most`, so that `inverse_root` multiplies them within the ring."""
+    whole = math.ceil(math.log2(most))
+    return max(SQUARES_BITS, min(MOST_SQUARES_BITS, HEADROOM_BITS - 2 - FINE_BITS - (whole + 1) // 2))
+
+
+def inverse_root(context: Context, share: torch.Tensor, *, scale: int, least: float, most: float) -> torch.Tensor:
     """Shares of 1/sqrt(x) with `FINE_BITS` fractional bits, to a relative 1e-4, for `least` <= x <= `most`.
 
     Args:
-        share: int64, a share of x with `SQUARES_BITS` fractional bits, below 2**28 in magnitude.
+        share: int64, a share of x with `scale` fractional bits, those of `squares_bits`; x is below 2**28.
     """
     first, last = math.floor(math.log2(max(least, 2.0**-SQUARES_BITS))), math.ceil(math.log2(most))
     edges = [2.0**octave * stair for octave in range(first, last + 1) for stair in _STAIRS]
     # Beyond the last edge a step of the staircase is as wide as the one before.
     ends = [*edges[1:], edges[-1] * 1.25]
     levels = [round(2.0**FINE_BITS / math.sqrt((low + high) / 2)) for low, high in zip(edges, ends, strict=True)]
-    places = torch.tensor(edges[1:], dtype=torch.float64).mul(2.0**SQUARES_BITS).round().to(torch.int64)
+    places = torch.tensor(edges[1:], dtype=torch.float64).mul(2.0**scale).round().to(torch.int64)
     places = places.view(-1, *[1] * share.dim())
     moved = share[None] - places if context.rank == SERVER else share[None].expand(len(places), *share.shape)
-    reached = at_least_zero(context, moved, high=SQUARES_BITS + max(1, last + 2))
+    # Where a stair begins need not be exact.
+    reached = at_least_zero(context, moved, low=scale - SQUARES_BITS, high=scale + max(1, last + 2))
     y = torch.full_like(share, levels[0] if context.rank == SERVER else 0)
     for bit, low, high in zip(reached, levels, levels[1:], strict=False):
         y += bit * (high - low)
     for _ in range(2):
         # x * y first, which is the root: y * y would lose its digits where x is large.
         root = truncate(context, multiply(context, share, y), FINE_BITS)
-        unit = truncate(context, multiply(context, root, y), SQUARES_BITS)
+        unit = truncate(context, multiply(context, root, y), scale)
         y = truncate(context, multiply(context, y, _minus(context, 3, unit)), FINE_BITS + 1)
     return y
 
@@ -109,24 +117,36 @@ def softmax(context: Context, share: torch.Tensor, curve: Curve, *, high: int) -
     return multiply(context, found, y)
 
 
-def standardise(context: Context, share: torch.Tensor, *, eps: float, bits: int) -> torch.Tensor:
+def row_bits(size: int, bits: int, precision: int, most: int) -> int:
+    """Fractional bits, from `precision` to `most`, with which the squares of a row's values fit the ring in sum.
+
+    Args:
+        size: of the row, whose values are below 2**bits in magnitude.
+    """
+    return max(precision, min(most, (HEADROOM_BITS - 2 - size.bit_length() - 2 * bits) // 2))
+
+
+def standardise(context: Context, share: torch.Tensor, *, scale: int, eps: float, bits: int) -> torch.Tensor:
     """Shares of (x - mean) / sqrt(variance + eps) along the last dimension, with the context's precision.
 
     Args:
-        share: int64 (..., size) with the context's precision, magnitudes below 2**bits and size * 4**bits < 2**29.
+        share: int64 (..., size) with `scale` fractional bits, at most those of `row_bits`; magnitudes below 2**bits
+            and size * 4**bits < 2**29.
     """
     size, precision = share.shape[-1], context.precision
-    extra = size.bit_length() + 2
-    mean = truncate(context, share.sum(-1) * round(2.0 ** (precision + extra) / size), precision + extra)
+    # As many digits of one in `size` as the ring holds: a row far from zero must not be moved by what they lack.
+    parts = HEADROOM_BITS - 2 - scale - bits
+    mean = truncate(context, share.sum(-1) * round(2.0**parts / size), parts)
     centred = share - mean[..., None]
     squares = square(context, centred).sum(-1)
     # Of the sum of squares, so that nothing is divided by the size before the root.
-    total = truncate(context, squares, 2 * precision - SQUARES_BITS)
-    offset = round(size * eps * 2.0**SQUARES_BITS) + 1
+    most = min(2.0 ** (HEADROOM_BITS - 2 * FINE_BITS + 14), size * 4.0**bits + size * eps + 1)
+    fine = squares_bits(most)
+    total = truncate(context, squares, 2 * scale - fine)
+    offset = max(1, round(size * eps * 2.0**fine))
     total = total + offset if context.rank == SERVER else total
-    most = min(2.0 ** (HEADROOM_BITS - 2 * FINE_BITS + 14), size * 4.0**bits + 1)
-    y = inverse_root(context, total, least=offset / 2.0**SQUARES_BITS, most=most)
+    y = inverse_root(context, total, scale=fine, least=offset / 2.0**fine, most=most)
     # The product is at most one, so that there is room for the root of the size in full.
-    digits = 20 - (size.bit_length() + 1) // 2
+    digits = 20 + precision - scale - (size.bit_length() + 1) // 2
     made = multiply(context, centred, y[..., None]) * round(math.sqrt(size) * 2.0**digits)
-    return truncate(context, made, FINE_BITS + digits)
+    return truncate(context, made, FINE_BITS + digits + scale - precision)

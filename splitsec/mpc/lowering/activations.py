@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from splitsec.errors import UnsupportedLayerError
+from splitsec.mpc.bounds import largest_value
 from splitsec.mpc.curves import curve_of, logarithm
 from splitsec.mpc.lowering.base import Call, Lower, Lowering, Shared, Tables
 
@@ -40,8 +42,8 @@ def _leaky_relu(lowering: Lowering, call: Call) -> Shared:
 
 
 def clip(lowering: Lowering, name: str, x: Shared, low: float, high: float) -> Shared:
-    """Between two ends."""
-    return lowering.emit("hardtanh", name, (x,), x.shape, low=float(low), high=float(high))
+    """Between two ends; where the lower one is above the other, it is the other everywhere, as in torch."""
+    return lowering.emit("hardtanh", name, (x,), x.shape, low=float(min(low, high)), high=float(high))
 
 
 def _hardtanh(lowering: Lowering, call: Call) -> Shared:
@@ -55,10 +57,32 @@ def _relu6(lowering: Lowering, call: Call) -> Shared:
 
 def _clamp(lowering: Lowering, call: Call) -> Shared:
     options = options_of(call, "min max", min=None, max=None)
-    x, low, high = call.first, options["min"], options["max"]
+    return _clamped(lowering, call, options["min"], options["max"])
+
+
+def _clamp_min(lowering: Lowering, call: Call) -> Shared:
+    return _clamped(lowering, call, options_of(call, "min")["min"], None)
+
+
+def _clamp_max(lowering: Lowering, call: Call) -> Shared:
+    return _clamped(lowering, call, None, options_of(call, "max")["max"])
+
+
+def _clamped(lowering: Lowering, call: Call, low: Any, high: Any) -> Shared:
+    x = call.first
     for end in (low, high):
         if end is not None and not isinstance(end, (int, float)):
             raise UnsupportedLayerError(f"'{call.name}' clips at a {type(end).__name__}; clip at numbers")
+        if end is not None and math.isnan(end):
+            raise UnsupportedLayerError(f"'{call.name}' clips at nan, which leaves nothing; clip at numbers")
+    if (low == math.inf) or (high == -math.inf):
+        raise UnsupportedLayerError(f"'{call.name}' clips to infinity alone; clip at numbers")
+    # An end that no value can reach is none.
+    most = largest_value(lowering.precision)
+    bounded = low is not None and low > -most, high is not None and high < most
+    if not any(bounded) and (low is not None or high is not None):
+        return x
+    low, high = (end if there else None for end, there in zip((low, high), bounded, strict=True))
     if low is not None and high is not None:
         return clip(lowering, call.name, x, low, high)
     if low is None and high is None:
@@ -138,6 +162,8 @@ def _glu(lowering: Lowering, call: Call) -> Shared:
 
 def _softplus(lowering: Lowering, call: Call) -> Shared:
     options = options_of(call, "beta threshold", beta=1.0, threshold=20.0)
+    if not options["beta"] > 0:
+        raise UnsupportedLayerError(f"layer '{call.name}' has a beta of {options['beta']}; give it one above 0")
     if options["threshold"] < 9:
         raise UnsupportedLayerError(
             f"layer '{call.name}' is a line from {options['threshold']} on; use the default, 20"
@@ -201,6 +227,8 @@ _FUNCTIONS: dict[Callable[..., Any], Lower] = {
     F.hardtanh: _hardtanh,
     torch.clamp: _clamp,
     torch.clip: _clamp,
+    torch.clamp_min: _clamp_min,
+    torch.clamp_max: _clamp_max,
     F.hardsigmoid: _hard_sigmoid,
     F.hardswish: _hard_swish,
     torch.sigmoid: _bent("sigmoid"),
@@ -233,6 +261,8 @@ _METHODS: dict[str, Lower] = {
     "sigmoid_": _bent("sigmoid"),
     "tanh_": _bent("tanh"),
     "clip": _clamp,
+    "clamp_min": _clamp_min,
+    "clamp_max": _clamp_max,
     "sigmoid": _bent("sigmoid"),
     "tanh": _bent("tanh"),
     "softmax": _softmax,

@@ -208,8 +208,9 @@ def layer_norm(
     """Over the last `dims` dimensions."""
     kept = len(x.shape) - dims
     x = _standardised(lowering, name, x, (*x.shape[:kept], math.prod(x.shape[kept:])), eps)
-    if weight is None:
+    if weight is None and bias is None:
         return x
+    weight = torch.ones(x.shape[kept:]) if weight is None else weight
     return scale(lowering, name, x, weight.detach().double(), None if bias is None else bias.detach().double())
 
 
@@ -219,19 +220,44 @@ def _layer_norm_layer(lowering: Lowering, call: Call) -> Shared:
 
 
 def _layer_norm_function(lowering: Lowering, call: Call) -> Shared:
-    given = call.options("input normalized_shape weight bias eps", weight=None, bias=None, eps=1e-5)
+    names = "input normalized_shape weight bias eps cudnn_enable"
+    given = call.options(names, weight=None, bias=None, eps=1e-5, cudnn_enable=True)
     dims = len(given["normalized_shape"])
     return layer_norm(lowering, call.name, given["input"], dims, given["weight"], given["bias"], given["eps"])
 
 
-def _group_norm(lowering: Lowering, call: Call) -> Shared:
-    layer, x = call.layer, call.first
-    grouped = (x.shape[0], layer.num_groups, math.prod(x.shape[1:]) // layer.num_groups)
-    made = _standardised(lowering, call.name, x, grouped, layer.eps)
-    if layer.weight is None:
+def group_norm(
+    lowering: Lowering,
+    name: str,
+    x: Shared,
+    groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> Shared:
+    """Over all but the batch of each of `groups` groups of channels."""
+    grouped = (x.shape[0], groups, math.prod(x.shape[1:]) // groups)
+    made = _standardised(lowering, name, x, grouped, eps)
+    if weight is None and bias is None:
         return made
     shape = [-1, *[1] * (len(x.shape) - 2)]
-    return scale(lowering, call.name, made, layer.weight.detach().view(shape), layer.bias.detach().view(shape))
+    weight = torch.ones(x.shape[1]) if weight is None else weight
+    offset = None if bias is None else bias.detach().view(shape)
+    return scale(lowering, name, made, weight.detach().view(shape), offset)
+
+
+def _group_norm_layer(lowering: Lowering, call: Call) -> Shared:
+    layer = call.layer
+    return group_norm(lowering, call.name, call.first, layer.num_groups, layer.weight, layer.bias, layer.eps)
+
+
+def _group_norm_function(lowering: Lowering, call: Call) -> Shared:
+    given = call.options(
+        "input num_groups weight bias eps cudnn_enabled", weight=None, bias=None, eps=1e-5, cudnn_enabled=True
+    )
+    return group_norm(
+        lowering, call.name, given["input"], int(given["num_groups"]), given["weight"], given["bias"], given["eps"]
+    )
 
 
 def _prelu(lowering: Lowering, call: Call) -> Shared:
@@ -252,7 +278,7 @@ _MODULES: dict[type[nn.Module], Lower] = {
     nn.BatchNorm1d: _batch_norm_layer,
     nn.BatchNorm2d: _batch_norm_layer,
     nn.LayerNorm: _layer_norm_layer,
-    nn.GroupNorm: _group_norm,
+    nn.GroupNorm: _group_norm_layer,
     nn.PReLU: _prelu,
 }
 _FUNCTIONS: dict[Any, Lower] = {
@@ -261,5 +287,8 @@ _FUNCTIONS: dict[Any, Lower] = {
     F.conv2d: _conv_function,
     F.batch_norm: _batch_norm_function,
     F.layer_norm: _layer_norm_function,
+    torch.layer_norm: _layer_norm_function,
+    F.group_norm: _group_norm_function,
+    torch.group_norm: _group_norm_function,
 }
 TABLES = Tables(_MODULES, _FUNCTIONS, {})

@@ -54,6 +54,7 @@ def _max_pool(dims: int) -> Lower:
             stride=_two(call, dims, options["stride"] or options["kernel_size"], 1),
             padding=_two(call, dims, options["padding"], 0),
             dilation=_two(call, dims, options["dilation"], 1),
+            ceil=bool(options["ceil_mode"]),
         )
         return lowering.reshape(call.name, made, lowering.shape_of(call))
 

@@ -120,6 +120,7 @@ class Operation:
         room: how many times larger than the result a value on the way can be.
         inside: the largest magnitude that its comparisons see.
         grows: whether a result can be larger than the inputs, so that the checked mode must look.
+        compares: whether it is wrong for inputs beyond their bounds, though they are within the ring.
     """
 
     run: Callable[[Running], torch.Tensor]
@@ -130,6 +131,7 @@ class Operation:
     room: Callable[[Step], float] = field(default=no_room)
     inside: Callable[[Step, Sequence[float]], float] = largest_input
     grows: bool = False
+    compares: bool = False
 
 
 def scaled(x: Value, scale: int, context: Context) -> Value:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from splitsec.mpc.curves import bend
-from splitsec.mpc.normalising import FINE_BITS, exponentials, softmax, standardise
+from splitsec.mpc.normalising import FINE_BITS, exponentials, row_bits, softmax, standardise
 from splitsec.mpc.operations.base import (
+    FREE_BITS,
     Operation,
     Running,
     Size,
@@ -65,13 +66,21 @@ def _log_softmax(running: Running) -> torch.Tensor:
     context, precision = running.context, running.context.precision
     exponential, logarithm = running.step.curves
     below, _, total = exponentials(context, rows, exponential, high=_high(running))
-    high = precision + len(rows).bit_length() + 2
-    log = bend(context, total, logarithm, scale=precision, digits=precision, high=high)
-    return back(below - truncate(context, log, precision))
+    size = len(rows).bit_length()
+    # Slopes of one in the number of values need that many digits more, as far as there is room.
+    digits = min(precision + size, HEADROOM_BITS - 4 - precision - size)
+    log = bend(context, total, logarithm, scale=precision, digits=digits, high=precision + size + 2)
+    return back(below - truncate(context, log, digits))
 
 
 def _standardise(running: Running) -> torch.Tensor:
-    return standardise(running.context, running.first.share, eps=running.step.low, bits=running.step.bits)
+    step, x = running.step, running.first
+    return standardise(running.context, x.share, scale=x.scale, eps=step.low, bits=step.bits)
+
+
+def _standardise_takes(step: Step, scale: int, precision: int) -> int:
+    # What a value has beyond the working precision is kept where there is room: small rows need it.
+    return min(scale, row_bits(step.shape[-1], step.bits, precision, precision + FREE_BITS))
 
 
 def _plain_standardise(step: Step, inputs: Sequence[torch.Tensor], _held: Weights | None) -> torch.Tensor:
@@ -95,6 +104,7 @@ FUNCTIONS = {
         bound=_curve_bound,
         inside=_curve_inside,
         grows=True,
+        compares=True,
     ),
     "softmax": Operation(
         run=_softmax,
@@ -102,6 +112,7 @@ FUNCTIONS = {
         takes=takes_precision,
         gives=lambda _step, scales, _precision: scales[0] + FINE_BITS,
         bound=lambda _step, _bounds, _size: 1.01,
+        compares=True,
     ),
     "log_softmax": Operation(
         run=_log_softmax,
@@ -110,14 +121,16 @@ FUNCTIONS = {
         gives=gives_precision,
         bound=lambda step, bounds, _size: 2 * bounds[0] + math.log(step.shape[step.dim]) + 1,
         grows=True,
+        compares=True,
     ),
     # Layer norm without its weights; `low` is its epsilon.
     "standardise": Operation(
         run=_standardise,
         plain=_plain_standardise,
-        takes=takes_precision,
+        takes=_standardise_takes,
         gives=gives_precision,
         bound=_standardise_bound,
         grows=True,
+        compares=True,
     ),
 }

@@ -75,11 +75,7 @@ def _max_pool(running: Running) -> torch.Tensor:
 
 
 def _plain_max_pool(step: Step, inputs: Sequence[torch.Tensor], _held: Weights | None) -> torch.Tensor:
-    # Wherever a window reaches beyond the input it is larger than the shape without `ceil_mode` would have it.
-    padding, dilation = step.padding, step.dilation
-    made = F.max_pool2d(inputs[0], step.kernel, step.stride, padding, dilation)
-    if made.shape[-2:] != tuple(step.shape[-2:]):
-        made = F.max_pool2d(inputs[0], step.kernel, step.stride, padding, dilation, ceil_mode=True)
+    made = F.max_pool2d(inputs[0], step.kernel, step.stride, step.padding, step.dilation, step.ceil)
     return made.clamp(min=0) if step.zero else made
 
 
@@ -96,11 +92,12 @@ def _with_ends(step: Step, bounds: Sequence[float]) -> float:
 
 
 SELECTING = {
-    "relu": Operation(run=_relu, plain=lambda _step, x, _held: x[0].relu(), gives=gives_precision),
+    "relu": Operation(run=_relu, plain=lambda _step, x, _held: x[0].relu(), gives=gives_precision, compares=True),
     "leaky_relu": Operation(
         run=_leaky_relu,
         plain=lambda step, x, _held: F.leaky_relu(x[0], step.slope),
         gives=lambda _step, _scales, precision: 2 * precision,
+        compares=True,
     ),
     "hardtanh": Operation(
         run=_hardtanh,
@@ -112,12 +109,14 @@ SELECTING = {
             else max(abs(step.low), abs(step.high))
         ),
         inside=_with_ends,
+        compares=True,
     ),
-    "max_pool2d": Operation(run=_max_pool, plain=_plain_max_pool, gives=gives_precision),
+    "max_pool2d": Operation(run=_max_pool, plain=_plain_max_pool, gives=gives_precision, compares=True),
     "argmax": Operation(
         run=_winners,
         plain=lambda _step, x, _held: (x[0] >= x[0].max(1, keepdim=True).values).double(),
         gives=lambda _step, _scales, _precision: 0,
         bound=lambda _step, _bounds, _size: 1.0,
+        compares=True,
     ),
 }
