@@ -207,7 +207,9 @@ def _cost(
 def _encrypted(
     tail: fx.GraphModule, value: torch.Tensor, speed: Speed, link: Link, memories: tuple[Memory, StepMemory]
 ) -> Encrypted:
-    program, _ = compile_tail(tail, tuple(value.shape), calibration=value, memory=memories[0], shaped=True)
+    program, _ = compile_tail(
+        tail, tuple(value.shape), calibration=value, memory=memories[0], shaped=True, resolved=False
+    )
     predicted = predict_cost(program, CLIENT, memories[1])
     online, offline = speed.milliseconds(predicted, link)
     total = predicted.total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -14,6 +14,8 @@ from splitsec.mpc.ring import HEADROOM_BITS, check_range, real_limit
 
 # What a calibration batch's largest value may be exceeded by.
 MARGIN = 16.0
+# Values that stay below this in calibration get the bound of those that reach it, so that raising them costs nothing.
+SMALL_VALUE = 2.0**-4
 # Rounding of weights and activations to fixed point adds a little to every value.
 _ROUNDING = 2.0**-8
 
@@ -183,28 +185,39 @@ def _compared(steps: Sequence[Step], *, label: bool) -> set[int]:
     return found
 
 
-def measured_bounds(
+def batches(calibration: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
+    """The calibration activations in batches of `rows`, the last one filled up with its own."""
+    for start in range(0, len(calibration), rows):
+        part = calibration[start : start + rows]
+        yield torch.cat([part] * -(-rows // len(part)))[:rows]
+
+
+def measured(
     steps: Sequence[Step],
     weights: Mapping[int, Weights],
     calibration: torch.Tensor,
-    precision: int,
     shape: Shape,
     memory: Memory | None = None,
 ) -> list[float]:
-    """`MARGIN` times the largest magnitude of every value when the calibration activations run in plain.
+    """The largest magnitude of every value when the calibration activations run in plain, the input's first.
 
     Args:
-        calibration: (N, ...): taken in batches of `shape`, the last one filled up with its own rows.
+        calibration: (N, ...): taken in batches of `shape`.
         memory: of other tails of the model; only for a calibration of one batch.
     """
     largest = [0.0] * (len(steps) + 1)
-    for start in range(0, len(calibration), shape[0]):
-        rows = calibration[start : start + shape[0]]
-        rows = torch.cat([rows] * -(-shape[0] // len(rows)))[: shape[0]]
+    for rows in batches(calibration, shape[0]):
         found = (memory or Memory()).largest(steps, weights, rows)
         largest = [max(pair) for pair in zip(largest, found, strict=True)]
+    return largest
+
+
+def measured_bounds(
+    steps: Sequence[Step], weights: Mapping[int, Weights], largest: Sequence[float], precision: int
+) -> list[float]:
+    """`MARGIN` times the largest magnitudes of every value, those of `measured`, for bounds."""
     scales = value_scales(steps, precision)
-    bounds = [MARGIN * max(one, 2.0**-4) for one in largest]
+    bounds = [MARGIN * max(one, SMALL_VALUE) for one in largest]
     most = largest_value(precision)
     if not bounds[0] < most:
         raise RangeError(f"the input reaches {largest[0]:g} in calibration: too much")

@@ -6,16 +6,13 @@ import math
 
 from splitsec.errors import MessageError
 from splitsec.mpc.operations import OPERATIONS
-from splitsec.mpc.program import MAX_STEPS, MOST_ANSWER_BITS, MOST_DIGITS, Program, Step
+from splitsec.mpc.program import LARGEST_CONSTANT, MAX_STEPS, MOST_ANSWER_BITS, MOST_DIGITS, Program, Step
 from splitsec.mpc.ring import HEADROOM_BITS
-
-# Constants are scaled to the fractional bits of products, and must then be far from the ring's end.
-LARGEST_CONSTANT = 2.0**26
 
 
 def check_program(program: Program) -> None:
     """Raise `MessageError` for a program that no compiler makes: what a client checks before it runs one."""
-    if not 0 < program.precision < 31 or not program.limit > 0 or len(program.steps) > MAX_STEPS:
+    if not 0 < program.precision < 31 or not program.limit > program.least >= 0 or len(program.steps) > MAX_STEPS:
         raise MessageError("an impossible program")
     if not 0 <= program.answer_bits <= MOST_ANSWER_BITS:
         raise MessageError("a program that opens an impossible number of bits")

@@ -9,26 +9,41 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import msgspec
 import torch
 from torch import fx
 
 from splitsec.errors import MessageError, RangeError, UnsupportedLayerError, first_line
-from splitsec.mpc.bounds import MARGIN, Memory, guaranteed_bounds, input_bits, measured_bounds, range_checks
+from splitsec.mpc.bounds import (
+    MARGIN,
+    SMALL_VALUE,
+    Memory,
+    batches,
+    guaranteed_bounds,
+    input_bits,
+    measured,
+    measured_bounds,
+    range_checks,
+)
 from splitsec.mpc.checking import check_program
 from splitsec.mpc.context import ComparisonKind
+from splitsec.mpc.equalising import equalise, powers_of, raw_bounds
 from splitsec.mpc.linear import laid_out
 from splitsec.mpc.lowering import Lowering, lower_tail, refuse_lookups
 from splitsec.mpc.operations import Size, value_scales
 from splitsec.mpc.program import MOST_ANSWER_BITS, MOST_DIGITS, Program, Reveal, Shape, Step, Weights
+from splitsec.mpc.resolving import check_digits
 from splitsec.mpc.ring import PRECISION_BITS, encode
 from splitsec.mpc.shapes import ShapeNotes
 
 log = logging.getLogger(__name__)
 # Layers whose largest weight is below this get more fractional bits, up to so many.
 SMALL_WEIGHT = 2.0**-5
+# Values are raised whose bound is below this part of the input's.
+SMALL_BOUND = 2.0**-4
 WEIGHTED = ("linear", "conv2d", "scale")
 # What an activation may reach unless a session asks for more: beyond what normalised networks show, and small enough
 # for narrow comparisons.
@@ -48,6 +63,7 @@ def compile_tail(
     comparison: ComparisonKind = "tables",
     memory: Memory | None = None,
     shaped: bool = False,
+    resolved: bool = True,
 ) -> tuple[Program, dict[int, Weights]]:
     """The program of a traced tail in eval mode, and its weights by step number.
 
@@ -65,31 +81,35 @@ def compile_tail(
         comparison: `"tables"`, or `"dcf"` for slow links: fewer rounds, more offline bytes and arithmetic.
         memory: of other tails of the same model, compiled with a calibration of one batch, that of the same sample.
         shaped: the nodes know the shapes that they have for `input_shape`.
+        resolved: check that fixed point keeps digits enough, on the calibration or on noise (see `resolving`); False
+            where the program only tells what it costs.
 
     Raises:
         UnsupportedLayerError: a layer without an encrypted form, with its name.
-        RangeError: a weight that is not finite or too large for fixed point, with its layer.
+        RangeError: a weight that is not finite or too large for fixed point, or values that lose their digits, with
+            the layer.
+        MessageError: a calibration of another shape.
     """
     if not 0 < limit < math.inf:
         raise MessageError(f"a limit of {limit} is no magnitude; give a number above 0")
     if calibration is not None and not (len(calibration) and torch.isfinite(calibration).all()):
         raise RangeError("the calibration is empty or holds a value that is not a finite number")
+    if calibration is not None and tuple(calibration.shape[1:]) != tuple(input_shape[1:]):
+        have, wanted = ("x".join(map(str, one[1:])) for one in (calibration.shape, input_shape))
+        raise MessageError(f"the calibration's activations have shape {have}; the tail is compiled for {wanted}")
     refuse_lookups(tail)
-    modes = {module: module.training for module in tail.modules()}
-    tail.eval()
-    try:
-        if not shaped:
-            parameter = next(tail.parameters(), torch.empty(0))
-            with torch.no_grad():
-                ShapeNotes(tail).run(torch.zeros(input_shape, dtype=parameter.dtype))
-        lowering = lower_tail(tail, tuple(input_shape), precision)
-    except (RuntimeError, IndexError, ValueError, TypeError) as error:
-        shape = "x".join(map(str, input_shape))
-        raise MessageError(f"the tail cannot take an activation of shape {shape}: {first_line(error)}") from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with _in_eval_mode(tail):
+        try:
+            if not shaped:
+                parameter = next(tail.parameters(), torch.empty(0))
+                with torch.no_grad():
+                    ShapeNotes(tail).run(torch.zeros(input_shape, dtype=parameter.dtype))
+            lowering = lower_tail(tail, tuple(input_shape), precision)
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            shape = "x".join(map(str, input_shape))
+            raise MessageError(f"the tail cannot take an activation of shape {shape}: {first_line(error)}") from error
     _fuse_relu_and_max_pool(lowering.steps, input_shape)
+    largest = _raise_small_values(lowering, tuple(input_shape), limit, calibration, memory)
     for number, held in lowering.weights.items():
         lowering.steps[number - 1] = _with_digits(lowering.steps[number - 1], held.weight)
     sizes = {
@@ -97,12 +117,10 @@ def compile_tail(
         for number, held in lowering.weights.items()
     }
     limited_by, guaranteed = "", True
-    if calibration is None:
+    if largest is None:
         bounds, limit, limited_by = guaranteed_bounds(lowering.steps, sizes, precision, limit)
     else:
-        bounds, limit, guaranteed = _calibrated(
-            lowering, sizes, tuple(input_shape), limit, calibration, memory, guarantee=guarantee
-        )
+        bounds, limit, guaranteed = _calibrated(lowering, sizes, limit, largest, guarantee=guarantee)
     steps = list(lowering.steps)
     if reveal == "label":
         output = steps[-1].shape if steps else input_shape
@@ -120,6 +138,11 @@ def compile_tail(
         check_program(program)
     except MessageError as error:
         raise UnsupportedLayerError(f"the tail cannot run encrypted: {error}") from error
+    if resolved:
+        sample = None if calibration is None else next(batches(calibration, input_shape[0]))
+        with _in_eval_mode(tail):
+            least = check_digits(tail, program, lowering.weights, sample)
+        program = msgspec.structs.replace(program, least=least)
     return program, lowering.weights
 
 
@@ -130,6 +153,32 @@ def _answer_bits(precision: int, limit: float, bound: float) -> int:
     """
     smaller = math.floor(math.log2(limit / bound)) if bound > 0 else 0
     return min(MOST_ANSWER_BITS, precision + max(0, smaller))
+
+
+@contextmanager
+def _in_eval_mode(tail: fx.GraphModule) -> Iterator[None]:
+    modes = {module: module.training for module in tail.modules()}
+    tail.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _raise_small_values(
+    lowering: Lowering, shape: Shape, limit: float, calibration: torch.Tensor | None, memory: Memory | None
+) -> list[float] | None:
+    """Scale weights so that values which are small all over keep their digits; the magnitudes measured, if any are."""
+    steps, weights = lowering.steps, lowering.weights
+    if calibration is None:
+        aim = min(limit, DEFAULT_LIMIT)
+        equalise(steps, weights, powers_of(steps, raw_bounds(steps, weights, aim), small=SMALL_BOUND * aim, aim=aim))
+        return None
+    largest = measured(steps, weights, calibration, shape, memory)
+    powers = powers_of(steps, largest, small=SMALL_VALUE, aim=SMALL_VALUE)
+    equalise(steps, weights, powers)
+    return [magnitude * 2.0**power for magnitude, power in zip(largest, powers, strict=True)]
 
 
 def _with_digits(step: Step, weight: torch.Tensor) -> Step:
@@ -144,23 +193,25 @@ def _with_digits(step: Step, weight: torch.Tensor) -> Step:
 def _calibrated(
     lowering: Lowering,
     sizes: Mapping[int, Size],
-    shape: Shape,
     limit: float,
-    calibration: torch.Tensor,
-    memory: Memory | None,
+    largest: Sequence[float],
     *,
     guarantee: bool,
 ) -> tuple[list[float], float, bool]:
-    """A bound for every value, the limit of the input, and whether they are guaranteed."""
+    """A bound for every value, the limit of the input, and whether they are guaranteed.
+
+    Args:
+        largest: magnitudes of the values in calibration, the input's first.
+    """
     steps, weights, precision = lowering.steps, lowering.weights, lowering.precision
-    if guarantee and MARGIN * calibration.abs().max().item() < limit:
+    if guarantee and MARGIN * largest[0] < limit:
         try:
             bounds, limit, _ = guaranteed_bounds(steps, sizes, precision, limit, least=limit)
         except RangeError:
             log.debug("the weights guarantee no bounds; they are measured")
         else:
             return bounds, limit, True
-    bounds = measured_bounds(steps, weights, calibration, precision, shape, memory)
+    bounds = measured_bounds(steps, weights, largest, precision)
     return bounds, 2.0 ** math.ceil(math.log2(bounds[0])), False
 
 

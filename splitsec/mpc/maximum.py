@@ -208,6 +208,8 @@ def largest(
     Returns:
         int64 (windows,).
     """
+    # Values that were moved about lie in another order of memory.
+    candidates = candidates.contiguous()
     # Two at a time take half the comparisons and more rounds: the better choice where bytes count, not rounds.
     most = MOST if candidates.shape[1] <= FEW_WINDOWS else 2
     while len(candidates) > 1 or zero:

@@ -23,6 +23,8 @@ Reveal: TypeAlias = Literal["logits", "label"]
 MOST_DIGITS = 14
 # Fractional bits of a result that are opened, at most.
 MOST_ANSWER_BITS = 40
+# Constants are scaled to the fractional bits of products, and must then be far from the ring's end.
+LARGEST_CONSTANT = 2.0**26
 
 
 class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,6 +84,7 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `guaranteed` says that no activation below the limit can make any value overflow: bounds were computed from the
     weights, not measured. `checks` are those of the checked mode, `comparison` is how values are compared. Of the
     result `answer_bits` fractional bits are opened, and below them noise (see `run.blurred`).
+    Of activations that are smaller than `least` all over, fixed point keeps too few digits, see `resolving`.
     """
 
     input_shape: Shape
@@ -93,6 +96,7 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     comparison: ComparisonKind = "tables"
     guaranteed: bool = True
     answer_bits: int = PRECISION_BITS
+    least: float = 0.0
 
     @property
     def reveals_label(self) -> bool:

@@ -150,7 +150,15 @@ def encode_activation(program: Program, activation: torch.Tensor, cut: str = "in
         if program.limited_by
         else "that the tail was compiled for; scale the input down, or calibrate the tail with activations like these"
     )
-    return Encoded(encode(activation, program.precision, limit=program.limit, what=what, why=f"the largest {reason}"))
+    elements = encode(activation, program.precision, limit=program.limit, what=what, why=f"the largest {reason}")
+    if program.least and len(activation):
+        largest = activation.detach().abs().reshape(len(activation), -1).amax(1)
+        for row in ((largest > 0) & (largest < program.least)).nonzero().view(-1).tolist():
+            raise RangeError(
+                f"{what} is nowhere above {largest[row].item():.2g} in sample {row}: of less than {program.least:.2g} "
+                "fixed point keeps too few digits for this tail; scale the activations up in the front"
+            )
+    return Encoded(elements)
 
 
 def run_step(number: int, step: Step, inputs: Sequence[Value], held: Weights | None, context: Context) -> Value:

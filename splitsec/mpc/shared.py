@@ -164,6 +164,7 @@ def merge_programs(programs: Sequence[Program]) -> Program:
         steps=tuple(steps),
         limit=min(one.limit for one in programs),
         guaranteed=all(one.guaranteed for one in programs),
+        least=max(one.least for one in programs),
     )
 
 

@@ -118,7 +118,8 @@ class Programs:
             # The value is the server's; the client learns that there is one.
             log.warning("the tail cannot run encrypted: %s", error)
             raise RangeError(
-                "the tail's weights are out of range for fixed point; the server's log names them"
+                "the tail's weights do not suit fixed point: too large, or so small that values lose their digits; the "
+                "server's log names them"
             ) from None
         return program, encode_weights(program, weights)
 

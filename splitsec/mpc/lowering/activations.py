@@ -81,7 +81,8 @@ def _clamped(lowering: Lowering, call: Call, low: Any, high: Any) -> Shared:
     most = largest_value(lowering.precision)
     bounded = low is not None and low > -most, high is not None and high < most
     if not any(bounded) and (low is not None or high is not None):
-        return x
+        same: Shared = x
+        return same
     low, high = (end if there else None for end, there in zip((low, high), bounded, strict=True))
     if low is not None and high is not None:
         return clip(lowering, call.name, x, low, high)

@@ -1,0 +1,145 @@
+"""Whether fixed point leaves a tail's result enough digits: said before it runs, by a run in plain.
+
+The program is evaluated in float64 with every value and weight rounded as on shares, and compared with the tail itself
+in torch, on a sample of activations. That sees the rounding that later layers amplify, which bounds by the norms of the
+weights would overstate beyond use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import msgspec
+import torch
+from torch import fx
+
+from splitsec.errors import RangeError
+from splitsec.mpc.bounds import evaluate
+from splitsec.mpc.operations import OPERATIONS, value_scales
+from splitsec.mpc.prg import SEED_BYTES, Stream
+from splitsec.mpc.program import Program, Weights
+
+# What a result may be off by: a part of the largest one, or what every value is.
+TOLERANCE = 2.0**-6
+_ROUNDING = 2.0**-16
+# Activations below this part of the sample's are as good as zero.
+_TINIEST = 20
+
+
+def noise(shape: tuple[int, ...], limit: float) -> torch.Tensor:
+    """Normal numbers of unit size, or smaller if `limit` is small: float64, always the same."""
+    first, second = (Stream(bytes(SEED_BYTES), index).ring(shape).double() for index in range(2))
+    # Box and Muller's method, of uniform numbers above 0.
+    radius = (-2 * torch.log((first + 2.0**63 + 1) / 2.0**64)).sqrt()
+    return radius * torch.cos(second * (math.pi / 2.0**63)) * min(1.0, limit / 8)
+
+
+def check_digits(
+    tail: fx.GraphModule, program: Program, weights: Mapping[int, Weights], sample: torch.Tensor | None
+) -> float:
+    """Refuse a program whose result has too few right digits; the magnitude below which activations have too few.
+
+    Args:
+        tail: in eval mode.
+        weights: of the program, real.
+        sample: activations of the program's shape; None for noise.
+
+    Returns:
+        0 where the result for smaller and smaller activations is right; else a power of two.
+
+    Raises:
+        RangeError: the result for the sample is off by more than `TOLERANCE`; names the layer.
+    """
+    x = noise(program.input_shape, program.limit) if sample is None else sample.detach().double()
+    rounded = _rounded_weights(program, weights)
+    off, largest = _off(tail, program, rounded, x)
+    if off > max(_ROUNDING, TOLERANCE * largest):
+        raise RangeError(_lost(program, weights, rounded, x, off, largest))
+
+    def enough(power: int) -> bool:
+        smaller = x * 2.0**-power
+        off, largest = _off(tail, program, rounded, smaller)
+        return not off > max(_ROUNDING * 2.0**-power, TOLERANCE * largest)
+
+    if enough(_TINIEST):
+        return 0.0
+    # The smallest power at which digits are lost: they are at `_TINIEST`, and not at 0.
+    kept, lost = 0, _TINIEST
+    while lost - kept > 1:
+        middle = (kept + lost) // 2
+        kept, lost = (middle, lost) if enough(middle) else (kept, middle)
+    biggest = x.abs().max().item() * 2.0**-kept
+    return 2.0 ** math.floor(math.log2(biggest)) if biggest else 0.0
+
+
+def _off(
+    tail: fx.GraphModule, program: Program, rounded: Mapping[int, Weights], x: torch.Tensor
+) -> tuple[float, float]:
+    """The largest difference of the program's result in fixed point from the tail's, and the largest result."""
+    parameter = next((one for one in tail.parameters() if one.is_floating_point()), torch.empty(0))
+    with torch.no_grad():
+        expected = tail(x.to(parameter.dtype)).double()
+    if not torch.isfinite(expected).all() or not expected.numel():
+        return 0.0, 0.0
+    # A label is taken of the last value but one.
+    found = run_rounded(program, rounded, x)[-2 if program.reveals_label else -1]
+    if not program.reveals_label:
+        found = _rounded(found, program.answer_bits)
+    return (found - expected).abs().max().item(), expected.abs().max().item()
+
+
+def _rounded_weights(program: Program, weights: Mapping[int, Weights]) -> dict[int, Weights]:
+    scales = value_scales(program.steps, program.precision)
+    return {
+        number: Weights(
+            _rounded(held.weight.detach().double(), program.precision + program.steps[number - 1].digits),
+            _rounded(held.bias.detach().double(), scales[number]),
+        )
+        for number, held in weights.items()
+    }
+
+
+def _rounded(value: torch.Tensor, bits: int) -> torch.Tensor:
+    return (value * 2.0**bits).round_().mul_(2.0**-bits)
+
+
+def run_rounded(program: Program, rounded: Mapping[int, Weights], x: torch.Tensor) -> list[torch.Tensor]:
+    """Every value of the program in float64, the input first, rounded where it is on shares."""
+    precision = program.precision
+    scales, values = value_scales(program.steps, precision), [_rounded(x, precision)]
+    for number, step in enumerate(program.steps, 1):
+        operation, taken = OPERATIONS[step.op], []
+        for index in step.inputs:
+            bits = operation.takes(step, scales[index], precision)
+            taken.append(values[index] if bits == scales[index] else _rounded(values[index], bits))
+        slope = round(step.slope * 2**precision) / 2**precision
+        made = operation.plain(msgspec.structs.replace(step, slope=slope), taken, rounded.get(number))
+        # What a product leaves is exact.
+        values.append(_rounded(made, scales[number]) if scales[number] < 2 * precision else made)
+    return values
+
+
+def _lost(
+    program: Program,
+    weights: Mapping[int, Weights],
+    rounded: Mapping[int, Weights],
+    x: torch.Tensor,
+    off: float,
+    largest: float,
+) -> str:
+    """Which layer's values lose their digits first, and what to do."""
+    steps, precision = program.steps, program.precision
+    exact, found = evaluate(steps, weights, x), run_rounded(program, rounded, x)
+    name, reach = (steps[-1].name if steps else "output"), largest
+    for number in range(len(steps) + 1):
+        most = exact[number].abs().max().item()
+        # As the next layer takes it.
+        if (_rounded(found[number], precision) - exact[number]).abs().max().item() > TOLERANCE * most > 0:
+            name, reach = (steps[number - 1].name if number else "the input"), most
+            break
+    return (
+        f"layer '{name}' loses its digits: its values reach {reach:.2g}, where fixed point keeps multiples of "
+        f"{2.0**-precision:.2g}, and the result is off by {off:.2g} of {largest:.2g}; scale its weights up and the "
+        "next layer's down, fold a norm into the layer before it, or calibrate with activations like those to come"
+    )
