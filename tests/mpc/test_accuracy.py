@@ -94,7 +94,7 @@ def test_softmax_keeps_to_its_bound(size: int) -> None:
 def test_rows_are_standardised_to_what_is_documented(size: int, eps: float) -> None:
     for name, x in _hard(size).items():
         print(name)
-        off, expected, _ = _off(nn.LayerNorm(size, eps=eps), x)
+        off, expected, _ = _off(nn.LayerNorm(size, eps=eps), x, resolved=False)
         deviation = (x.var(-1, unbiased=False) + eps).sqrt()[:, None]
         # Below the resolution of a value nothing is left to standardise.
         allowed = 2.0**-15 / deviation.clamp(min=2.0**-10) + 5e-4 * expected.abs() + ROUNDING
@@ -121,6 +121,7 @@ FUNCTIONS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], tuple[int, ..
     "F.group_norm, weight alone": (lambda x: F.group_norm(x, 8, torch.arange(8.0)), (2, 8, 3)),
     "torch.group_norm": (lambda x: torch.group_norm(x, 1, None, torch.ones(8), 1e-3), (1, 8, 3)),
     "torch.layer_norm": (lambda x: torch.layer_norm(x, (3, 2), None, torch.ones(3, 2)), (2, 3, 2)),
+    "softmax of many rows that were moved": (lambda x: x.transpose(1, 2).softmax(1), (2000, 4, 3)),
     "clamp, ends crossed": (lambda x: x.clamp(3, -3), (2, 9)),
     "clamp, ends equal": (lambda x: torch.clamp(x, 1.0, 1.0), (2, 9)),
     "clamp to infinity": (lambda x: x.clamp(0, float("inf")) + x.clip(-float("inf"), 1.0), (2, 9)),
@@ -134,7 +135,7 @@ def test_functions_that_were_wrong_or_refused(name: str) -> None:
     function, shape = FUNCTIONS[name]
     torch.manual_seed(0)
     off, expected, _ = _off(Of(function), torch.randn(shape) * 4)
-    assert (off <= 2e-4 + 3e-4 * expected.abs()).all()
+    assert (off <= SOFTMAX + 3e-4 * expected.abs()).all()
 
 
 @pytest.mark.parametrize(
@@ -217,6 +218,7 @@ def test_every_layer_in_every_mode_on_hard_inputs() -> None:
         shape = (pick.choice([1, 2, 32]), *shape[1:]) if name not in ("Flatten", "Unflatten") else shape
         x = torch.randn(shape) * pick.choice([0.0, 0.05, 1.0, 20.0]) + pick.choice([0.0, 0.0, 3.0, -20.0])
         options: dict[str, Any] = {"comparison": pick.choice(["tables", "dcf"]), "checked": pick.random() < 0.3}
+        options["resolved"] = False
         if pick.random() < 0.5:
             options |= {"calibration": x.abs().max() * torch.randn(4, *shape[1:]) + x[:1], "guarantee": False}
         print(f"seed {seed}: {name} {layer} {shape} {sorted(options)}")
