@@ -109,9 +109,10 @@ def compile_tail(
             shape = "x".join(map(str, input_shape))
             raise MessageError(f"the tail cannot take an activation of shape {shape}: {first_line(error)}") from error
     _fuse_relu_and_max_pool(lowering.steps, input_shape)
+    # By the weights as they are, and by those that small values leave to the layers behind them.
+    _give_digits(lowering)
     largest = _raise_small_values(lowering, tuple(input_shape), limit, calibration, memory)
-    for number, held in lowering.weights.items():
-        lowering.steps[number - 1] = _with_digits(lowering.steps[number - 1], held.weight)
+    _give_digits(lowering)
     sizes = {
         number: (memory or Memory()).size_of(lowering.steps[number - 1], held, precision)
         for number, held in lowering.weights.items()
@@ -181,13 +182,15 @@ def _raise_small_values(
     return [magnitude * 2.0**power for magnitude, power in zip(largest, powers, strict=True)]
 
 
-def _with_digits(step: Step, weight: torch.Tensor) -> Step:
-    """More fractional bits for a layer whose weights are small, so that they keep their digits: the client learns their
+def _give_digits(lowering: Lowering) -> None:
+    """More fractional bits for layers whose weights are small, so that they keep their digits: the client learns their
     order of magnitude."""
-    largest = weight.abs().max().item() if step.op in WEIGHTED else 0.0
-    if not 0.0 < largest < SMALL_WEIGHT:
-        return step
-    return msgspec.structs.replace(step, digits=min(MOST_DIGITS, math.floor(-math.log2(largest)) - 3))
+    for number, held in lowering.weights.items():
+        step = lowering.steps[number - 1]
+        largest = held.weight.abs().max().item() if step.op in WEIGHTED else 0.0
+        if 0.0 < largest < SMALL_WEIGHT:
+            digits = max(step.digits, min(MOST_DIGITS, math.floor(-math.log2(largest)) - 3))
+            lowering.steps[number - 1] = msgspec.structs.replace(step, digits=digits)
 
 
 def _calibrated(
