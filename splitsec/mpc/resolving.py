@@ -7,6 +7,7 @@ weights would overstate beyond use.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 
@@ -53,14 +54,12 @@ def check_digits(
     """
     x = noise(program.input_shape, program.limit) if sample is None else sample.detach().double()
     rounded = _rounded_weights(program, weights)
-    off, largest = _off(tail, program, rounded, x)
-    if off > max(_ROUNDING, TOLERANCE * largest):
-        raise RangeError(_lost(program, weights, rounded, x, off, largest))
+    found = _lost_digits(tail, program, rounded, x)
+    if found is not None:
+        raise RangeError(_lost(program, weights, rounded, x, *found))
 
     def enough(power: int) -> bool:
-        smaller = x * 2.0**-power
-        off, largest = _off(tail, program, rounded, smaller)
-        return not off > max(_ROUNDING * 2.0**-power, TOLERANCE * largest)
+        return _lost_digits(tail, program, rounded, x * 2.0**-power, smaller=2.0**-power) is None
 
     if enough(_TINIEST):
         return 0.0
@@ -73,20 +72,41 @@ def check_digits(
     return 2.0 ** math.floor(math.log2(biggest)) if biggest else 0.0
 
 
-def _off(
-    tail: fx.GraphModule, program: Program, rounded: Mapping[int, Weights], x: torch.Tensor
-) -> tuple[float, float]:
-    """The largest difference of the program's result in fixed point from the tail's, and the largest result."""
+def _lost_digits(
+    tail: fx.GraphModule, program: Program, rounded: Mapping[int, Weights], x: torch.Tensor, *, smaller: float = 1.0
+) -> tuple[float, float] | None:
+    """By how much the program's result in fixed point differs from the tail's, and the largest result, if it is wrong.
+
+    It is if it is off by more than `TOLERANCE` and by more than what rounding makes of every value, or by half of all
+    there is. What torch itself is not sure of, as the norm of a single element, proves nothing.
+
+    Args:
+        smaller: how much smaller than usual the activations are.
+    """
     parameter = next((one for one in tail.parameters() if one.is_floating_point()), torch.empty(0))
     with torch.no_grad():
         expected = tail(x.to(parameter.dtype)).double()
     if not torch.isfinite(expected).all() or not expected.numel():
-        return 0.0, 0.0
+        return None
     # A label is taken of the last value but one.
     found = run_rounded(program, rounded, x)[-2 if program.reveals_label else -1]
     if not program.reveals_label:
         found = _rounded(found, program.answer_bits)
-    return (found - expected).abs().max().item(), expected.abs().max().item()
+    off, largest = (found - expected).abs().max().item(), expected.abs().max().item()
+    if not (off > max(_ROUNDING * smaller, TOLERANCE * largest) or off > largest / 2):
+        return None
+    return (off, largest) if _sure(tail, x, expected, largest) else None
+
+
+def _sure(tail: fx.GraphModule, x: torch.Tensor, expected: torch.Tensor, largest: float) -> bool:
+    """Whether the tail's result is the same with twice the digits."""
+    finer = copy.deepcopy(tail).double()
+    try:
+        with torch.no_grad():
+            return (finer(x) - expected).abs().max().item() <= TOLERANCE * largest
+    except RuntimeError:
+        # Constants of another dtype inside.
+        return True
 
 
 def _rounded_weights(program: Program, weights: Mapping[int, Weights]) -> dict[int, Weights]:
@@ -131,15 +151,18 @@ def _lost(
     """Which layer's values lose their digits first, and what to do."""
     steps, precision = program.steps, program.precision
     exact, found = evaluate(steps, weights, x), run_rounded(program, rounded, x)
-    name, reach = (steps[-1].name if steps else "output"), largest
-    for number in range(len(steps) + 1):
-        most = exact[number].abs().max().item()
+    number, reach = len(steps), largest
+    for value in range(len(steps) + 1):
+        most = exact[value].abs().max().item()
         # As the next layer takes it.
-        if (_rounded(found[number], precision) - exact[number]).abs().max().item() > TOLERANCE * most > 0:
-            name, reach = (steps[number - 1].name if number else "the input"), most
+        if (_rounded(found[value], precision) - exact[value]).abs().max().item() > TOLERANCE * most > 0:
+            number, reach = value, most
             break
+    where = f"its values reach {reach:.2g}, where fixed point keeps multiples of {2.0**-precision:.2g}"
+    result = f"the result is off by {off:.2g} of {largest:.2g}"
+    if number == 0:
+        return f"the activation loses its digits: {where}, and {result}; scale it up in the front"
     return (
-        f"layer '{name}' loses its digits: its values reach {reach:.2g}, where fixed point keeps multiples of "
-        f"{2.0**-precision:.2g}, and the result is off by {off:.2g} of {largest:.2g}; scale its weights up and the "
-        "next layer's down, fold a norm into the layer before it, or calibrate with activations like those to come"
+        f"layer '{steps[number - 1].name}' loses its digits: {where}, and {result}; scale its weights up and the next "
+        "layer's down, fold a norm into the layer before it, or calibrate with activations like those to come"
     )

@@ -139,6 +139,25 @@ def test_what_cannot_be_raised_is_refused_before_it_runs(name: str) -> None:
     assert _off(lost, x, resolved=False) > 0.015
 
 
+def test_results_that_are_nothing_but_rounding_are_refused() -> None:
+    """They are within 2**-16 of torch's, and not one digit of them is right; the control: a zero is a right result."""
+    torch.manual_seed(0)
+    tail = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False)).eval()
+    small = torch.randn(4, 8) * 1e-7
+    with pytest.raises(RangeError, match="the activation loses its digits: its values reach .*; scale it up"):
+        compile_tail(trace(tail), (4, 8), calibration=small)
+    with torch.no_grad():
+        tail[2].weight.zero_()
+    compile_tail(trace(tail), (4, 8), calibration=small)
+
+
+def test_what_torch_itself_is_not_sure_of_is_no_reason() -> None:
+    """A group of a single element is zero but for the rounding of torch's own mean."""
+    torch.manual_seed(0)
+    compile_tail(trace(nn.Sequential(nn.GroupNorm(8, 8)).eval()), (2, 8, 1, 1))
+    compile_tail(trace(nn.Sequential(nn.LayerNorm(1), nn.LogSoftmax(-1)).eval()), (2, 1))
+
+
 def test_one_small_row_of_weights_is_seen() -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
