@@ -103,7 +103,7 @@ def _sure(tail: fx.GraphModule, x: torch.Tensor, expected: torch.Tensor, largest
     finer = copy.deepcopy(tail).double()
     try:
         with torch.no_grad():
-            return (finer(x) - expected).abs().max().item() <= TOLERANCE * largest
+            return bool((finer(x) - expected).abs().max() <= TOLERANCE * largest)
     except RuntimeError:
         # Constants of another dtype inside.
         return True

@@ -12,6 +12,7 @@ from splitsec.errors import MessageError, RangeError
 from splitsec.mpc.compiler import compile_tail, encode_weights
 from splitsec.mpc.context import CLIENT, Context
 from splitsec.mpc.run import Encoded, encode_activation, run_program
+from splitsec.mpc.session import Planner
 
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.complex64)
@@ -38,6 +39,12 @@ def _run(given: Any, server: Encoded | None = None) -> torch.Tensor:
     return opened
 
 
+def _begin(given: Any) -> None:
+    """The client's side alone: what is refused is refused before the other party is waited for."""
+    program, _ = compile_tail(trace(_tail()), (2, 4))
+    run_program(program, Planner(CLIENT, program.precision, program.comparison), activation=given)
+
+
 @pytest.mark.parametrize("dtype", REAL)
 def test_real_numbers_of_any_dtype_are_taken(dtype: torch.dtype) -> None:
     torch.testing.assert_close(_run(X.to(dtype)), _tail()(X).detach(), atol=1e-3, rtol=0)
@@ -50,7 +57,7 @@ def test_whole_numbers_are_refused_before_anything_is_sent(dtype: torch.dtype) -
     with pytest.raises(MessageError, match=rf"the activation at cut 'pool' is {dtype}; give real numbers"):
         encode_activation(program, X.to(dtype), "pool")
     with pytest.raises(MessageError, match="give real numbers"):
-        _run(X.to(dtype))
+        _begin(X.to(dtype))
 
 
 def test_a_share_says_that_it_is_one() -> None:
@@ -68,7 +75,7 @@ def test_another_shape_is_refused(wrong: torch.Tensor) -> None:
     with pytest.raises(MessageError, match="the activation at cut 'pool' has shape .*expected 2x4"):
         encode_activation(program, wrong, "pool")
     with pytest.raises(MessageError, match="the encoded activation has shape .*expected 2x4"):
-        _run(Encoded(wrong.long()))
+        _begin(Encoded(wrong.long()))
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf"), 256.0, -1e30])
