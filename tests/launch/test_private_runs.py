@@ -29,6 +29,8 @@ from splitsec.training.schedule import check_schedule
 NAMES = ("client-1", "client-2", "client-3")
 # By the accountant that takes less time; the tests of accounting and the first here have the other.
 BY_RECORD: dict[str, Any] = {"every": 1, "privacy": Privacy(epsilon=5, delta=1e-3, accountant="rdp")}
+# With noise that need not be looked for.
+RULES: dict[str, Any] = {"every": 1, "privacy": Privacy(epsilon=5, delta=1e-3, noise=2.0, accountant="rdp")}
 
 
 def _parts(rows: tuple[int, ...] = (12, 20, 9)) -> dict[str, Part]:
@@ -174,8 +176,8 @@ def test_a_run_stops_before_it_would_exceed_its_budget(tmp_path: Path) -> None:
 
 
 def test_runs_over_the_same_data_add_up_and_a_limit_ends_them(tmp_path: Path) -> None:
-    first, _ = _run(ledgers=tmp_path, **BY_RECORD)
-    second, _ = _run(ledgers=tmp_path, **BY_RECORD)
+    first, _ = _run(ledgers=tmp_path, **RULES)
+    second, _ = _run(ledgers=tmp_path, **RULES)
     one, two = first.ledgers["client-1"], second.ledgers["client-1"]
     assert two.earlier == [one.run]
     # Opacus's own composition of the steps of both.
@@ -183,15 +185,15 @@ def test_runs_over_the_same_data_add_up_and_a_limit_ends_them(tmp_path: Path) ->
     assert two.spent == one.spent == one.together < two.together < 2 * one.spent
     # A run over other records does not count.
     other = {name: part(seed + 50) for seed, name in enumerate(NAMES)}
-    third, _ = _run(ledgers=tmp_path, parts=other, **BY_RECORD)
+    third, _ = _run(ledgers=tmp_path, parts=other, **RULES)
     assert third.ledgers["client-1"].earlier == []
     limit = two.together + 0.5
     wanted = rf"may spend epsilon {limit:g} over all runs: 2 earlier ones have spent {two.together:.3f}, this one wants"
     with pytest.raises(BudgetError, match=wanted):
-        _run(ledgers=tmp_path, epsilon_limit=limit, **BY_RECORD)
+        _run(ledgers=tmp_path, epsilon_limit=limit, **RULES)
     # It was refused before its first step: nothing is charged. The control: without a limit it runs.
     assert len(list((tmp_path / "client-1").glob("ledger-*.json"))) == 3
-    fourth, _ = _run(ledgers=tmp_path, **BY_RECORD)
+    fourth, _ = _run(ledgers=tmp_path, **RULES)
     assert fourth.ledgers["client-1"].together > limit
 
 
