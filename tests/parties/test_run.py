@@ -518,7 +518,7 @@ def test_sessions_are_given_back_and_no_client_takes_them_all(tmp_path: Path) ->
             assert len(here.dealer._sessions) == 0
             for _ in range(8):
                 client._server.request(OpenSession((1, 6), fresh_seed(), mark=origin_of(here.split.tail).mark))
-            with pytest.raises(RefusedError, match="open already"):
+            with pytest.raises(RefusedError, match="8 prediction sessions open, its share"):
                 client._server.request(OpenSession((1, 6), fresh_seed(), mark=origin_of(here.split.tail).mark))
         with _serving(here, "client-2") as other:
             assert other.predict(torch.ones(1, 4)).logits.shape == (1, 3)
