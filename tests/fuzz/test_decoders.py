@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
-from fuzz_inputs import chooser, damaged_frames, rounds, tensors, value_of
+from fuzz_inputs import SECONDS, chooser, damaged_frames, rounds, tensors, value_of
 from msgspec import inspect
 
 from splitsec.errors import MessageError
@@ -22,6 +22,9 @@ from splitsec.training.messages import (
     server_codec,
 )
 from splitsec.transport.codec import Codec, Envelope
+
+# As long as it is told to go on, and as much again to start.
+pytestmark = pytest.mark.timeout(120 + 2 * SECONDS)
 
 CODECS: dict[str, tuple[Codec[Any], Any]] = {
     "server": (server_codec, ServerBody),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fuzz_inputs import chooser, damaged, rounds
+from fuzz_inputs import SECONDS, chooser, damaged, rounds
 
 from splitsec.errors import SplitsecError
 from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, read_config
@@ -17,6 +17,9 @@ from splitsec.training.checkpoints import Checkpoints
 from splitsec.training.columns import Columns
 from splitsec.training.data import Part
 from splitsec.transport import load_key_pair, load_public_keys, make_keys
+
+# As long as it is told to go on, and as much again to start.
+pytestmark = pytest.mark.timeout(120 + 2 * SECONDS)
 
 Target = tuple[Path, Callable[[], Any]]
 

@@ -10,13 +10,16 @@ import msgspec
 import pytest
 import torch
 import zmq
-from fuzz_inputs import chooser, damaged_frames, rounds, tensors, value_of
+from fuzz_inputs import SECONDS, chooser, damaged_frames, rounds, tensors, value_of
 from msgspec import inspect
 from parties_in_threads import model, world
 
 from splitsec.training.messages import DealerBody, ServerBody, dealer_codec, server_codec
 from splitsec.transport import Wire
 from splitsec.transport.codec import Codec
+
+# As long as it is told to go on, and as much again to start.
+pytestmark = pytest.mark.timeout(120 + 2 * SECONDS)
 
 
 @pytest.mark.parametrize("target", ["server", "dealer"])
