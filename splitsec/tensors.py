@@ -32,11 +32,11 @@ def read_tensors(path: Path, what: str, advice: str) -> dict[str, torch.Tensor]:
         raise ConfigError(f"cannot read {what} from {path}: {error.strerror or first_line(error)}") from None
     except Exception as error:
         raise ConfigError(
-            f"cannot read {what} from {path}: it {_kind_of_file(path)}, not a safetensors file; {advice}"
+            f"cannot read {what} from {path}: it {kind_of_file(path)}, not a safetensors file; {advice}"
         ) from error
 
 
-def _kind_of_file(path: Path) -> str:
+def kind_of_file(path: Path) -> str:
     """What a file is that is not of safetensors, by how it begins."""
     with path.open("rb") as file:
         start = file.read(512)

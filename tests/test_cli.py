@@ -88,6 +88,8 @@ def _parties_of(directory: Path) -> list[str]:
         (["demo", "--topology", "vertical", "--cut", "pool"], 2, "leave --cut out"),
         (["server", "--config", "/nowhere.toml"], 2, "cannot read /nowhere.toml"),
         (["keys", "--out", "/tmp", "../evil"], 2, "cannot name a party"),
+        (["keys", "--out", "/dev/null", "a"], 2, "cannot write keys to /dev/null: it is a file"),
+        (["demo", "--json", "/tmp"], 2, "cannot write /tmp: it is a directory"),
     ],
 )
 def test_bad_input_is_one_clear_line(

@@ -260,6 +260,25 @@ def test_25_to_27_a_file_that_is_wrong(
     assert said in line
 
 
+def test_settings_of_another_party(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = directory / "other.toml"
+    path.write_text(f'address = "tcp://127.0.0.1:*"\ndealer = "{NOWHERE}"\nclients = ["a", "b"]\n')
+    found, line = _fails("client", path, capsys)
+    assert found == 2
+    assert "'clients' is a setting of the server and not of the client" in line or "'address' is a setting of" in line
+
+
+def test_inputs_that_are_no_npz_file(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (directory / "x.csv").write_text("1,2\n")
+    for name, reason in {"x.csv": "it is text, such as CSV", "none.npz": "the file does not exist"}.items():
+        with pytest.raises(SystemExit):
+            main(["predict", "splitsec.models:digits_cnn", "--cut", "pool", "--input", str(directory / name)])
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert reason in line
+        assert "numpy.savez(PATH, images=...)" in line
+        assert "pickle" not in line
+
+
 def test_11_a_model_beside_its_settings_wherever_the_command_was_started(
     directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

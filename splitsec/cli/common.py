@@ -58,6 +58,8 @@ def end_with_input() -> None:
 
 def check_writable(path: Path | None) -> None:
     """Raise `ConfigError` for a file that cannot be written: before a long run, not after it."""
+    if path is not None and path.is_dir():
+        raise ConfigError(f"cannot write {path}: it is a directory; name a file in it")
     if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
         raise ConfigError(f"cannot write {path}: {path.parent} is not a directory that can be written to")
 

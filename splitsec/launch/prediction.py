@@ -21,12 +21,15 @@ from splitsec.models import absolute_source, load_model, load_weights
 from splitsec.mpc.compiler import compile_tail
 from splitsec.parties.client import Client, Predictions, labels_of
 from splitsec.parties.events import Predicted, Report
+from splitsec.tensors import kind_of_file
 from splitsec.threads import one_thread
 from splitsec.transport import load_key_pair, load_public_keys
 
 NOISE_SAMPLES = 8
 RESOLUTION = 2.0**-15
 TIMEOUT = 600.0
+
+_SAVE = "write one with numpy.savez(PATH, images=...)"
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,11 @@ class Samples:
             # Without pickle, which could run what is in the file.
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in ("images", "labels") if name in file}
-        except Exception as error:
-            raise ConfigError(f"cannot read {path}: {first_line(error)}; it must be an npz file") from None
+        except OSError as error:
+            reason = "the file does not exist" if isinstance(error, FileNotFoundError) else error.strerror
+            raise ConfigError(f"cannot read {path}: {reason or first_line(error)}; {_SAVE}") from None
+        except Exception:
+            raise ConfigError(f"cannot read {path}: it {kind_of_file(path)}, not an npz file; {_SAVE}") from None
         if "images" not in arrays:
             raise ConfigError(f"{path} has no array 'images'; write it with numpy.savez(PATH, images=...)")
         images = arrays["images"]

@@ -150,6 +150,9 @@ class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 ConfigT = TypeVar("ConfigT", DealerConfig, ServerConfig, ClientConfig)
 
 
+_PARTIES: tuple[Any, ...] = (DealerConfig, ServerConfig, ClientConfig)
+
+
 def read_config(path: Path, kind: type[ConfigT]) -> ConfigT:
     """Read a party's TOML file; raises `ConfigError` that names the setting at fault, and what it wants."""
     try:
@@ -173,6 +176,13 @@ def _converted(given: dict[str, Any], kind: type[Any], source: str, above: str) 
     for name in given:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, 1, 0.6)
+            others = [one for one in _PARTIES if one is not kind and name in one.__struct_fields__]
+            if others and not above and kind in _PARTIES:
+                party = others[0].__name__.removesuffix("Config").lower()
+                mine = kind.__name__.removesuffix("Config").lower()
+                raise ConfigError(
+                    f"{source}'{name}' is a setting of the {party} and not of the {mine}: is the file another party's?"
+                )
             meant = f"did you mean {above}{near[0]}? " if near else ""
             raise ConfigError(f"{source}there is no setting '{above}{name}'; {meant}There are: {', '.join(fields)}")
     values: dict[str, Any] = {}

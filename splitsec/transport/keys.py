@@ -53,7 +53,11 @@ def make_keys(directory: Path, names: Iterable[str]) -> list[Path]:
     Returns the paths of the public keys. Raises `ConfigError` if one of them is there already.
     """
     names = [check_party_name(name) for name in names]
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise ConfigError(f"cannot write keys to {directory}: {reason}; choose another directory") from None
     for name in names:
         for suffix in (".key", ".key_secret"):
             if (directory / (name + suffix)).exists():
