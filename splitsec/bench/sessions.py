@@ -19,13 +19,14 @@ import torch
 from splitsec.bench.models import BenchModel
 from splitsec.bench.ours import service_of
 from splitsec.bench.workload import Workload
-from splitsec.cut import INPUT, SplitModel
+from splitsec.cut import INPUT, SplitModel, origin_of
 from splitsec.errors import PartyTimeoutError
 from splitsec.launch.processes import PartyGroup
 from splitsec.launch.service import start_service
 from splitsec.parties.config import ClientConfig, write_config
 from splitsec.parties.events import AnyEvent, Predicted
 from splitsec.training.data import Part
+from splitsec.training.segment_files import save_segment
 
 RUN_SECONDS = 900.0
 
@@ -52,7 +53,9 @@ def measure_sessions(model: BenchModel, sessions: int, predictions: int) -> Sess
         Part(images[:1], labels[:1], images, labels).save(directory / "part.safetensors")
         dealer, server = start_service(group, directory, service_of(Workload(model, 1), split), names)
         asking = names[:sessions]
+        front, values, origin = directory / "front.safetensors", split.front.state_dict(), origin_of(split.front)
         for one in asking:
+            save_segment(front, values, role="front", party=one, cut=INPUT, origin=origin)
             config = ClientConfig(
                 name=one,
                 server=server,
@@ -60,6 +63,7 @@ def measure_sessions(model: BenchModel, sessions: int, predictions: int) -> Sess
                 model=model.source,
                 cut=INPUT,
                 data="part.safetensors",
+                weights=front.name,
                 train=False,
             )
             write_config(directory / f"{one}.toml", config)

@@ -49,7 +49,7 @@ def test_nested_messages_are_malformed_and_nothing_worse(codec: Codec[Any], dept
 
 def test_control_a_bare_decoder_is_brought_down_by_nesting() -> None:
     with pytest.raises(RecursionError):
-        server_codec._decoder.decode(nested(1200))
+        server_codec._decoder.decode(nested(100_000))
 
 
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
@@ -170,8 +170,7 @@ def test_arithmetic_agrees_with_torch_about_convolutions(
                     1, "conv2d", (1, channels, size, size), (2, wide, 3, 3), stride, padding, groups=groups
                 )
                 try:
-                    meta = [torch.empty(shape, device="meta") for shape in (item.input, item.weight)]
-                    right = tuple(item.apply(*meta).shape) == item.output
+                    right = tuple(item.apply(*map(torch.zeros, (item.input, item.weight))).shape) == item.output
                 except RuntimeError:
                     right = False
                 try:
