@@ -334,7 +334,7 @@ class OwnBuffer(Body):
 def test_a_model_whose_own_forward_changes_its_buffers_is_refused_and_unchanged(way: str) -> None:
     model = OwnBuffer(way)
     name = "number" if "attribute" in way else "count"
-    with pytest.raises(CutError, match=f"its forward changes '{name}'.*nn.Module of its own"):
+    with pytest.raises(CutError, match=f"'{name}'.*nn.Module of its own"):
         SplitModel(model, "b")
     assert torch.equal(model.count, torch.ones(8))
     assert torch.equal(model.number, torch.ones(1))
