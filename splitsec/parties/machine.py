@@ -13,6 +13,7 @@ import torch
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _KEPT_BYTES = 1 << 30
+_DESCRIPTORS = 1 << 16
 
 
 def settle(threads: int, cpu: int | None = None) -> list[int] | None:
@@ -42,8 +43,9 @@ def settle(threads: int, cpu: int | None = None) -> list[int] | None:
 def _allow_descriptors() -> None:
     """Let this process have as many connections as it may: the usual limit of 1,024 is for programs of another kind."""
     with contextlib.suppress(ValueError, OSError):
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, _DESCRIPTORS)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, wanted), most))
 
 
 def keep_memory() -> None:
