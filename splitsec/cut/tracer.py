@@ -105,6 +105,8 @@ class Tracer(fx.Tracer):
         """As torch.fx, but into transformer encoders, and not for modules that other threads call meanwhile."""
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
+        if m not in (self.submodule_paths or {}):
+            return self._call_made(m, forward, args, kwargs)
         path = self.path_of_module(m)
         if not self.is_leaf_module(m, path):
             _refuse_backward_hooks(m, path)
@@ -115,6 +117,18 @@ class Tracer(fx.Tracer):
                 x = layer(x)
             return x if m.norm is None else m.norm(x)
         return super().call_module(m, forward, args, kwargs)
+
+    def _call_made(self, module: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Look into a layer that forward has just made, such as `nn.ReLU()(x)`; one with weights would be another at
+        each call."""
+        if next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
+            place = place_of(sys._getframe(1))
+            raise UntraceableError(
+                self.innermost,
+                f"it makes a layer with weights, {type(module).__name__}, in forward{_at(place)}",
+                "make the layer in __init__",
+            )
+        return forward(*args, **kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         """As torch.fx, and not for what other threads read meanwhile."""

@@ -584,3 +584,11 @@ def test_a_dict_and_sizes_that_are_not_known_are_refused_with_what_to_do() -> No
         SplitModel(lazy, "0")
     lazy(torch.randn(2, 3))
     assert SplitModel(lazy, "0").checked
+
+
+def test_layers_that_forward_makes_are_looked_into_unless_they_have_weights() -> None:
+    assert same(*pair(lambda: Middle(lambda _model, h: nn.Sequential(nn.Tanh(), nn.Dropout(0.5))(h))))
+    with pytest.raises(
+        CutError, match=r"makes a layer with weights, LayerNorm, in forward at .*; make the layer in __init__"
+    ):
+        SplitModel(Middle(lambda _model, h: nn.LayerNorm(8)(h)), "b")
