@@ -8,12 +8,13 @@ is recorded in the graph or stops the trace, with the module that does it.
 from __future__ import annotations
 
 import ast
+import functools
 import linecache
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -269,20 +270,28 @@ def _recorded_functions(tracer: Tracer) -> Iterator[None]:
 
 @contextmanager
 def _recorded_modes(tracer: Tracer) -> Iterator[None]:
-    """Note where forward turns gradients on and off (`torch.no_grad()` and its like come to one function)."""
-    original, thread = torch._C._set_grad_enabled, threading.get_ident()
+    """Note where forward turns gradients on and off."""
+    thread = threading.get_ident()
     tracer.gradients = torch.is_grad_enabled()
 
-    def turn(enabled: bool) -> None:
-        original(enabled)
-        if threading.get_ident() == thread:
-            tracer.gradients = enabled
+    def noting(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            if threading.get_ident() == thread:
+                tracer.gradients = torch.is_grad_enabled()
+            return result
 
-    torch._C._set_grad_enabled = turn
-    try:
+        return call
+
+    with ExitStack() as stack:
+        for kind in (torch.no_grad, torch.enable_grad, torch.set_grad_enabled):
+            for name in ("__init__", "__enter__", "__exit__"):
+                original = vars(kind).get(name)
+                if original is not None:
+                    setattr(kind, name, noting(original))
+                    stack.callback(setattr, kind, name, original)
         yield
-    finally:
-        torch._C._set_grad_enabled = original
 
 
 def _recording(tracer: Tracer, function: type, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
