@@ -84,9 +84,10 @@ def _pass_on(source: socket.socket, target: socket.socket, delay: float, bytes_s
             data = source.recv(CHUNK_BYTES)
         except OSError:
             data = b""
-        # Not from now on: what was on its way while this thread slept has used the line as well.
-        free_at = max(free_at, time.perf_counter() - _LATE_SECONDS) + len(data) / bytes_s
-        waiting.put((free_at + delay, data))
+        # Not from now on: what was on its way while this thread slept has used the line as well. The delay is whole.
+        now = time.perf_counter()
+        free_at = max(free_at, now - _LATE_SECONDS) + len(data) / bytes_s
+        waiting.put((max(free_at, now) + delay, data))
 
 
 def _serve(listener: socket.socket, host: str, port: int, delay: float, bytes_s: float) -> None:
