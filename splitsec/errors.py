@@ -89,6 +89,10 @@ class RandomnessError(SplitsecError):
     exit_code = 8
 
 
+class RestartedError(RandomnessError):
+    """A run or session that the dealer does not know, since it was started again: begin its seeds anew."""
+
+
 class BudgetError(SplitsecError):
     """A budget that is spent: of privacy, or of predictions."""
 

@@ -83,6 +83,46 @@ class World:
     front: nn.Module
     server_error: list[BaseException] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def fresh_front(self, make: Callable[[], nn.Module]) -> nn.Module:
+        """The front of a model with the values that the server's began with."""
+        with _seeded:
+            front: nn.Module = SplitModel(make(), CUT).front
+        return front
+
+    def serve(self) -> None:
+        """Run the server that is there now, and note how it ends."""
+        try:
+            self.server.serve()
+        except BaseException as error:
+            self.server_error.append(error)
+
+    def restart_dealer(self) -> None:
+        """End the dealer, and start another at its address."""
+        address = self.dealer.address
+        self.dealer.stop()
+        self.threads[0].join(PATIENCE)
+        self.dealer = Dealer(keys=self.keys["dealer"], peers=self.peers, address=address)
+        self.threads[0] = threading.Thread(target=self.dealer.serve)
+        self.threads[0].start()
+
+    def restart_server(self, tail: nn.Module) -> None:
+        """End the server, and start another at its address with a tail that knows nothing of the run."""
+        address = self.server.address
+        self.server.stop()
+        self.threads[1].join(PATIENCE)
+        self.server = Server(
+            tail,  # type: ignore[arg-type]
+            keys=self.keys["server"],
+            peers=self.peers,
+            address=address,
+            dealer=self.dealer.address,
+            pool=shared_pool(),
+            **self.options,
+        )
+        self.threads[1] = threading.Thread(target=self.serve)
+        self.threads[1].start()
 
     def client(
         self, name: str, front: nn.Module | None = None, *, kind: type[Client] = Client, **options: Any
@@ -156,19 +196,14 @@ def world(
     )
     made = World(keys, peers, dealer, server, split, front)
 
-    def serve() -> None:
-        try:
-            server.serve()
-        except BaseException as error:
-            made.server_error.append(error)
-
-    made.threads = [threading.Thread(target=dealer.serve), threading.Thread(target=serve)]
+    made.threads = [threading.Thread(target=made.dealer.serve), threading.Thread(target=made.serve)]
+    made.options = {"schedule": planned, "timeout": timeout, **settings}
     for thread in made.threads:
         thread.start()
     try:
         yield made
     finally:
-        server.stop()
-        dealer.stop()
+        made.server.stop()
+        made.dealer.stop()
         for thread in made.threads:
             thread.join(PATIENCE)

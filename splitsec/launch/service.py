@@ -12,6 +12,7 @@ from torch import fx
 
 from splitsec.cut import origin_of
 from splitsec.launch.processes import PartyGroup
+from splitsec.mpc.ring import PRECISION_BITS
 from splitsec.parties.config import DealerConfig, ServerConfig, write_config
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.training.segment_files import save_segment
@@ -80,6 +81,8 @@ def start_service(
         weights="tail",
         calibration=None if service.calibration is None else "calibration",
         stay=True,
+        # Beside the plain model, on one machine: what the engine computes, to its last digit.
+        answer_bits=PRECISION_BITS,
         timeout=timeout,
         threads=service.threads,
         cpu=cpu,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
+from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -21,18 +25,19 @@ from splitsec.cut import Origin, check_batch, is_u, origin_of, vocabulary
 from splitsec.cut.origin import values_digest
 from splitsec.errors import (
     AuthenticationError,
-    BudgetError,
     ConfigError,
     MessageError,
+    PartyTimeoutError,
     RangeError,
     RefusedError,
+    RestartedError,
     SplitsecError,
 )
 from splitsec.mpc.checking import check_program
 from splitsec.mpc.context import CLIENT, ComparisonKind
 from splitsec.mpc.messages import Close
 from splitsec.mpc.plan import correction_count, weight_shapes
-from splitsec.mpc.prg import fresh_seed
+from splitsec.mpc.prg import SEED_BYTES, Stream, fresh_seed
 from splitsec.mpc.program import Reveal
 from splitsec.mpc.run import Encoded
 from splitsec.mpc.session import Session
@@ -45,13 +50,16 @@ from splitsec.parties.events import Allowed, Predicted, Report, ignore
 from splitsec.parties.fetching import corrections, join_session
 from splitsec.parties.learning import TRAINS, Learner, Purpose
 from splitsec.parties.names import DEALER, SERVER
-from splitsec.training.checkpoints import Checkpoints
+from splitsec.training.checkpoints import Checkpoints, MemoryCheckpoints
 from splitsec.training.data import Part
 from splitsec.training.messages import (
+    Calibration,
     Combined,
     DealerBody,
+    GaveUp,
     Leave,
     Missed,
+    NeedsCalibration,
     OpenSession,
     ServerBody,
     SessionOpened,
@@ -61,7 +69,11 @@ from splitsec.training.messages import (
 )
 from splitsec.training.schedule import Schedule
 from splitsec.training.vertical import Columns
-from splitsec.transport import TRAINING_SPIN_SECONDS, KeyPair, Link, Wire
+from splitsec.transport import TRAINING_SPIN_SECONDS, KeyPair, Link, Reconnected, Wire
+
+log = logging.getLogger(__name__)
+# Rows of noise on which a server measures ranges.
+CALIBRATION_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -154,6 +166,8 @@ class Client:
         self._reach = reach
         self._report = report
         self._learner: Learner | None = None
+        # Shape and dtype of one input, once some have been seen.
+        self._inputs: tuple[torch.Size, torch.dtype] | None = None
         self._wire = Wire(keys)
         try:
             self._server: Link[ServerBody] = Link(
@@ -200,8 +214,15 @@ class Client:
             PartyTimeoutError, AuthenticationError, RefusedError: the server or the dealer does not play along.
             RangeError: an activation or a parameter is not finite or out of range.
         """
-        learner = self._learner = Learner(
-            [self.front] if self.head is None else [self.front, self.head],
+        if not isinstance(part, Columns):
+            self._inputs = part.train_images.shape[1:], part.train_images.dtype
+        segments = [self.front] if self.head is None else [self.front, self.head]
+        begun = [{key: value.clone() for key, value in one.state_dict().items()} for one in segments]
+        # In memory, so that a server that is started again need not find this client started again as well.
+        kept = MemoryCheckpoints() if checkpoints is None else Checkpoints(checkpoints)
+        make = partial(
+            Learner,
+            segments,
             part,
             name=self.name,
             cut=self._cut,
@@ -209,34 +230,66 @@ class Client:
             repeatable=repeatable,
             traffic=lambda: (self._server.traffic.bytes_sent, self._server.traffic.bytes_received),
             report=self._report,
-            checkpoints=None if checkpoints is None else Checkpoints(checkpoints),
+            checkpoints=kept,
             ledgers=checkpoints if ledgers is None else ledgers,
             epsilon_limit=epsilon_limit,
             purpose=self._purpose,
         )
-        try:
-            self._take_part(learner)
-        except (BudgetError, ConfigError, RangeError):
-            # The others need not wait for this client.
-            with contextlib.suppress(SplitsecError):
-                self._server.send(Leave())
-            raise
-        assert learner.welcome is not None
-        return learner.welcome.schedule
+        while True:
+            learner = self._learner = make()
+            try:
+                self._learn(learner)
+            except Reconnected:
+                # Whatever was on its way is lost, so begin as a client does that was started again.
+                log.warning("the server was started again, or the connection to it broke: back to the last round")
+                self._server.renew()
+                learner.close()
+                for segment, state in zip(segments, begun, strict=True):
+                    segment.load_state_dict(state)
+                continue
+            except BaseException as error:
+                # The others need not wait for this client.
+                self._give_up(error)
+                raise
+            assert learner.welcome is not None
+            return learner.welcome.schedule
 
-    def _take_part(self, learner: Learner) -> None:
+    def _learn(self, learner: Learner) -> None:
+        """Take part in a run until it is over; raises `Reconnected` where the server has to be greeted anew."""
+        connections = self._server.connections
         out = deque(learner.begin())
         while not learner.done:
             while out:
                 to, body, tensors = out.popleft()
                 if to == DEALER:
-                    out.extend(learner.take(*self._dealer.request(body)))  # type: ignore[arg-type]
+                    try:
+                        answer = self._dealer.request_again(body, patience=self._join_timeout)  # type: ignore[arg-type]
+                        out.extend(learner.take(*answer))
+                    except RestartedError:
+                        out.extend(learner.seeds_lost())
                 else:
                     self._server.send(body, tensors)  # type: ignore[arg-type]
             if not learner.done:
-                timeout = self._join_timeout if learner.welcome is None else None
-                message = self._server.receive(timeout, spin=True, spin_seconds=TRAINING_SPIN_SECONDS)
+                try:
+                    message = self._next_message(learner, connections)
+                except SplitsecError:
+                    if self._server.connections > connections:
+                        # A server that was started again refuses what was on its way to the one before it.
+                        raise Reconnected from None
+                    raise
                 out.extend(learner.take(*message))
+
+    def _next_message(self, learner: Learner, connections: int) -> tuple[ServerBody, list[torch.Tensor]]:
+        """The server's next message; one that has gone has as long to come back as at the beginning to come."""
+        receive = partial(self._server.receive, spin=True, spin_seconds=TRAINING_SPIN_SECONDS, connections=connections)
+        if learner.welcome is None:
+            return receive(self._join_timeout)
+        try:
+            return receive(self._timeout)
+        except PartyTimeoutError:
+            if not self._server.lost or self._join_timeout <= self._timeout:
+                raise
+            return receive(self._join_timeout - self._timeout)
 
     @property
     def _purpose(self) -> Purpose:
@@ -291,6 +344,7 @@ class Client:
             raise MessageError(f"the images are {images.dtype}; give {wanted}, as the model was trained")
         if len(images) < 1 or batch_size < 1:
             raise MessageError("there is nothing to predict: give at least one image and a batch size of at least 1")
+        self._inputs = images.shape[1:], images.dtype
         results: list[torch.Tensor] = []
         online_ms: list[float] = []
         offline_ms: list[float] = []
@@ -332,23 +386,19 @@ class Client:
             ahead: how many queries' randomness is made ready while one runs; fewer if memory does not hold them.
             reveal, checked, comparison: as in `predict`.
         """
-        pair_seed = fresh_seed()
-        origin = self._origin()
-        wanted = OpenSession(
-            tuple(shape), pair_seed, reveal, checked, comparison, origin.mark, origin.run, origin.rounds
-        )
-        self._server.send(wanted)
-        opened, _ = self._answer()
-        if not isinstance(opened, SessionOpened):
-            raise MessageError(f"the server answered {type(opened).__name__} to OpenSession")
+        wanted = self._wanted(tuple(shape), reveal, checked, comparison)
+        pair_seed = wanted.pair_seed
+        opened = self._open(wanted)
         program = opened.program
         check_program(program)
         shape = joined_shape(opened.shares, shape[0]) if opened.shares else tuple(shape)
         if program.input_shape != shape:
             raise MessageError("the server compiled its tail for another shape")
+        # Where ranges were measured on noise they are checked, also unasked.
+        checks = checked or (bool(program.checks) and not program.guaranteed)
         if (program.reveals_label, bool(program.checks), program.comparison) != (
             reveal == "label",
-            checked,
+            checks,
             comparison,
         ):
             raise MessageError("the server's program does not reveal, check or compare as was asked for")
@@ -403,6 +453,50 @@ class Client:
                 peer.refuse(RefusedError("the client gave up"))
                 raise
 
+    def _wanted(
+        self,
+        shape: tuple[int, ...],
+        reveal: Reveal = "logits",
+        checked: bool = False,
+        comparison: ComparisonKind = "tables",
+    ) -> OpenSession:
+        """What this client asks for, with a fresh seed and where its front comes from."""
+        origin = self._origin()
+        return OpenSession(shape, fresh_seed(), reveal, checked, comparison, origin.mark, origin.run, origin.rounds)
+
+    def _open(self, wanted: OpenSession) -> SessionOpened:
+        """Ask the server for a session, and send it activations of noise where it has nothing to measure ranges on."""
+        self._server.send(wanted)
+        opened, _ = self._answer()
+        if isinstance(opened, NeedsCalibration):
+            self._server.send(Calibration(), [self._noise_activation(wanted)])
+            self._answer()
+            self._server.send(wanted)
+            opened, _ = self._answer()
+        if not isinstance(opened, SessionOpened):
+            raise MessageError(f"the server answered {type(opened).__name__} to OpenSession")
+        return opened
+
+    def _noise_activation(self, wanted: OpenSession) -> torch.Tensor:
+        """What the front makes of noise with mean 0 and standard deviation 1, float32 (rows, ...).
+
+        The noise is the same for all parties: its seed is the mark that front and tail share, so it says nothing of
+        this client's data but their shape. What the front makes of it says something of the front, which the server of
+        an averaged run knows.
+        """
+        if self._inputs is None:
+            raise RangeError(
+                "the tail's weights guarantee no ranges: predict images once, whose shape noise for a calibration "
+                "needs, or give the server a calibration"
+            )
+        shape, dtype = self._inputs
+        seed = hashlib.sha256(b"calibration " + wanted.mark.encode()).digest()[:SEED_BYTES]
+        ring = Stream(seed).ring((CALIBRATION_ROWS, *shape))
+        rows = vocabulary(self.front)
+        # Real numbers are uniform, with the variance of a standard normal.
+        real = (ring.double() * 2.0**-63 * math.sqrt(3)).to(dtype)
+        return self._activation(real if rows is None else ring % rows).float()
+
     def _origin(self) -> Origin:
         """Where the front's values come from; raises `ConfigError` if they have changed since."""
         origin = origin_of(self.front)
@@ -451,8 +545,19 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_exc: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._give_up(error)
         self.close()
+
+    def _give_up(self, error: BaseException) -> None:
+        """Tell the server that this client ends, so that nobody waits for it."""
+        reason = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"gave up ({type(error).__name__})"
+        # Not the error's own words, which may hold the client's values; and whatever goes wrong here is not the reason.
+        with contextlib.suppress(Exception):
+            self._server.send(GaveUp(reason))
 
     def _finish(self, result: torch.Tensor) -> torch.Tensor:
         if self.head is None:

@@ -45,8 +45,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `held_out`, `topology` apart, are the schedule's settings, see `Schedule`; with `checkpoints`, a directory, a run
     that was killed goes on when it is started again.
 
-    `predictions_per_client`, `counts` (the file's own directory if it is left out), `answers` and `session_ports` are
-    those of `Server`.
+    `predictions_per_client`, `counts` (the file's own directory if it is left out), `answers`,
+    `answer_bits` and `session_ports` are those of `Server`.
 
     `seed` fixes the tail's first weights, for a run that can be repeated: whoever knows it knows them.
     """
@@ -81,6 +81,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     predictions_per_client: int | None = None
     counts: str | None = None
     answers: Answers = "any"
+    answer_bits: int = 10
     session_ports: str | None = None
     timeout: float = 60.0
     round_timeout: float | None = None

@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 import torch
 
-from splitsec.errors import RandomnessError, SplitsecError, first_line
+from splitsec.errors import RandomnessError, RestartedError, SplitsecError, first_line
 from splitsec.files import whole_file
 from splitsec.mpc.dealing import DealerBook, OwnerBook
 from splitsec.mpc.messages import (
@@ -195,11 +195,12 @@ class Dealer:
                 return OwnerSeed(*self._owners.new(name)), []
             case ShareWeights(session, items):
                 return WeightShares(), self._sessions.weight_shares(session, items, name=name)
-            case BeginRun(run, start, fresh):
+            case BeginRun(run, start, fresh, record):
                 if name != SERVER:
                     raise RandomnessError(f"{name} may not begin a run; only the server may")
                 book = self._begun(run)
-                book.begin(start, fresh=fresh)
+                opened = None if record is None else {entry.round: entry.clients for entry in record}
+                book.begin(start, fresh=fresh, opened=opened)
                 self._keep(run, book)
                 return Done(), []
             case JoinRun(run, start, first_round, noise, partners):
@@ -224,7 +225,10 @@ class Dealer:
     def _book(self, run: str) -> MaskBook:
         """The book of a run that the server has begun: a name that somebody made up takes no place."""
         if run not in self._runs:
-            raise RandomnessError(f"the server has not begun run {run[:8]} at this dealer; begin anew as well")
+            raise RestartedError(
+                f"the server has not begun run {run[:8]} at this dealer, or it was started again since; begin anew as "
+                "well"
+            )
         return self._runs[run]
 
     def _begun(self, run: str) -> MaskBook:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import msgspec
 import torch
 from torch import nn
 
@@ -16,6 +17,7 @@ from splitsec import __version__
 from splitsec.cut.origin import MARK_DIGITS, Origin, origin_of, set_origin, values_digest
 from splitsec.errors import ConfigError, MessageError
 from splitsec.mpc.compiler import DEFAULT_LIMIT
+from splitsec.mpc.prg import Stream
 from splitsec.mpc.ring import check_range
 from splitsec.parties.events import Joined, Report, RoundDone
 from splitsec.parties.keeping import check_identity, identity_of
@@ -44,11 +46,13 @@ from splitsec.training.messages import (
     Hello,
     JoinRun,
     Missed,
+    NewSeeds,
     Output,
     Places,
     Points,
     Return,
     RunSeed,
+    SeedsLost,
     ServerBody,
     Upload,
     Waiting,
@@ -162,6 +166,9 @@ class Learner:
         self._trainer: FrontTrainer
         self._seeds = RunSeed(b"")
         self._relay: RelayMember | None = None
+        # The round that was uploaded last and its vectors, until it is over; and whether seeds are being replaced.
+        self._uploaded: tuple[int, list[torch.Tensor]] | None = None
+        self._renewing = False
         self._round = 0
         self._alignment: Alignment | None = None
         self.columns: Columns | None = None
@@ -256,8 +263,7 @@ class Learner:
             case Welcome():
                 return self._welcomed(body, tensors)
             case RunSeed():
-                self._seeds = body
-                return self._begin_round() if self._alignment is None else self._own_points()
+                return self._seeded(body)
             case Points(owner):
                 return self._pass_on(owner, tensors)
             case Places():
@@ -272,6 +278,8 @@ class Learner:
                 return self._combined(body, tensors)
             case Handed():
                 return self._handed(body, tensors)
+            case NewSeeds():
+                return self._renew(body)
             case Missed(number):
                 if number < self._round or self._missed:
                     return []
@@ -363,8 +371,7 @@ class Learner:
             self._save()
         if schedule.join is None and (self.done or schedule.combine == "none"):
             return self._begin_round()
-        partners = self._others if self._relay is not None or schedule.join is not None else ()
-        return [(DEALER, JoinRun(welcome.run, welcome.start, welcome.round, protection.shares(), partners), [])]
+        return [(DEALER, self._join_run(welcome.round), [])]
 
     def _load_from(self, loader: Loader) -> None:
         assert self.welcome is not None
@@ -378,6 +385,43 @@ class Learner:
             )
         self._loader = loader
         self._forget()
+
+    def close(self) -> None:
+        """Take off what training has put around the segments."""
+        if self.protection is not None:
+            self._trainer.close()
+
+    def seeds_lost(self) -> list[Out]:
+        """Tell the server that the dealer does not know this start of the run, and wait for a new one."""
+        assert self.welcome is not None
+        return [(SERVER, SeedsLost(self.welcome.start), [])]
+
+    def _renew(self, body: NewSeeds) -> list[Out]:
+        """Ask a dealer that was started again for seeds."""
+        assert self.welcome is not None
+        self.welcome = msgspec.structs.replace(self.welcome, start=body.start)
+        self._renewing = True
+        return [(DEALER, self._join_run(body.round), [])]
+
+    def _seeded(self, seeds: RunSeed) -> list[Out]:
+        before, self._seeds = self._seeds, seeds
+        if not self._renewing:
+            return self._begin_round() if self._alignment is None else self._own_points()
+        self._renewing = False
+        uploaded = self._uploaded
+        if uploaded is None or uploaded[0] != self._round:
+            return []
+        # The same values under another mask: what they are was settled when they were first sent.
+        number, (vector, *rest) = uploaded
+        moved = Stream(seeds.seed, number).ring(vector.shape) - Stream(before.seed, number).ring(vector.shape)
+        self._uploaded = number, [vector + moved, *rest]
+        return [(SERVER, Upload(number), self._uploaded[1])]
+
+    def _join_run(self, first_round: int) -> JoinRun:
+        assert self.welcome is not None
+        assert self.protection is not None
+        partners = self._others if self._relay is not None or self.welcome.schedule.join is not None else ()
+        return JoinRun(self.welcome.run, self.welcome.start, first_round, self.protection.shares(), partners)
 
     def _own_points(self) -> list[Out]:
         assert self._alignment is not None
@@ -466,6 +510,7 @@ class Learner:
     def _next(self) -> list[Out]:
         """As many batches as may be on their way; after the last one's answer the upload."""
         assert self.welcome is not None
+        combine = self.welcome.schedule.combine
         most = min(self._steps, self._answered + self.welcome.schedule.in_flight)
         out: list[Out] = []
         while self._sent < most:
@@ -477,7 +522,9 @@ class Learner:
             out.append((SERVER, Batch(self._round, self._sent, tuple(activation.shape[1:])), tensors))
             self._sent += 1
         if self._answered == self._steps:
-            out.append((SERVER, Upload(self._round), self._upload()))
+            vectors = self._upload()
+            self._uploaded = (self._round, vectors) if combine == "average" else None
+            out.append((SERVER, Upload(self._round), vectors))
         return out
 
     def _turn(self, output: Output, tensors: Sequence[torch.Tensor]) -> list[Out]:

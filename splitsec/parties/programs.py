@@ -21,6 +21,7 @@ from splitsec.errors import RangeError, RefusedError
 from splitsec.mpc.compiler import compile_tail, encode_weights
 from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.program import Program, Reveal, Weights
+from splitsec.mpc.ring import PRECISION_BITS
 
 log = logging.getLogger(__name__)
 # A program has a few kilobytes; one that is asked for again after so many others is compiled again.
@@ -47,12 +48,17 @@ class Compiled:
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
 
 
+class CalibrationNeeded(Exception):
+    """The weights guarantee no ranges, and nothing has been measured."""
+
+
 class Programs:
     """Compiles a tail for what clients want, and keeps what was wanted last.
 
     Args:
         tail: is copied, so that it may go on changing.
         calibration: as in `Server`.
+        answer_bits: fractional bits of a result that are opened at most, as in `Server`.
         given: without a tail, what clients gave in parts: by input shape the program and its masked weights.
         most: how many programs are kept.
     """
@@ -62,26 +68,43 @@ class Programs:
         tail: fx.GraphModule | None,
         *,
         calibration: torch.Tensor | None = None,
+        answer_bits: int = PRECISION_BITS,
         given: Given | None = None,
         most: int = MOST_PROGRAMS,
     ) -> None:
         self._tail = None if tail is None else copy.deepcopy(tail).eval()
         self._calibration = calibration
+        self._answer_bits = answer_bits
+        # Measured on noise, which says less of what is to come than an operator's activations: then ranges are checked.
+        self._on_noise = False
         self._given = given or {}
         self._most = most
         # The longest unasked first.
         self._compiled: dict[Wanted, Compiled] = {}
 
+    def calibrate(self, activations: torch.Tensor) -> None:
+        """Measure bounds on activations of noise where the weights guarantee none, and check every layer's range.
+
+        Does nothing where there is a calibration.
+        """
+        if self._calibration is None:
+            self._calibration, self._on_noise = activations, True
+            self._compiled = {}
+
     def get(self, wanted: Wanted) -> Compiled:
         """The program for what is wanted.
 
         Raises:
+            CalibrationNeeded: the weights guarantee no ranges, see `calibrate`.
             UnsupportedLayerError, RangeError: the tail cannot run encrypted on this shape.
             RefusedError: a model that was given in parts is not made for it.
         """
         compiled = self._compiled.pop(wanted, None)
         if compiled is None:
-            compiled = self._share(*(self._compile(wanted) if self._tail is not None else self._whole(wanted)))
+            program, weights = self._compile(wanted) if self._tail is not None else self._whole(wanted)
+            fewer = PRECISION_BITS - self._answer_bits
+            opening = msgspec.structs.replace(program, answer_bits=max(0, program.answer_bits - fewer))
+            compiled = self._share(opening, weights)
         self._compiled[wanted] = compiled
         if len(self._compiled) > self._most:
             del self._compiled[next(iter(self._compiled))]
@@ -114,7 +137,12 @@ class Programs:
                 checked=wanted.checked,
                 comparison=wanted.comparison,
             )
+            if self._on_noise and not program.guaranteed and not wanted.checked:
+                return self._compile(msgspec.structs.replace(wanted, checked=True))
         except RangeError as error:
+            if self._calibration is None:
+                log.info("the weights guarantee no ranges (%s); they are measured on noise", error)
+                raise CalibrationNeeded from None
             # The value is the server's; the client learns that there is one.
             log.warning("the tail cannot run encrypted: %s", error)
             raise RangeError(

@@ -67,6 +67,10 @@ class RelayBook:
             self._sent.discard(name)
             self.lost = self.lost or name == self.holder
 
+    def renew(self) -> None:
+        """Forget the vectors under pads of seeds that have been replaced; their holder seals them anew when asked."""
+        self._sealed = {}
+
     def hand_on(self, name: str, names: Sequence[str], round_number: int, vectors: Sequence[torch.Tensor]) -> None:
         """Take vectors of the holder for the clients in `names`, who were owed them.
 

@@ -18,7 +18,15 @@ from torch import nn
 from splitsec import __version__
 from splitsec.cut import is_u
 from splitsec.cut.origin import Origin, origin_of, set_origin
-from splitsec.errors import ConfigError, MessageError, PartyTimeoutError, RandomnessError, RefusedError, SplitsecError
+from splitsec.errors import (
+    ConfigError,
+    MessageError,
+    PartyTimeoutError,
+    RandomnessError,
+    RefusedError,
+    RestartedError,
+    SplitsecError,
+)
 from splitsec.mpc.ring import check_range
 from splitsec.parties.aligning import Aligner
 from splitsec.parties.budgeting import Budgeting
@@ -38,12 +46,16 @@ from splitsec.training.messages import (
     Batch,
     BeginRun,
     Combined,
+    GaveUp,
     Handed,
     HeadGradient,
     Hello,
     Missed,
+    NewSeeds,
+    Opened,
     Points,
     Return,
+    SeedsLost,
     ServerBody,
     Upload,
     Welcome,
@@ -119,6 +131,9 @@ class Run:
         self._steps = kind(self._trainer, cut=cut, schedule=schedule, send=send)
         self._aligner = Aligner(schedule.clients, send) if schedule.join else None
         self._combiner = Combiner(schedule, ask_dealer)
+        # Whose sums were opened in the last rounds, and the round of which this start was the first to know.
+        self._opened: dict[int, tuple[str, ...]] = {}
+        self._first_round = 0
         self._start = secrets.token_hex(16)
         self._saved = () if checkpoints is None else checkpoints.rounds()
         kept: dict[str, Any] = {}
@@ -173,6 +188,11 @@ class Run:
             case Upload(number):
                 if self._in_round(name, number):
                     self._take_upload(name, tensors, now)
+            case GaveUp(reason):
+                self._gave_up(name, reason, now)
+            case SeedsLost(start):
+                if start == self._start and not self.finished:
+                    self._renew_seeds(now)
             case Handed():
                 self._hand_on(name, body, tensors, now)
             case Points() | Aligned():
@@ -231,6 +251,45 @@ class Run:
         """Go on at once without a client that is known to be gone."""
         if self.round is not None and name in self._active and name not in self._uploaded:
             self._drop([name], f"is gone in round {self.round + 1}", now)
+
+    def _gave_up(self, name: str, reason: str, now: float) -> None:
+        """Go on without a client that has said that it ends."""
+        if self.round is None:
+            # It may come back until all are there.
+            if self.members.pop(name, None) is not None:
+                self._report(Dropped(SERVER, name=name, round=1, reason=reason))
+            return
+        self._returning.discard(name)
+        self._idle = [other for other in self._idle if other != name]
+        if self.finished or name not in self._active or name in self._uploaded:
+            return
+        if self._aligning:
+            raise RunFailed(RefusedError(f"{name} {reason}, and without its columns nobody can train"))
+        self._drop([name], reason, now)
+
+    def _renew_seeds(self, now: float) -> None:
+        """Begin the run anew at a dealer that was started again, in the round that is running.
+
+        What has been uploaded is uploaded once more under masks that the dealer knows. It opens a round for the same
+        clients only, by the server's record, so that nobody's part can be told from two sums.
+        """
+        assert self.round is not None
+        self._start = secrets.token_hex(16)
+        log.warning("the dealer was started again; the run goes on in round %d with new seeds", self.round + 1)
+        # Whether the round from which a run goes on had been opened before, its earlier start alone knew.
+        complete = not self._saved or self.round > self._first_round
+        opened = tuple(Opened(number, clients) for number, clients in sorted(self._opened.items()))
+        try:
+            self._ask_dealer(BeginRun(self._id, self._start, fresh=False, opened=opened if complete else None))
+        except SplitsecError as error:
+            raise RunFailed(error) from error
+        if self._relay is not None:
+            self._relay.renew()
+        self._uploads, self._norms = {}, {}
+        self._uploaded = set()
+        for name in dict.fromkeys([*self._active, *self._idle, *sorted(self._returning)]):
+            self._send(name, NewSeeds(self._start, self.round if name in self._active else self.round + 1), [])
+        self._progress = now
 
     @property
     def waiting(self) -> list[str]:
@@ -322,7 +381,7 @@ class Run:
         rounds = {name: hello.rounds if hello.run == self._id else (0,) for name, hello in self.members.items()}
         own = self._saved or (0,)
         common = [one for one in own if all(one in mine for mine in rounds.values())]
-        self.round = common[-1] if common else own[-1]
+        self.round = self._first_round = common[-1] if common else own[-1]
         if self._checkpoints is not None and self._saved:
             tensors, facts = self._checkpoints.load(self.round)
             restore(self._tail, self._trainer, self._combiner, tensors)
@@ -540,6 +599,9 @@ class Run:
         except ClientsUnseeded as unseeded:
             self._leave_out(unseeded.names, now)
             return
+        except RestartedError:
+            self._renew_seeds(now)
+            return
         except SplitsecError as error:
             raise RunFailed(error) from error
         self._trainer.end_round({name: self._norms.get(name) for name in ordered})
@@ -549,6 +611,10 @@ class Run:
             loss, accuracy = made[0][-MEANS:].tolist()
         # What others lost on their batches is beyond any budget.
         told = (0.0, 0.0) if self._budget.plan is not None else (loss, accuracy)
+        if self.schedule.combine == "average":
+            # Earlier ones cannot be repeated: a run goes on from one of the last two rounds.
+            self._opened = {number: who for number, who in self._opened.items() if number >= self.round - 1}
+            self._opened[self.round] = tuple(ordered)
         self.round += 1
         self._budget.end_round()
         if self._checkpoints is not None or self.round >= self.rounds:
@@ -645,4 +711,7 @@ class Run:
                 "mark": self._mark,
             }
             facts |= self._budget.facts(more=self.round < self.rounds)
-            self._checkpoints.save(self.round, state_of(self._tail, self._trainer, self._combiner), facts)
+            try:
+                self._checkpoints.save(self.round, state_of(self._tail, self._trainer, self._combiner), facts)
+            except SplitsecError as error:
+                raise RunFailed(error) from error

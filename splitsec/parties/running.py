@@ -109,6 +109,7 @@ def make_server(config: ServerConfig, base: Path, report: Report, *, processors:
         predictions_per_client=config.predictions_per_client,
         counts=base if config.counts is None else base / config.counts,
         answers=config.answers,
+        answer_bits=config.answer_bits,
         session_ports=config.session_ports,
         calibration=None if config.calibration is None else load_calibration(base / config.calibration),
         processors=processors,

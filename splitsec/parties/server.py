@@ -18,10 +18,12 @@ from splitsec.errors import (
     ConfigError,
     MessageError,
     PartyTimeoutError,
+    RangeError,
     RefusedError,
     SplitsecError,
 )
 from splitsec.mpc.messages import Done
+from splitsec.mpc.ring import PRECISION_BITS, check_range
 from splitsec.parties.allowance import AnswerRules, Answers
 from splitsec.parties.contributing import Contributors
 from splitsec.parties.door import check_belongs
@@ -29,17 +31,20 @@ from splitsec.parties.events import Listening, Report, ignore
 from splitsec.parties.halves import Halves
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.parties.pool import WorkerPool
-from splitsec.parties.programs import Programs
+from splitsec.parties.programs import CalibrationNeeded, Programs
 from splitsec.parties.rounds import Run, RunFailed
 from splitsec.parties.serving import PredictionService
 from splitsec.parties.worker import IDLE_SECONDS
 from splitsec.training.checkpoints import Checkpoints
 from splitsec.training.messages import (
     Ask,
+    Calibration,
     DealerBody,
+    GaveUp,
     Half,
     Hello,
     Leave,
+    NeedsCalibration,
     OpenSession,
     Serve,
     ServerBody,
@@ -48,9 +53,16 @@ from splitsec.training.messages import (
     server_codec,
 )
 from splitsec.training.schedule import Schedule, check_schedule
-from splitsec.transport import TRAINING_SPIN_SECONDS, Hub, Incoming, KeyPair, Link, Refused, Sender, Wire
+from splitsec.transport import TRAINING_SPIN_SECONDS, Hub, Incoming, KeyPair, Link, Refused, Sender, Wire, expect_tensor
 
 log = logging.getLogger(__name__)
+# A client that has vanished after training may be started again; after so long it is not waited for.
+GONE_SECONDS = 30.0
+# Fractional bits of an answer unless the operator says otherwise: a logit to a thousandth.
+ANSWER_BITS = 10
+# Activations of noise on which ranges are measured.
+MOST_CALIBRATION = 64
+PROBE_SECONDS = 5.0
 
 
 class Server:
@@ -83,6 +95,8 @@ class Server:
             server, since answers reveal weights; None for any number. The count is kept in `counts`.
         counts: a directory of the server's own for `predictions-per-client.json`.
         answers: `"label"` refuses sessions that open more than labels, which reveal far less.
+        answer_bits: how many fractional bits of a result are opened, at most 16: each bit less doubles what whoever
+            would compute weights from answers errs by. Below them is noise of the server's.
         session_ports: the ports on which prediction sessions listen, such as `40000-40100`; None for any free one.
         pool: where the workers of prediction sessions come from, if several servers of a process share one; whoever
             made it closes it.
@@ -119,6 +133,7 @@ class Server:
         predictions_per_client: int | None = None,
         counts: Path | None = None,
         answers: Answers = "any",
+        answer_bits: int = ANSWER_BITS,
         session_ports: str | None = None,
         pool: WorkerPool | None = None,
         report: Report = ignore,
@@ -145,11 +160,17 @@ class Server:
         self._join_timeout = join_timeout
         self._stay = stay
         self._calibration = calibration
+        if not 0 <= answer_bits <= PRECISION_BITS:
+            raise ConfigError(f"answer_bits must lie between 0 and {PRECISION_BITS}, not {answer_bits}")
+        self._answer_bits = answer_bits
         self._processors = processors
         self._report = report
         self._stop = threading.Event()
         self._routes: dict[str, Sender] = {}
         self._left: set[str] = set()
+        self._looked = 0.0
+        self._missing_since: dict[str, float] = {}
+        self._keeps = checkpoints is not None
         self._progress = self._told = time.monotonic()
         self._halves = Halves(schedule) if schedule.halves else None
         # Sessions that wait for other clients, and since when.
@@ -182,7 +203,7 @@ class Server:
                 cut=cut,
                 schedule=schedule,
                 send=self._reply,
-                ask_dealer=self._dealer.request,
+                ask_dealer=self._ask_dealer,
                 report=report,
                 traffic=self._bytes,
                 timeout=timeout,
@@ -228,6 +249,11 @@ class Server:
         except SplitsecError as error:
             self._tell_all(error)
             raise
+        except KeyboardInterrupt:
+            # With checkpoints it may be started again, and clients go on with it.
+            if self._run.finished or not self._keeps:
+                self._tell_all(RefusedError("the server was interrupted"))
+            raise
         except Exception:
             self._tell_all(RefusedError("the server failed; see its log"))
             raise
@@ -256,6 +282,11 @@ class Server:
 
     def _reply(self, name: str, body: ServerBody, tensors: Sequence[torch.Tensor]) -> None:
         self._hub.send(self._routes[name], body, tensors)
+
+    def _ask_dealer(self, body: DealerBody) -> tuple[DealerBody, list[torch.Tensor]]:
+        """Ask the dealer, and wait for it as long as for clients to come: it may be started again meanwhile."""
+        patience = max(self._timeout, self._join_timeout)
+        return self._dealer.request_again(body, patience=patience, meanwhile=self._keep_waiting)
 
     def _bytes(self) -> tuple[int, int]:
         traffic = list(self._hub.traffic.values())
@@ -294,7 +325,11 @@ class Server:
                 self._grant_wishes()
             case OpenSession():
                 self._routes[name] = incoming.sender
+                self._left.discard(name)
                 self._open(incoming, incoming.body)
+            case Calibration():
+                self._routes[name] = incoming.sender
+                self._calibrate(name, incoming.tensors)
             case Serve():
                 self._check_belongs(name, incoming.body)
                 self._contributing().serve(name, incoming.body)
@@ -308,6 +343,10 @@ class Server:
                 if not self._run.finished:
                     self._run.gone(name, now=time.monotonic())
                 self._end_contributions()
+            case GaveUp(reason):
+                log.warning("%s %s", name, reason)
+                self._vanished(name)
+                self._train(incoming)
             case Hello():
                 before = self._routes.get(name)
                 self._refuse_twin(incoming.sender, before)
@@ -336,6 +375,27 @@ class Server:
                 "on a machine that is cut off, try again in half a minute"
             )
 
+    def _look_for_gone(self) -> None:
+        """Wait no longer for clients whose process has ended without a word."""
+        now = time.monotonic()
+        if self._stay or not self._schedule.epochs or now - self._looked < PROBE_SECONDS:
+            return
+        self._looked = now
+        for name in set(self._schedule.clients) - self._left:
+            route = self._routes.get(name)
+            if route is not None and self._hub.is_there(route, Waiting()):
+                self._missing_since.pop(name, None)
+            elif now - self._missing_since.setdefault(name, now) > GONE_SECONDS:
+                log.warning("%s is gone, and is not waited for any longer", name)
+                self._vanished(name)
+
+    def _vanished(self, name: str) -> None:
+        """Wait no longer for a client that has ended before its time; it may come back as if it were new."""
+        self._wishes = [wish for wish in self._wishes if wish.sender.name != name]
+        if self._run.finished:
+            self._left.add(name)
+            self._end_contributions()
+
     def _train(self, incoming: Incoming[ServerBody]) -> None:
         began = time.monotonic()
         self._run.take(incoming.sender.name, incoming.body, incoming.tensors, now=began)
@@ -363,12 +423,30 @@ class Server:
             return
         service = self._prediction_service()
         if contributors is None:
-            self._reply(name, service.open(name, wanted)[0], [])
+            try:
+                self._reply(name, service.open(name, wanted)[0], [])
+            except CalibrationNeeded:
+                self._reply(name, NeedsCalibration(), [])
             return
         shares = contributors.shares(name, wanted.shape[1])
-        opened, port = service.open(name, wanted, join=self._schedule.join or "", shares=shares)
+        try:
+            opened, port = service.open(name, wanted, join=self._schedule.join or "", shares=shares)
+        except CalibrationNeeded:
+            raise RangeError(
+                "the tail's weights guarantee no ranges, and activations of several clients cannot be measured on "
+                "noise: give the server a calibration of joined activations"
+            ) from None
         contributors.opened(name, opened, port)
         self._reply(name, opened, [])
+
+    def _calibrate(self, name: str, tensors: Sequence[torch.Tensor]) -> None:
+        """Measure ranges on the activations that a client's front makes of noise."""
+        if len(tensors) != 1 or not 1 <= len(tensors[0]) <= MOST_CALIBRATION:
+            raise MessageError(f"a calibration has from 1 to {MOST_CALIBRATION} activations")
+        expect_tensor(tensors[0], what="the calibration", dtype=torch.float32, shape=[None] * tensors[0].dim())
+        check_range(tensors[0], limit=float("inf"), what="the calibration")
+        self._prediction_service().calibrate(tensors[0])
+        self._reply(name, Done(), [])
 
     def _check_belongs(self, name: str, asked: OpenSession | Serve) -> None:
         if self.tail is not None:
@@ -403,6 +481,7 @@ class Server:
                 Programs(
                     self.tail,
                     calibration=self._calibration,
+                    answer_bits=self._answer_bits,
                     given=None if self._halves is None else self._halves.whole(),
                 ),
                 pool=self._pool,
@@ -423,6 +502,8 @@ class Server:
     def _check_time(self) -> None:
         now = time.monotonic()
         active = self._service is not None and self._service.active
+        if self._run.finished:
+            self._look_for_gone()
         if not self._run.finished:
             self._run.tick(now)
         elif self._halves is not None and self._halves.missing:

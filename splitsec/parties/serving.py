@@ -68,6 +68,10 @@ class PredictionService:
         self._rules = AnswerRules() if rules is None else rules
         self._book = self._rules.book()
 
+    def calibrate(self, activations: torch.Tensor) -> None:
+        """Measure bounds on activations of noise, see `Programs.calibrate`."""
+        self._programs.calibrate(activations)
+
     def open(
         self, client: str, wanted: OpenSession, *, join: str = "", shares: tuple[Share, ...] = ()
     ) -> tuple[SessionOpened, int]:

@@ -12,6 +12,7 @@ import msgspec
 
 from splitsec.cut import INPUT, is_u
 from splitsec.errors import AddressError, ConfigError, SplitsecError
+from splitsec.mpc.ring import PRECISION_BITS
 from splitsec.parties.allowance import AnswerRules
 from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, read_config
 from splitsec.parties.halves import BATCHES
@@ -264,11 +265,17 @@ _LEAST: Mapping[str, tuple[float, str]] = {
     "predictions_per_client": (1, "a whole number from 1 on, or leave it out for any number"),
     "predictions": (0, "a whole number from 0 on, or leave it out for all test rows"),
     "ahead": (0, "a whole number from 0 on"),
+    "answer_bits": (0, f"a whole number from 0 to {PRECISION_BITS}"),
     "seed": (0, "a whole number from 0 on"),
     "order": (0, "a whole number from 0 on"),
     "activation_clip": (0, "a number from 0 on, 0 for none"),
 }
-_MOST: Mapping[str, int] = {"threads": MOST_THREADS, "seed": MOST_SEED, "order": MOST_SEED}
+_MOST: Mapping[str, int] = {
+    "threads": MOST_THREADS,
+    "answer_bits": PRECISION_BITS,
+    "seed": MOST_SEED,
+    "order": MOST_SEED,
+}
 _ABOVE_ZERO = ("timeout", "join_timeout", "round_timeout", "learning_rate")
 
 

@@ -12,7 +12,7 @@ privacy-preserving machine learning", CCS 2017, section 4.1, with the dealer in 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -121,22 +121,33 @@ class MaskBook:
     _pairing: bytes = field(default=b"", repr=False)
     _noise: NoiseShares | None = None
     _next_round: int = 0
+    # The last sum that was opened, for a server whose answer was lost on the way.
+    _last_sum: torch.Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.minimum < 2:
             raise RandomnessError("a sum over fewer than 2 clients would open a single client's parameters")
 
-    def begin(self, start: str = "", *, fresh: bool = True) -> None:
+    def begin(self, start: str = "", *, fresh: bool = True, opened: Mapping[int, Sequence[str]] | None = None) -> None:
         """A start of the run, by the server: all seeds are made anew.
 
         Args:
-            start: names it.
+            start: names it; the one that is running goes on.
             fresh: whether the run has no earlier rounds.
+            opened: the server's own record of the rounds that were opened, if it is complete.
 
         Raises:
-            RandomnessError: it goes on from rounds that this dealer has no record of, or the start is an old one.
+            RandomnessError: it goes on from rounds that nobody has a record of, the server's record differs from this
+                one's, or the start is an old one.
         """
-        if not fresh and not self.recorded:
+        if self._starts[-1:] == [start] and start:
+            return
+        for number, clients in (opened or {}).items():
+            if sorted(self.opened.setdefault(number, sorted(clients))) != sorted(clients):
+                raise RandomnessError(
+                    f"the server's record of round {number} names other clients than this dealer's; begin a new run"
+                )
+        if not fresh and not self.recorded and opened is None:
             raise RandomnessError(
                 "this dealer has no record of the run's earlier rounds, so it cannot tell whether a sum would repeat "
                 "one over other clients: begin a new run, and give the dealer checkpoints too"
@@ -146,6 +157,7 @@ class MaskBook:
         self.recorded = True
         self._starts.append(start)
         self._seeds, self._pairing, self._noise, self._next_round = {}, fresh_seed(), None, 0
+        self._last_sum = None
 
     def pair_seeds(self, client: str, partners: Sequence[str]) -> tuple[bytes, ...]:
         """Return the seeds that a client shares with each of `partners` and with nobody else.
@@ -192,6 +204,8 @@ class MaskBook:
     def open_sum(self, round_number: int, participants: Sequence[str], length: int, *, start: str = "") -> torch.Tensor:
         """The sum of the participants' masks of one round, int64 of `length`; each round once in a start, in order.
 
+        Asked again for the last round and the same participants, it is the same sum.
+
         Raises:
             RandomnessError: too few participants, a stranger among them, or a round that was opened.
             MessageError: an impossible length.
@@ -207,9 +221,12 @@ class MaskBook:
         unknown = self.unseeded(round_number, participants)
         if unknown:
             raise RandomnessError(f"{', '.join(unknown)} takes no part in round {round_number} of this run")
+        before = self.opened.get(round_number)
+        again = round_number == self._next_round - 1 and before is not None and set(before) == names
+        if again and self._last_sum is not None and len(self._last_sum) == length:
+            return self._last_sum
         if round_number < self._next_round:
             raise RandomnessError(f"the masks of round {round_number} have been opened; each round opens once")
-        before = self.opened.get(round_number)
         if before is not None and set(before) != names:
             raise RandomnessError(
                 f"before the run was started again round {round_number} was opened for {', '.join(before)}; another "
@@ -225,6 +242,7 @@ class MaskBook:
             total += Stream(seed, round_number).ring((length,))
         if self._noise is not None:
             total -= self._noise.missing(length, len(names))
+        self._last_sum = total
         return total
 
     def unseeded(self, round_number: int, participants: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from splitsec.errors import ConfigError, first_line
@@ -39,7 +40,23 @@ class Checkpoints:
         return tuple(sorted(int(match[1]) for match in found if match))
 
     def save(self, number: int, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-        """Write the checkpoint of a round, and remove those before the last two."""
+        """Write the checkpoint of a round, and remove those before the last two.
+
+        Raises:
+            ConfigError: it cannot be written; those before it are still there.
+        """
+        try:
+            self._write(number, tensors, facts)
+        except (OSError, SafetensorError) as error:
+            known = self.rounds() if self.directory.is_dir() else ()
+            left = f"from round {known[-1]}" if known else "from the beginning"
+            raise ConfigError(
+                f"cannot write the checkpoint of round {number} in {self.directory}: "
+                f"{getattr(error, 'strerror', None) or first_line(error)}; make room for it or mend the directory, and "
+                f"start again: the run then goes on {left}"
+            ) from None
+
+    def _write(self, number: int, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
         with whole_file(self._path(number, "safetensors")) as partial:
             # Clones, since safetensors refuses tensors that share memory.
             save_file({name: one.detach().contiguous().clone() for name, one in tensors.items()}, partial)
@@ -63,6 +80,30 @@ class Checkpoints:
 
     def _path(self, number: int, suffix: str) -> Path:
         return self.directory / f"round-{number:06d}.{suffix}"
+
+
+class MemoryCheckpoints(Checkpoints):
+    """The last two checkpoints of a party in memory, for going on with a server that is started again."""
+
+    def __init__(self) -> None:
+        # For messages alone: nothing is written.
+        self.directory = Path("memory")
+        self._kept: dict[int, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {}
+
+    def rounds(self) -> tuple[int, ...]:
+        """The rounds at whose beginning the party can go on, in order."""
+        return tuple(sorted(self._kept))
+
+    def save(self, number: int, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+        """Keep the checkpoint of a round, and forget those before the last two."""
+        self._kept = {old: kept for old, kept in self._kept.items() if old < number}
+        self._kept[number] = {name: value.detach().clone() for name, value in tensors.items()}, dict(facts)
+        for old in self.rounds()[:-KEPT]:
+            del self._kept[old]
+
+    def load(self, number: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Tensors and facts of a round."""
+        return self._kept[number]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:

@@ -287,6 +287,34 @@ class Contribution(Message, frozen=True):
     query: Number
 
 
+class NeedsCalibration(Message, frozen=True):
+    """Server to client, to `OpenSession`: the weights guarantee no ranges; send activations of agreed noise."""
+
+
+class Calibration(Message, frozen=True):
+    """Client to server, with the activations (float32) that its front makes of noise that all parties could make."""
+
+
+class GaveUp(Message, frozen=True):
+    """Client to server: it ends before its time; `reason` is said without any value of its own."""
+
+    reason: ShortText
+
+
+class SeedsLost(Message, frozen=True):
+    """Client to server: the dealer does not know this start of the run any more."""
+
+    start: Start
+
+
+class NewSeeds(Message, frozen=True):
+    """Server to client: the run has a new start at the dealer. Ask it for seeds for the rounds from `round` on, and
+    upload once more what was uploaded for that round."""
+
+    start: Start
+    round: Number
+
+
 class Waiting(Message, frozen=True):
     """Server to client, every few seconds: your message is here, others' are not yet."""
 
@@ -310,6 +338,11 @@ ServerBody: TypeAlias = (
     | Return
     | Combined
     | Handed
+    | NeedsCalibration
+    | Calibration
+    | GaveUp
+    | SeedsLost
+    | NewSeeds
     | Waiting
     | OpenSession
     | Half
@@ -328,12 +361,24 @@ ContributionBody: TypeAlias = Contribution | Refused
 contribution_codec: Codec[ContributionBody] = Codec(ContributionBody, header_bytes=1 << 10)
 
 
+class Opened(msgspec.Struct, frozen=True, array_like=True):
+    """The clients whose masks were opened together in a round."""
+
+    round: Number
+    clients: tuple[PartyName, ...]
+
+
 class BeginRun(Message, frozen=True):
-    """Server to dealer: a start of a run; `fresh` if it has no earlier rounds."""
+    """Server to dealer: a start of a run; `fresh` if it has no earlier rounds.
+
+    `opened` is the record of the rounds that were opened, where the server has been there for all of them: for a dealer
+    that was started again and has none of its own.
+    """
 
     run: Identifier
     start: Start
     fresh: bool
+    opened: tuple[Opened, ...] | None = None
 
 
 class JoinRun(Message, frozen=True):

@@ -5,7 +5,7 @@ from splitsec.transport.hub import Hub, Incoming, Sender
 from splitsec.transport.keys import KeyPair, load_key_pair, load_public_key, load_public_keys, make_keys
 from splitsec.transport.peer import Peer
 from splitsec.transport.presence import Presence
-from splitsec.transport.sockets import TRAINING_SPIN_SECONDS, Link, Traffic, Wire
+from splitsec.transport.sockets import TRAINING_SPIN_SECONDS, Link, Reconnected, Traffic, Wire
 
 __all__ = [
     "TRAINING_SPIN_SECONDS",
@@ -17,6 +17,7 @@ __all__ = [
     "Message",
     "Peer",
     "Presence",
+    "Reconnected",
     "Refused",
     "Sender",
     "Traffic",

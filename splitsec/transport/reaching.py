@@ -67,6 +67,7 @@ class Reaching:
         self._others = {name: key for name, key in (others or {}).items() if name != peer}
         # Connected now, and at any time before.
         self._there = self._was_there = False
+        self.connections = 0
         self._failed = 0
         self._first_failed = 0.0
         self._told = False
@@ -87,6 +88,11 @@ class Reaching:
             self._error = self._taken(int(event["event"]), left)
         if self._error is not None:
             raise self._error
+
+    @property
+    def lost(self) -> bool:
+        """Whether the peer was connected and is not any more."""
+        return self._was_there and not self._there
 
     @property
     def failed(self) -> bool:
@@ -132,6 +138,7 @@ class Reaching:
     def _taken(self, event: int, left: float) -> SplitsecError | None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._there = self._was_there = True
+            self.connections += 1
             self._failed, self._told = 0, False
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             return AuthenticationError(

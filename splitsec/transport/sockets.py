@@ -7,12 +7,13 @@ for.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -185,6 +186,10 @@ class Wire:
         return socket
 
 
+class Reconnected(Exception):
+    """A link was connected anew: the peer was started again, or what was on its way may be lost."""
+
+
 class Link(Generic[BodyT]):
     """A connected socket to one party.
 
@@ -214,8 +219,21 @@ class Link(Generic[BodyT]):
         self.timeout = timeout
         self.traffic = Traffic()
         self._codec = codec
-        self._socket = wire.connect(zmq.DEALER, address, peer_key, events=WAY_EVENTS)
-        self._way = Reaching(self._socket, peer=peer, address=address, peer_key=peer_key, keys=wire.keys, others=others)
+        self._wire = wire
+        self._peer_key = peer_key
+        self._others = others
+        self._open()
+
+    def _open(self) -> None:
+        self._socket = self._wire.connect(zmq.DEALER, self.address, self._peer_key, events=WAY_EVENTS)
+        self._way = Reaching(
+            self._socket,
+            peer=self.peer,
+            address=self.address,
+            peer_key=self._peer_key,
+            keys=self._wire.keys,
+            others=self._others,
+        )
         self._monitor = self._way.monitor
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
@@ -252,12 +270,34 @@ class Link(Generic[BodyT]):
                 "reached?"
             )
 
+    @property
+    def connections(self) -> int:
+        """How often the peer has been connected so far, 1 before it ever was."""
+        with contextlib.suppress(errors.SplitsecError):
+            # What is wrong with the way is said by `receive`.
+            self._way.look(0)
+        return max(1, self._way.connections)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the peer was connected and is not any more."""
+        return self._way.lost
+
     def receive(
-        self, timeout: float | None = None, *, spin: bool = False, spin_seconds: float = SPIN_SECONDS
+        self,
+        timeout: float | None = None,
+        *,
+        spin: bool = False,
+        spin_seconds: float = SPIN_SECONDS,
+        connections: int | None = None,
     ) -> tuple[BodyT, list[torch.Tensor]]:
         """The peer's next message; `spin` as in `peer.Peer.receive`.
 
+        Args:
+            connections: what `connections` was when what is answered was sent; None not to compare.
+
         Raises:
+            Reconnected: the peer has been connected anew since.
             PartyTimeoutError: nothing came within `timeout` seconds (the link's own limit if None).
             AuthenticationError: the peer does not know our key, or holds another than we know.
             AddressError: what listens at the address is another party, or none.
@@ -281,6 +321,8 @@ class Link(Generic[BodyT]):
                 return body, tensors
             if self._way.failed or self._monitor in ready:
                 self._way.look(left)
+                if connections is not None and self.connections > connections:
+                    raise Reconnected
             elif not ready:
                 raise self._way.silence(limit)
 
@@ -290,6 +332,43 @@ class Link(Generic[BodyT]):
         """Send, then wait for the answer."""
         self.send(body, tensors)
         return self.receive(timeout, spin=spin)
+
+    def renew(self) -> None:
+        """Connect anew, with a new socket: what the old one had still to send gets no answer that would be taken for
+        that to a later message."""
+        self._way.close()
+        self._socket.close(0)
+        self._open()
+
+    def request_again(
+        self, body: BodyT, *, patience: float, pause: float = 2.0, meanwhile: Callable[[], None] = lambda: None
+    ) -> tuple[BodyT, list[torch.Tensor]]:
+        """Send, then wait for the answer; send once more to a peer that was started again meanwhile.
+
+        Only for requests that may come twice.
+
+        Args:
+            patience: seconds to wait in all.
+            meanwhile: called every `pause` seconds.
+
+        Raises:
+            PartyTimeoutError: no answer came.
+        """
+        deadline = time.monotonic() + patience
+        connections = self.connections
+        self.send(body)
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                return self.receive(max(0.0, min(pause, left)), connections=connections)
+            except Reconnected:
+                self.renew()
+                connections = self.connections
+                self.send(body)
+            except PartyTimeoutError:
+                if left <= pause:
+                    raise
+                meanwhile()
 
     def close(self) -> None:
         self._way.close()

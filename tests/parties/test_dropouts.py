@@ -163,7 +163,7 @@ def test_an_upload_without_a_seed_ends_its_own_client_alone(clients: int, tmp_pa
     def unseeded(name: str) -> Any:
         def run() -> None:
             with here.client(name) as client:
-                client._dealer.request = lambda *_: (RunSeed(b"1" * 16), [])  # type: ignore[method-assign]
+                client._dealer.request_again = lambda *_, **_options: (RunSeed(b"1" * 16), [])  # type: ignore[method-assign]
                 client.train(part(3), seed=3)
 
         return run

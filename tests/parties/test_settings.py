@@ -96,6 +96,7 @@ OTHER: dict[str, Any] = {
     "predictions_per_client": 100,
     "counts": "counts",
     "answers": "label",
+    "answer_bits": 8,
     "session_ports": "40000-40100",
     "timeout": 3.0,
     "round_timeout": 4.0,
