@@ -16,6 +16,8 @@ from splitsec.mpc.ring import HEADROOM_BITS, check_range, real_limit
 MARGIN = 16.0
 # Values that stay below this in calibration get the bound of those that reach it, so that raising them costs nothing.
 SMALL_VALUE = 2.0**-4
+# Bounds of comparisons are rounded up to multiples of so many bits: 1 to 2 % more bytes online (docs/performance.md).
+WIDTH_STEP = 4
 # Rounding of weights and activations to fixed point adds a little to every value.
 _ROUNDING = 2.0**-8
 
@@ -240,9 +242,13 @@ def evaluate(steps: Sequence[Step], weights: Mapping[int, Weights], x: torch.Ten
     return values
 
 
-def input_bits(step: Step, bounds: Sequence[float]) -> int:
-    """The smallest k such that 2**k bounds what the step's comparisons see of its inputs."""
-    return _bits(OPERATIONS[step.op].inside(step, [bounds[index] for index in step.inputs]))
+def input_bits(step: Step, bounds: Sequence[float], precision: int) -> int:
+    """A k such that 2**k bounds what the step's comparisons see of its inputs: a multiple of `WIDTH_STEP`.
+
+    The dealer and the client learn it, and it follows the size of weights: so it is one of few.
+    """
+    exact = _bits(OPERATIONS[step.op].inside(step, [bounds[index] for index in step.inputs]))
+    return max(exact, min(-(-exact // WIDTH_STEP) * WIDTH_STEP, HEADROOM_BITS - 2 * precision - 2))
 
 
 def _bits(bound: float) -> int:

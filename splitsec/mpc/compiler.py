@@ -128,7 +128,7 @@ def compile_tail(
         if len(output) != 2:
             raise UnsupportedLayerError(f"a label needs an output of samples by classes, not of shape {output}")
         steps.append(Step("argmax", "label", (len(steps),), output))
-    steps = [msgspec.structs.replace(step, bits=input_bits(step, bounds)) for step in steps]
+    steps = [msgspec.structs.replace(step, bits=input_bits(step, bounds, precision)) for step in steps]
     label = reveal == "label"
     checks = range_checks(lowering.steps, sizes, bounds, precision, label=label) if checked else ()
     answer_bits = _answer_bits(precision, limit, bounds[len(lowering.steps)])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +35,7 @@ from splitsec.mpc.checking import check_program
 from splitsec.mpc.context import CLIENT, ComparisonKind
 from splitsec.mpc.messages import Close
 from splitsec.mpc.plan import correction_count, weight_shapes
-from splitsec.mpc.prg import SEED_BYTES, Stream, fresh_seed
+from splitsec.mpc.prg import fresh_seed
 from splitsec.mpc.program import Reveal
 from splitsec.mpc.run import Encoded
 from splitsec.mpc.session import Session
@@ -50,6 +48,7 @@ from splitsec.parties.events import Allowed, Predicted, Report, ignore
 from splitsec.parties.fetching import corrections, join_session
 from splitsec.parties.learning import TRAINS, Learner, Purpose
 from splitsec.parties.names import DEALER, SERVER
+from splitsec.parties.noise_inputs import noise_inputs
 from splitsec.training.checkpoints import Checkpoints, MemoryCheckpoints
 from splitsec.training.data import Part
 from splitsec.training.messages import (
@@ -489,13 +488,8 @@ class Client:
                 "the tail's weights guarantee no ranges: predict images once, whose shape noise for a calibration "
                 "needs, or give the server a calibration"
             )
-        shape, dtype = self._inputs
-        seed = hashlib.sha256(b"calibration " + wanted.mark.encode()).digest()[:SEED_BYTES]
-        ring = Stream(seed).ring((CALIBRATION_ROWS, *shape))
-        rows = vocabulary(self.front)
-        # Real numbers are uniform, with the variance of a standard normal.
-        real = (ring.double() * 2.0**-63 * math.sqrt(3)).to(dtype)
-        return self._activation(real if rows is None else ring % rows).float()
+        noise = noise_inputs(CALIBRATION_ROWS, *self._inputs, wanted.mark, words=vocabulary(self.front))
+        return self._activation(noise).float()
 
     def _origin(self) -> Origin:
         """Where the front's values come from; raises `ConfigError` if they have changed since."""

@@ -23,6 +23,7 @@ from splitsec.mpc.program import Program, Weights
 from splitsec.mpc.shared import give, merge_programs, shared_weights
 from splitsec.parties.client import Client
 from splitsec.parties.events import Report, RoundDone, ignore
+from splitsec.parties.noise_inputs import noise_inputs
 from splitsec.training.data import Loader, Part
 from splitsec.training.inspection import activation_shape
 from splitsec.training.loop import EpochBook, StepResult, check_logits
@@ -32,7 +33,7 @@ from splitsec.training.schedule import Schedule
 from splitsec.transport import KeyPair, expect_tensor
 
 BATCHES = (1, 32)
-# Of a client's images, to measure how large values get where the weights guarantee nothing.
+# Rows of noise, to measure how large values get where the weights guarantee nothing.
 CALIBRATION = 256
 
 
@@ -159,9 +160,11 @@ class HalvesClient(Client):
             UnsupportedLayerError: a layer without an encrypted form.
             RefusedError: the server wants no parts.
         """
-        images = part.train_images[:CALIBRATION]
+        shape, dtype = part.train_images.shape[1:], part.train_images.dtype
+        # Never on the client's own images: the dealer and the others learn the ranges.
+        noise = noise_inputs(CALIBRATION, shape, dtype, "parts of a model", words=None)
         split = SplitModel(self.half, INPUT, check=False)
-        compiled = [compile_tail(split.tail, (count, *images.shape[1:]), calibration=images) for count in BATCHES]
+        compiled = [compile_tail(split.tail, (count, *shape), calibration=noise) for count in BATCHES]
         weights = encode_weights(*compiled[0])
         answer, _ = self._dealer.request(OwnWeights())
         if not isinstance(answer, OwnerSeed):

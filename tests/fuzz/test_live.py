@@ -62,6 +62,11 @@ def test_parties_survive_and_an_honest_client_gets_what_is_right(target: str, tm
                 answers += 1
         done.set()
         thread.join(60)
+        # Not in the middle of its messages: ZeroMQ 4.3.5 can abort a process whose peer vanishes while more of its
+        # messages wait than the high-water mark (zeromq/libzmq#4841), which no Python code can catch.
+        while hostile.poll(1000):
+            hostile.recv_multipart()
+            answers += 1
         hostile.close(0)
         # Once more when all of it has been dealt with.
         with here.client("client-3", timeout=30) as client:

@@ -1,0 +1,78 @@
+"""What the dealer's plans say of weights and of data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parties_in_threads import world
+
+from splitsec import Part, SplitModel
+from splitsec.models import digits_cnn, digits_half
+from splitsec.mpc import bounds
+from splitsec.mpc.bounds import WIDTH_STEP
+from splitsec.mpc.compiler import compile_tail
+from splitsec.mpc.costing import predict_cost
+from splitsec.mpc.plan import plan_digest
+from splitsec.mpc.program import Program
+from splitsec.parties.halves import HalvesClient
+from splitsec.training.messages import Half
+
+SCALES = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+
+
+def _program(scale: float) -> Program:
+    torch.manual_seed(0)
+    model = digits_cnn()
+    model.fc1.weight.data.mul_(scale)
+    return compile_tail(SplitModel(model, "pool").tail, (1, 32, 4, 4))[0]
+
+
+def test_widths_of_comparisons_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    widths, plans = set(), set()
+    for scale in SCALES:
+        program = _program(scale)
+        widths |= {step.bits for step in program.steps if step.op == "relu"}
+        plans.add(plan_digest(predict_cost(program, 0).plan))
+    assert all(width % WIDTH_STEP == 0 for width in widths)
+    # The control: exact widths follow the weights more closely.
+    monkeypatch.setattr(bounds, "WIDTH_STEP", 1)
+    exact = set()
+    for scale in SCALES:
+        exact.add(plan_digest(predict_cost(_program(scale), 0).plan))
+    assert len(plans) < len(exact)
+
+
+@pytest.mark.parametrize("scale", [30.0, 1000.0])
+def test_a_part_of_a_model_says_nothing_of_the_images(tmp_path: Path, scale: float) -> None:
+    programs: list[Any] = []
+    torch.manual_seed(0)
+    half = digits_half().eval()
+    with world(tmp_path, epochs=0, cut="input", schedule={"halves": True}) as here:
+        for factor in (1.0, scale):
+            images = torch.rand(40, 1, 8, 8) * factor
+            part = Part(images, torch.zeros(40, dtype=torch.int64), images, torch.zeros(40, dtype=torch.int64))
+            with HalvesClient.of(
+                half,
+                keys=here.keys["client-1"],
+                peers=here.peers,
+                server=here.server.address,
+                dealer=here.dealer.address,
+                timeout=10,
+            ) as client:
+                request = client._server.request
+
+                def note(body: Any, *rest: Any, request: Any = request, **options: Any) -> Any:
+                    if isinstance(body, Half):
+                        programs.append([plan_digest(predict_cost(program, 0).plan) for program in body.programs])
+                    return request(body, *rest, **options)
+
+                client._server.request = note  # type: ignore[method-assign]
+                client.give(part)
+    limits = [compile_tail(SplitModel(half, "input").tail, (1, 1, 8, 8), calibration=images)[0].limit]
+    # The control: measured on the images themselves, the limit follows them.
+    assert limits[0] != compile_tail(SplitModel(half, "input").tail, (1, 1, 8, 8), calibration=images / scale)[0].limit
+    assert len(programs) == 2
+    assert len(programs[0]) == len(programs[1])
