@@ -24,7 +24,7 @@ from splitsec.parties.keeping import check_identity, identity_of
 from splitsec.parties.names import DEALER, SERVER
 from splitsec.parties.protecting import Protection
 from splitsec.parties.relay import RelayMember, receivers, turn_of
-from splitsec.training.aggregation import mask_upload
+from splitsec.training.aggregation import OneTime, mask_upload
 from splitsec.training.alignment import Alignment
 from splitsec.training.checkpoints import Checkpoints, optimizer_tensors, restore_optimizer
 from splitsec.training.combinable import Combinable
@@ -165,6 +165,7 @@ class Learner:
             self._taken = facts.get("taken", 0)
         self._trainer: FrontTrainer
         self._seeds = RunSeed(b"")
+        self._used = OneTime()
         self._relay: RelayMember | None = None
         # The round that was uploaded last and its vectors, until it is over; and whether seeds are being replaced.
         self._uploaded: tuple[int, list[torch.Tensor]] | None = None
@@ -305,7 +306,7 @@ class Learner:
             raise ConfigError(
                 f"{self._name} has {has} of the data, but the server's run is one of clients with {wants}"
             )
-        self._relay = RelayMember(self._name, schedule.clients) if schedule.combine == "relay" else None
+        self._relay = RelayMember(self._name, schedule.clients, self._used) if schedule.combine == "relay" else None
         if self.protection is not None:
             # Its front may be called in plain, so what another welcome put around it comes off.
             self._trainer.close()
@@ -405,14 +406,16 @@ class Learner:
 
     def _seeded(self, seeds: RunSeed) -> list[Out]:
         before, self._seeds = self._seeds, seeds
-        if not self._renewing:
+        renewing, self._renewing = self._renewing and bool(before.seed), False
+        if not renewing:
+            # Also where the dealer was started again before this client had its first seed.
             return self._begin_round() if self._alignment is None else self._own_points()
-        self._renewing = False
         uploaded = self._uploaded
         if uploaded is None or uploaded[0] != self._round:
             return []
         # The same values under another mask: what they are was settled when they were first sent.
         number, (vector, *rest) = uploaded
+        self._use_mask(number)
         moved = Stream(seeds.seed, number).ring(vector.shape) - Stream(before.seed, number).ring(vector.shape)
         self._uploaded = number, [vector + moved, *rest]
         return [(SERVER, Upload(number), self._uploaded[1])]
@@ -561,11 +564,16 @@ class Learner:
         if self._relay is not None:
             names = receivers(self.welcome.schedule.clients, self._round, self.welcome.rounds)
             return self._relay.seal(flat, names, self._pairs, round_number=self._round, again=False)
+        self._use_mask(self._round)
         if self.protection.noisy:
             noisy = self.protection.upload(flat, seed=self._seeds.seed, round_number=self._round)
             return [noisy, self._trainer.norms] if self.protection.sums_steps else [noisy]
         weight = self._loader.samples
         return [mask_upload(flat, weight=weight, seed=self._seeds.seed, round_number=self._round)]
+
+    def _use_mask(self, number: int) -> None:
+        """Note that a round's mask under the seed at hand is used, whatever the server says of rounds."""
+        self._used.add(self._seeds.seed, str(number), what=f"the mask of round {number + 1}")
 
     def _flat(self) -> torch.Tensor:
         """The values that others get of this client, as one vector, float64."""

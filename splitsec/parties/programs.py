@@ -30,12 +30,17 @@ Given: TypeAlias = Mapping[tuple[int, ...], tuple[Program, dict[int, Weights]]]
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """What a program is compiled for: the whole activation's shape, and how the client asks."""
+    """What a program is compiled for: the whole activation's shape, and how the client asks.
+
+    Where its ranges are measured on a client's activations of noise, `measured` is a digest of them: clients with equal
+    fronts share a program, and no client's activations decide about another's.
+    """
 
     shape: tuple[int, ...]
     reveal: Reveal
     checked: bool
     comparison: ComparisonKind
+    measured: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,33 +80,41 @@ class Programs:
         self._tail = None if tail is None else copy.deepcopy(tail).eval()
         self._calibration = calibration
         self._answer_bits = answer_bits
-        # Measured on noise, which says less of what is to come than an operator's activations: then ranges are checked.
-        self._on_noise = False
+        # By client, for its own programs alone: what one measures is nothing that others could rely on.
+        self._measured: dict[str, torch.Tensor] = {}
         self._given = given or {}
         self._most = most
         # The longest unasked first.
         self._compiled: dict[Wanted, Compiled] = {}
 
-    def calibrate(self, activations: torch.Tensor) -> None:
-        """Measure bounds on activations of noise where the weights guarantee none, and check every layer's range.
+    def calibrate(self, client: str, activations: torch.Tensor) -> None:
+        """Measure a client's bounds on activations of noise where the weights guarantee none, and check every layer's
+        range.
 
-        Does nothing where there is a calibration.
+        The first of a client counts: bounds that could be asked for again and again would say more of the weights. Does
+        nothing where there is a calibration.
         """
         if self._calibration is None:
-            self._calibration, self._on_noise = activations, True
-            self._compiled = {}
+            self._measured.setdefault(client, activations)
 
-    def get(self, wanted: Wanted) -> Compiled:
+    def get(self, wanted: Wanted, client: str = "") -> Compiled:
         """The program for what is wanted.
+
+        Args:
+            client: who wants it, for its own bounds if it has measured some.
 
         Raises:
             CalibrationNeeded: the weights guarantee no ranges, see `calibrate`.
             UnsupportedLayerError, RangeError: the tail cannot run encrypted on this shape.
             RefusedError: a model that was given in parts is not made for it.
         """
+        measured = self._measured.get(client)
+        if measured is not None:
+            own = msgspec.structs.replace(wanted, measured=tensor_digest(measured))
+            wanted = own if wanted not in self._compiled else wanted
         compiled = self._compiled.pop(wanted, None)
         if compiled is None:
-            program, weights = self._compile(wanted) if self._tail is not None else self._whole(wanted)
+            program, weights = self._compile(wanted, measured) if self._tail is not None else self._whole(wanted)
             fewer = PRECISION_BITS - self._answer_bits
             opening = msgspec.structs.replace(program, answer_bits=max(0, program.answer_bits - fewer))
             compiled = self._share(opening, weights)
@@ -126,21 +139,23 @@ class Programs:
                 tensors[digests[-1]] = known.get(digests[-1], part)
         return Compiled(program, tuple(weights), tuple(digests), tensors)
 
-    def _compile(self, wanted: Wanted) -> tuple[Program, dict[int, Weights]]:
+    def _compile(self, wanted: Wanted, measured: torch.Tensor | None) -> tuple[Program, dict[int, Weights]]:
         assert self._tail is not None
+        calibration = self._calibration if measured is None else measured
         try:
             program, weights = compile_tail(
                 self._tail,
                 wanted.shape,
-                calibration=self._calibration,
+                calibration=calibration,
                 reveal=wanted.reveal,
                 checked=wanted.checked,
                 comparison=wanted.comparison,
             )
-            if self._on_noise and not program.guaranteed and not wanted.checked:
-                return self._compile(msgspec.structs.replace(wanted, checked=True))
+            # Noise says less of what is to come than an operator's activations do, so ranges are checked.
+            if measured is not None and not program.guaranteed and not wanted.checked:
+                return self._compile(msgspec.structs.replace(wanted, checked=True), measured)
         except RangeError as error:
-            if self._calibration is None:
+            if calibration is None:
                 log.info("the weights guarantee no ranges (%s); they are measured on noise", error)
                 raise CalibrationNeeded from None
             # The value is the server's; the client learns that there is one.

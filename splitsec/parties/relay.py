@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 
 from splitsec.errors import MessageError, PartyTimeoutError
-from splitsec.training.aggregation import hand_over, take_over
+from splitsec.training.aggregation import OneTime, hand_over, take_over
 from splitsec.training.messages import Combined
 from splitsec.transport import expect_tensor
 
@@ -133,16 +133,20 @@ class RelayBook:
 class RelayMember:
     """A client's half: whether its segments are the newest, and the pads.
 
+    Args:
+        used: which pads this client has used, also in an earlier welcome to the run.
+
     Attributes:
         stale: another client has newer segments, which have not come yet.
         owes: the clients that are to be sent the segments once more.
     """
 
-    def __init__(self, name: str, clients: Sequence[str]) -> None:
+    def __init__(self, name: str, clients: Sequence[str], used: OneTime | None = None) -> None:
         self.stale = False
         self.owes: tuple[str, ...] = ()
         self._name = name
         self._clients = clients
+        self._used = OneTime() if used is None else used
 
     def seal(
         self, flat: torch.Tensor, names: Sequence[str], seeds: Mapping[str, bytes], *, round_number: int, again: bool
@@ -153,8 +157,13 @@ class RelayMember:
             flat: the segments, float64.
             seeds: by client, the seed that it shares with this one.
             again: whether the round's own vectors have been sent before, so that other pads are due.
+
+        Raises:
+            RandomnessError: a pad has been used before.
         """
         number = 2 * round_number + again
+        for name in names:
+            self._used.add(seeds[name], name, str(number), what=f"pad {number} of {self._name} for {name}")
         return [hand_over(flat, seed=seeds[name], sender=self._name, receiver=name, number=number) for name in names]
 
     def told(self, done: Combined, tensors: Sequence[torch.Tensor], rounds: int) -> None:

@@ -53,6 +53,7 @@ from splitsec.training.messages import (
     Missed,
     NewSeeds,
     Opened,
+    OpenMasks,
     Points,
     Return,
     SeedsLost,
@@ -192,6 +193,7 @@ class Run:
                 self._gave_up(name, reason, now)
             case SeedsLost(start):
                 if start == self._start and not self.finished:
+                    self._check_seeds_lost(name)
                     self._renew_seeds(now)
             case Handed():
                 self._hand_on(name, body, tensors, now)
@@ -266,6 +268,20 @@ class Run:
         if self._aligning:
             raise RunFailed(RefusedError(f"{name} {reason}, and without its columns nobody can train"))
         self._drop([name], reason, now)
+
+    def _check_seeds_lost(self, name: str) -> None:
+        """Raise `MessageError` where the dealer still knows this start of the run, whatever a client says."""
+        if self.round is None or name not in self.members:
+            raise MessageError("SeedsLost was not due")
+        try:
+            # It opens nothing, since no sum is over no client.
+            self._ask_dealer(OpenMasks(self._id, self._start, self.round, (), 0))
+        except RestartedError:
+            return
+        except RandomnessError:
+            raise MessageError(f"{name} says that the dealer has lost the run's seeds, and it has not") from None
+        except SplitsecError as error:
+            raise RunFailed(error) from error
 
     def _renew_seeds(self, now: float) -> None:
         """Begin the run anew at a dealer that was started again, in the round that is running.

@@ -323,6 +323,9 @@ class Server:
                 self._service = None
                 self._hub.send(incoming.sender, Done())
                 self._grant_wishes()
+            case OpenSession() | Calibration() | Serve() if not self._run.finished:
+                # Before its route is taken: that is where this client's training goes.
+                raise RefusedError("the tail is still in training; open a session when the run is over")
             case OpenSession():
                 self._routes[name] = incoming.sender
                 self._left.discard(name)
@@ -343,10 +346,6 @@ class Server:
                 if not self._run.finished:
                     self._run.gone(name, now=time.monotonic())
                 self._end_contributions()
-            case GaveUp(reason):
-                log.warning("%s %s", name, reason)
-                self._vanished(name)
-                self._train(incoming)
             case Hello():
                 before = self._routes.get(name)
                 self._refuse_twin(incoming.sender, before)
@@ -358,8 +357,13 @@ class Server:
                         self._routes[name] = before
                     raise
             case _ if self._routes.get(name, incoming.sender).route != incoming.sender.route:
-                # Of a client's earlier life: it was started again and speaks from elsewhere.
+                # Of a client's earlier life, which was started again and speaks from elsewhere; or of a second process
+                # with its name and key, which was refused and must not end what the first one does.
                 log.info("a late message of %s's earlier connection is left out", name)
+            case GaveUp(reason):
+                log.warning("%s %s", name, reason)
+                self._vanished(name)
+                self._train(incoming)
             case _:
                 self._train(incoming)
 
@@ -445,7 +449,7 @@ class Server:
             raise MessageError(f"a calibration has from 1 to {MOST_CALIBRATION} activations")
         expect_tensor(tensors[0], what="the calibration", dtype=torch.float32, shape=[None] * tensors[0].dim())
         check_range(tensors[0], limit=float("inf"), what="the calibration")
-        self._prediction_service().calibrate(tensors[0])
+        self._prediction_service().calibrate(name, tensors[0])
         self._reply(name, Done(), [])
 
     def _check_belongs(self, name: str, asked: OpenSession | Serve) -> None:

@@ -68,9 +68,9 @@ class PredictionService:
         self._rules = AnswerRules() if rules is None else rules
         self._book = self._rules.book()
 
-    def calibrate(self, activations: torch.Tensor) -> None:
-        """Measure bounds on activations of noise, see `Programs.calibrate`."""
-        self._programs.calibrate(activations)
+    def calibrate(self, client: str, activations: torch.Tensor) -> None:
+        """Measure a client's bounds on activations of noise, see `Programs.calibrate`."""
+        self._programs.calibrate(client, activations)
 
     def open(
         self, client: str, wanted: OpenSession, *, join: str = "", shares: tuple[Share, ...] = ()
@@ -100,7 +100,7 @@ class PredictionService:
             )
         left = self._check_rules(client, wanted.reveal, shape[0])
         self._check_share(client)
-        compiled = self._programs.get(Wanted(shape, wanted.reveal, wanted.checked, wanted.comparison))
+        compiled = self._programs.get(Wanted(shape, wanted.reveal, wanted.checked, wanted.comparison), client)
         session = secrets.token_hex(16)
         job = Job(
             session=session,

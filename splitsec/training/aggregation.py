@@ -99,6 +99,19 @@ def _pad(seed: bytes, sender: str, receiver: str, number: int, shape: Sequence[i
     return Stream(directed[:SEED_BYTES], number).ring(shape)
 
 
+class OneTime:
+    """Which masks and pads a client has used: none covers two vectors, whatever the server asks for."""
+
+    def __init__(self) -> None:
+        self._used: set[tuple[bytes, tuple[str, ...]]] = set()
+
+    def add(self, seed: bytes, *number: str, what: str) -> None:
+        """Note a use of a seed; raises `RandomnessError`, naming `what`, for the second with the same number."""
+        if (seed, number) in self._used:
+            raise RandomnessError(f"{what} has been used, and each covers one vector only; begin a new run")
+        self._used.add((seed, number))
+
+
 @dataclass
 class MaskBook:
     """The dealer's side of one run: its clients' seeds, and which rounds have been opened to whom.

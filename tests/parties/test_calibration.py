@@ -81,3 +81,31 @@ def test_a_calibration_that_is_none_is_refused(tmp_path: Path) -> None:
             client._server.request(Calibration(), [torch.full((2, 6), float("nan"))])
         # The control.
         assert isinstance(client._server.request(Calibration(), [torch.rand(2, 6)])[0], Done)
+
+
+def test_a_calibration_decides_about_its_own_client_alone(tmp_path: Path) -> None:
+    with world(tmp_path, epochs=0, stay=True, model=deep) as here:
+        x = part().test_images[:4]
+        front = here.fresh_front(deep)
+        with here.client("client-1", front) as absurd, here.client("client-2", front) as honest:
+            assert isinstance(absurd._server.request(Calibration(), [torch.full((2, 6), 1e-30)])[0], Done)
+            here.split.eval()
+            with torch.no_grad():
+                plain = here.split.tail(honest.front.eval()(x))
+            found = honest.predict(x, batch_size=4)
+            assert found.logits is not None
+            assert (found.logits - plain).abs().max() < 0.01 * plain.abs().max()
+            # The control: it does for the one who sent it, who measures no second time.
+            assert isinstance(absurd._server.request(Calibration(), [torch.rand(2, 6)])[0], Done)
+            with pytest.raises(RangeError):
+                absurd.predict(x, batch_size=4)
+
+
+def test_clients_with_equal_fronts_share_a_program(tmp_path: Path) -> None:
+    with world(tmp_path, epochs=0, stay=True, model=deep) as here:
+        front = here.fresh_front(deep)
+        for name in ("client-1", "client-2"):
+            with here.client(name, front) as client:
+                client.predict(part().test_images[:2])
+        assert here.server._service is not None
+        assert len(here.server._service._programs._compiled) == 1

@@ -13,14 +13,34 @@ import torch
 from parties_in_threads import model, part
 
 from splitsec import Schedule, SplitModel
-from splitsec.errors import ConfigError, PartyTimeoutError, RefusedError, SplitsecError
+from splitsec.errors import (
+    ConfigError,
+    MessageError,
+    PartyTimeoutError,
+    RandomnessError,
+    RefusedError,
+    RestartedError,
+    SplitsecError,
+)
 from splitsec.mpc.messages import Done
 from splitsec.parties.learning import Learner
 from splitsec.parties.names import DEALER
 from splitsec.parties.rounds import Run, RunFailed
-from splitsec.training.aggregation import MaskBook
+from splitsec.training.aggregation import MaskBook, OneTime
 from splitsec.training.checkpoints import Checkpoints
-from splitsec.training.messages import BeginRun, Hello, JoinRun, MaskSum, OpenMasks, RunSeed
+from splitsec.training.messages import (
+    BeginRun,
+    Combined,
+    Gradient,
+    Hello,
+    JoinRun,
+    MaskSum,
+    Missed,
+    NewSeeds,
+    OpenMasks,
+    RunSeed,
+    SeedsLost,
+)
 from splitsec.transport import Refused
 from splitsec.transport.sockets import error_from
 
@@ -340,3 +360,67 @@ def test_whatever_happens_nobody_stalls_and_no_mask_serves_twice(layout: dict[st
             continue
         assert parties.run.finished
         assert all(client.done for client in parties.clients.values())
+
+
+def test_seeds_are_renewed_where_the_dealer_has_lost_them_and_at_no_clients_word() -> None:
+    parties = _all_started()
+    _until(parties, lambda: parties.run.round == 1)
+    start, asked, lost = parties.run._start, [], []
+    ask = parties._ask_dealer
+
+    def dealer(body: Any) -> Any:
+        asked.append(body)
+        if isinstance(body, OpenMasks) and lost:
+            raise RestartedError("begin anew as well")
+        if isinstance(body, BeginRun):
+            lost.clear()
+        return ask(body)
+
+    parties.run._ask_dealer = dealer
+    parties.run._combiner._ask_dealer = dealer
+    for _ in range(3):
+        with pytest.raises(MessageError, match="a says that the dealer has lost the run's seeds, and it has not"):
+            parties.run.take("a", SeedsLost(start), [], now=0.0)
+    assert parties.run._start == start
+    assert not any(isinstance(body, BeginRun) for body in asked)
+    # The control: it has.
+    lost.append(True)
+    parties.run.take("a", SeedsLost(start), [], now=0.0)
+    assert parties.run._start != start
+    _ended_alike(parties)
+
+
+def test_a_mask_covers_one_upload_whatever_the_server_says_of_rounds() -> None:
+    parties = _all_started(epochs=3)
+    _until(parties, lambda: "a" in parties.run._uploaded and parties.run.round == 1)
+    client = parties.clients["a"]
+    given = client._combinable.flat()
+    # A server that lets the round begin anew would see the difference of two uploads.
+    client.take(Missed(1), [])
+    out = client.take(Combined(0, 0.0, 0.0), [given])
+    assert out
+
+    def learn() -> None:
+        for step in range(10):
+            client.take(Gradient(1, step, 0.0, 0), [torch.zeros(client._trainer.due or ())])
+
+    with pytest.raises(RandomnessError, match="the mask of round 2 has been used"):
+        learn()
+
+
+def test_a_pad_is_used_once() -> None:
+    used = OneTime()
+    used.add(b"seed", "b", "2", what="pad 2")
+    used.add(b"seed", "c", "2", what="pad 2")
+    used.add(b"other", "b", "2", what="pad 2")
+    with pytest.raises(RandomnessError, match="pad 2 has been used"):
+        used.add(b"seed", "b", "2", what="pad 2")
+
+
+def test_new_seeds_that_are_the_old_ones_do_not_send_an_upload_again() -> None:
+    parties = _all_started()
+    _until(parties, lambda: "a" in parties.run._uploaded)
+    client = parties.clients["a"]
+    client.take(NewSeeds("f" * 32, 0), [])
+    with pytest.raises(RandomnessError, match="has been used"):
+        client._seeded(client._seeds)
