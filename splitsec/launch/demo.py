@@ -298,7 +298,7 @@ def _who_saw_what(run: LocalRun) -> Table:
         own = "their own images and results; the layers of the others' parts, not their weights"
     table.add_row("clients", clients, own)
     table.add_row("server", server, "shapes and counts; masked values that are uniform whatever the input")
-    table.add_row("dealer", dealer, "seeds and shapes; nothing made from data or weights")
+    table.add_row("dealer", dealer, "seeds and shapes; of weights how large they are, of data nothing")
     return table
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -281,7 +281,8 @@ def make_data(run: LocalRun) -> list[Part] | list[Columns]:
 def prepare(run: LocalRun, directory: Path) -> list[Part] | list[Columns]:
     """Write each party's directory: its secret key, everybody's public keys and, for a client, its part of the data.
 
-    A directory that an earlier run with the same settings made is used as it is, checkpoints and all.
+    A directory that an earlier run with the same settings made is used as it is, checkpoints and all; with more epochs
+    the run goes on.
 
     Returns the clients' data, which the caller may use to judge the results; the parties read only their own file.
     """
@@ -292,7 +293,9 @@ def prepare(run: LocalRun, directory: Path) -> list[Part] | list[Columns]:
     if note.exists():
         before = json.loads(note.read_text())
         changed = sorted(name for name in settings if before.get(name) != settings[name])
-        if changed:
+        if changed == ["epochs"] and run.epochs > int(before["epochs"]):
+            _note(note, settings)
+        elif changed:
             name = changed[0]
             raise ConfigError(
                 f"{directory} holds another run: {name} is {before.get(name)} there and {settings[name]} here; choose "
@@ -310,9 +313,13 @@ def prepare(run: LocalRun, directory: Path) -> list[Part] | list[Columns]:
     for index, name in enumerate(run.names):
         parts[index].save(directory / name / "part.safetensors")
     # Last, so that a directory that has it is complete.
-    with whole_file(note) as partial:
-        partial.write_text(json.dumps(settings, indent=2) + "\n")
+    _note(note, settings)
     return parts
+
+
+def _note(path: Path, settings: Mapping[str, str]) -> None:
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def execute(

@@ -16,7 +16,8 @@ from splitsec.mpc.ring import HEADROOM_BITS, check_range, real_limit
 MARGIN = 16.0
 # Values that stay below this in calibration get the bound of those that reach it, so that raising them costs nothing.
 SMALL_VALUE = 2.0**-4
-# Bounds of comparisons are rounded up to multiples of so many bits: 1 to 2 % more bytes online (docs/performance.md).
+# Comparisons take bits and one more, for the sign, in steps of so many: within a step all cost the same, so bounds are
+# rounded up to the last of it.
 WIDTH_STEP = 4
 # Rounding of weights and activations to fixed point adds a little to every value.
 _ROUNDING = 2.0**-8
@@ -243,12 +244,12 @@ def evaluate(steps: Sequence[Step], weights: Mapping[int, Weights], x: torch.Ten
 
 
 def input_bits(step: Step, bounds: Sequence[float], precision: int) -> int:
-    """A k such that 2**k bounds what the step's comparisons see of its inputs: a multiple of `WIDTH_STEP`.
+    """A k such that 2**k bounds what the step's comparisons see of its inputs, one less than a multiple of `WIDTH_STEP`.
 
     The dealer and the client learn it, and it follows the size of weights: so it is one of few.
     """
     exact = _bits(OPERATIONS[step.op].inside(step, [bounds[index] for index in step.inputs]))
-    return max(exact, min(-(-exact // WIDTH_STEP) * WIDTH_STEP, HEADROOM_BITS - 2 * precision - 2))
+    return max(exact, min(-(-(exact + 1) // WIDTH_STEP) * WIDTH_STEP - 1, HEADROOM_BITS - 2 * precision - 2))
 
 
 def _bits(bound: float) -> int:
