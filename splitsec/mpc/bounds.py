@@ -244,7 +244,7 @@ def evaluate(steps: Sequence[Step], weights: Mapping[int, Weights], x: torch.Ten
 
 
 def input_bits(step: Step, bounds: Sequence[float], precision: int) -> int:
-    """A k such that 2**k bounds what the step's comparisons see of its inputs, one less than a multiple of `WIDTH_STEP`.
+    """A k such that 2**k bounds what the step's comparisons see of its inputs, one below a multiple of `WIDTH_STEP`.
 
     The dealer and the client learn it, and it follows the size of weights: so it is one of few.
     """
