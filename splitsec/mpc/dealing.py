@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from splitsec.errors import MessageError, RandomnessError
+from splitsec.errors import MessageError, RandomnessError, RestartedError
 from splitsec.mpc.plan import (
     MAX_ELEMENTS,
     Plan,
@@ -110,10 +110,13 @@ class DealerBook:
         The number counts as dealt from now on; the parts are computed as they are asked for, in any thread.
 
         Raises:
-            RandomnessError: unknown session, a stranger, the other has not joined, or a number out of order.
+            RestartedError: unknown session.
+            RandomnessError: a stranger, the other has not joined, or a number out of order.
         """
         book = self._sessions.get(session)
-        if book is None or name not in book.members.values():
+        if book is None:
+            raise RestartedError(f"{name} has no session {session[:8]}: it has ended, or the dealer was started again")
+        if name not in book.members.values():
             raise RandomnessError(f"{name} has no session {session[:8]}")
         rank = next(rank for rank, member in book.members.items() if member == name)
         if len(book.plans) < 2:

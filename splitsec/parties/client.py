@@ -73,6 +73,8 @@ from splitsec.transport import TRAINING_SPIN_SECONDS, KeyPair, Link, Reconnected
 log = logging.getLogger(__name__)
 # Rows of noise on which a server measures ranges.
 CALIBRATION_ROWS = 16
+# How many sessions a prediction may take, where the dealer is started again in the middle.
+SESSIONS = 4
 
 
 @dataclass(frozen=True)
@@ -348,9 +350,12 @@ class Client:
         online_ms: list[float] = []
         offline_ms: list[float] = []
         shape = self._activation(images[:1].expand(batch_size, *images.shape[1:])).shape
-        with self.session(shape, ahead=ahead, reveal=reveal, checked=checked, comparison=comparison) as session:
-            session.check_left(batches(len(images), batch_size), batch_size)
-            for start in range(0, len(images), batch_size):
+
+        def ask(session: ClientSession) -> None:
+            """Ask for what has no answer yet."""
+            begun = len(results) * batch_size
+            session.check_left(batches(len(images) - begun, batch_size), batch_size)
+            for start in range(begun, len(images), batch_size):
                 rows = images[start : start + batch_size]
                 offline_ms.append(session.prepare())
                 prepared = time.perf_counter()
@@ -364,7 +369,19 @@ class Client:
                 results.append(self._finish(result[: len(rows)]))
                 if len(results) % 10 == 0 or start + batch_size >= len(images):
                     self._report(Predicted(self.name, min(start + batch_size, len(images)), len(images)))
-            cost = session.last_cost
+
+        open_session = partial(self.session, shape, ahead=ahead, reveal=reveal, checked=checked, comparison=comparison)
+        for attempt in range(SESSIONS):
+            try:
+                with open_session() as session:
+                    ask(session)
+                    cost = session.last_cost
+                break
+            except RestartedError:
+                if attempt + 1 == SESSIONS:
+                    raise
+                log.warning("the dealer was started again; predictions go on in a new session")
+                del offline_ms[len(results) :], online_ms[len(results) :]
         found = torch.cat(results)
         labels, logits = (found, None) if reveal == "label" else (labels_of(found), found)
         return Predictions(labels, logits, online_ms, offline_ms, *cost, session.bytes_offline)

@@ -14,7 +14,7 @@ from parties_in_threads import CUT, World, model, part, world
 from splitsec import SplitModel
 from splitsec.errors import ConfigError, RandomnessError, RefusedError
 from splitsec.mpc.prg import Stream
-from splitsec.parties.events import RoundDone
+from splitsec.parties.events import Predicted, RoundDone
 from splitsec.training.aggregation import MaskBook
 from splitsec.training.checkpoints import Checkpoints
 
@@ -110,6 +110,27 @@ def test_a_server_without_checkpoints_begins_anew_and_so_do_its_clients(tmp_path
             fronts.append(both[0])
     # Nothing of the run that was lost is left in the fronts.
     assert all(torch.equal(fronts[0][key], fronts[1][key]) for key in fronts[0])
+
+
+def test_predictions_go_on_when_the_dealer_is_started_again(tmp_path: Path) -> None:
+    images = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    with world(tmp_path, epochs=0, stay=True, timeout=10) as here, here.client("client-1") as client:
+        with torch.no_grad():
+            right = here.split.eval()(images)
+        restarts = []
+
+        def restart(event: Any) -> None:
+            if isinstance(event, Predicted) and event.done == 20 and not restarts:
+                restarts.append(True)
+                here.restart_dealer()
+
+        client._report = restart
+        found = client.predict(images)
+    assert restarts
+    assert found.logits is not None
+    assert found.logits.shape == (60, 3)
+    assert (found.logits - right).abs().max() < 2e-3
+    assert len(found.online_ms) == len(found.offline_ms) == 60
 
 
 def test_a_dealer_without_a_record_takes_the_servers_and_none_that_differs() -> None:
