@@ -195,7 +195,10 @@ def _segment(graph: CutGraph, name: str, after: CutPoint | None, upto: CutPoint 
     made = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     if after is not None:
-        copies[after.node] = made.placeholder("activation" if name == "Tail" else "result")
+        activation = made.placeholder("activation" if name == "Tail" else "result")
+        # Shape and dtype, where the graph's nodes know them, as those that are copied do.
+        activation.meta.update(after.node.meta)
+        copies[after.node] = activation
     for node in graph.nodes:
         if node in copies or node not in kept or (node in begun and not graph.is_free(node)):
             continue

@@ -136,3 +136,17 @@ def test_products_inside_fused_layers_are_counted(speed: Speed) -> None:
     inner = 5 * (4 * 8 * 8 + 2 * 8 * 16) + 2 * 5 * 5 * 8
     assert found["0"].tail_macs == inner
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+class OwnLayer(nn.Module):
+    """A layer that is called as it is, since it decides by its mode."""
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return x * 2 if self.training else torch.relu(x)
+
+
+def test_a_layer_of_ones_own_may_come_first_behind_a_cut(speed: Speed) -> None:
+    model = nn.Sequential(OwnLayer(), nn.Linear(6, 6), OwnLayer(), nn.Linear(6, 3))
+    costs = {cost.name: cost for cost in list_cuts(model, (6,), speed=speed)}
+    assert list(costs) == ["input", "0", "1", "2"]
+    assert all(cost.encrypted is not None for cost in costs.values())
