@@ -349,3 +349,20 @@ def test_a_dealers_mistakes(directory: Path, capsys: pytest.CaptureFixture[str])
     (directory / "file").write_text("")
     write_config(path, DealerConfig("tcp://127.0.0.1:*", checkpoints="file"))
     assert 'checkpoints = "file" is a file' in _fails("dealer", path, capsys)[1]
+
+
+def test_a_directory_is_one_partys(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Parties beside each other that name one directory would overwrite each other's files."""
+    assert _fails("client", _client(directory, out="out"), capsys)[0] == 6
+    code, line = _fails("client", _client(directory, name="b", out="out"), capsys)
+    assert (code, 'out = "out" is the directory of a' in line, 'such as out = "out-b"' in line) == (2, True, True), line
+    assert _fails("server", _server(directory, checkpoints="kept"), capsys)[0] == 6
+    code, line = _fails("client", _client(directory, checkpoints="kept"), capsys)
+    assert (code, 'checkpoints = "kept" is the directory of server' in line) == (2, True), line
+
+
+def test_control_a_party_takes_its_directory_again(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert _fails("client", _client(directory, out="out", checkpoints="out"), capsys)[0] == 6
+        # The tail has another name than what clients save.
+        assert _fails("server", _server(directory, out="out", checkpoints="kept"), capsys)[0] == 6

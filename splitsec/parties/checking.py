@@ -38,6 +38,37 @@ def check_directories(base: Path, **directories: str | None) -> None:
             raise ConfigError(f'{name} = "{given}" is a directory that this user cannot write to')
 
 
+_OWNER = ".splitsec-party"
+
+
+def claim_directories(base: Path, party: str, **directories: str | None) -> None:
+    """Note in each directory whose it is.
+
+    Parties whose files lie beside each other easily name one directory, and would overwrite what the other saved.
+
+    Raises:
+        ConfigError: it is that of another party; names the setting, the party and what to do.
+    """
+    for name, given in directories.items():
+        if given is None:
+            continue
+        note = base / given / _OWNER
+        try:
+            # Of parties that start at the same moment only one can make it.
+            with note.open("x", encoding="utf-8") as file:
+                file.write(party)
+        except FileExistsError:
+            owner = note.read_text(encoding="utf-8", errors="replace").strip()[:64]
+            if owner not in ("", party):
+                raise ConfigError(
+                    f'{name} = "{given}" is the directory of {owner}, and parties that share one overwrite each '
+                    f'other\'s files: give {party} its own, such as {name} = "{given}-{party}" (or remove '
+                    f"{note.name} in it, if {owner} does not need it any more)"
+                ) from None
+        except OSError as error:
+            raise ConfigError(f'{name} = "{given}" cannot be written to: {error.strerror}') from None
+
+
 def load_calibration(path: Path) -> torch.Tensor:
     """The activations of a calibration file, float32 (N, ...); raises `ConfigError` for another file."""
     found = read_tensors(path, "calibration", _CALIBRATION)

@@ -28,7 +28,7 @@ from splitsec.cut.origin import whole_origin
 from splitsec.cut.segments import Part
 from splitsec.errors import ConfigError
 from splitsec.models import absolute_source, load_model, load_weights
-from splitsec.parties.checking import check_directories, check_own_data, load_calibration
+from splitsec.parties.checking import check_directories, check_own_data, claim_directories, load_calibration
 from splitsec.parties.client import Client, Predictions
 from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, Topology
 from splitsec.parties.dealer import Dealer
@@ -71,6 +71,7 @@ def make_server(config: ServerConfig, base: Path, report: Report, *, processors:
     keys = base / config.keys
     pair, peers = load_key_pair(keys, SERVER), load_public_keys(keys)
     check_directories(base, out=config.out, checkpoints=config.checkpoints)
+    claim_directories(base, SERVER, checkpoints=config.checkpoints)
     shared = {name: getattr(config, name) for name in Schedule.__struct_fields__ if hasattr(config, name)}
     _check_cut(config.topology, config.cut)
     tail: fx.GraphModule | None = None
@@ -150,6 +151,7 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
     began = time.monotonic()
     _check_cut(config.topology, config.cut)
     check_directories(base, out=config.out, checkpoints=config.checkpoints, ledgers=config.ledgers)
+    claim_directories(base, config.name, out=config.out, checkpoints=config.checkpoints, ledgers=config.ledgers)
     config = msgspec.structs.replace(config, model=absolute_source(config.model, base))
     runs = {"horizontal": _run_rows, "vertical": run_columns, "halves": _run_half}
     runs[config.topology](config, base, report, processors)
