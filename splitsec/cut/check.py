@@ -1,4 +1,4 @@
-"""Comparing the segments of a cut model with the model: outputs, gradients and changed buffers, in both modes.
+"""Comparing the segments of a cut model with the model: outputs, gradients and changed buffers, in all modes.
 
 Whatever makes the segments may lose something that the model does. So they are run beside it on a few rows, and are
 refused if they are not the same: wrong results are never silent. Nothing here knows how segments are made.
@@ -53,7 +53,8 @@ class _SampleError(Exception):
 def check_split(model: nn.Module, segments: Sequence[nn.Module], sample: torch.Tensor, *, cut: str) -> bool:
     """Compare segments that share a model's parameters, run one after the other, with the model.
 
-    Modes, buffers, attributes and random generators are put back. It costs about six forward passes of `ROWS` rows.
+    They are compared in eval mode, in training mode, and in eval mode without gradients, as predictions run. Modes,
+    buffers, attributes and random generators are put back. It costs about eight forward passes of `ROWS` rows.
 
     Args:
         sample: inputs of the model, (N, ...); the first rows are used.
@@ -72,10 +73,16 @@ def check_split(model: nn.Module, segments: Sequence[nn.Module], sample: torch.T
         if not _repeats(model, x, cut):
             log.warning("%s gives other results at each call; its cut is not checked", type(model).__name__)
             return False
-        for mode in (False, True):
+        for mode, gradients in ((False, True), (True, True), (False, False)):
+            torch.set_grad_enabled(gradients)
             try:
                 problem = _compare(model, segments, x, cut, mode, _NEAR)
             except _SampleError as error:
+                if not gradients:
+                    raise CutError(
+                        f"{type(model).__name__} cannot run without gradients (torch.no_grad()), as predictions do: "
+                        f"{error}"
+                    ) from error
                 if mode:
                     # Such as layers that need more rows in training: no training then, of the model either.
                     log.info("not checked in training mode: %s", error)
@@ -88,6 +95,13 @@ def check_split(model: nn.Module, segments: Sequence[nn.Module], sample: torch.T
                 ) from error
             if problem is not None and _is_real(model, segments, x, cut, mode):
                 begins = _where_it_begins(model, segments, x, mode)
+                if not gradients:
+                    raise CutError(
+                        f"the model cut at '{cut}' is not the model: in eval mode without gradients, as predictions "
+                        f"run, {problem}{begins}; its forward asks whether gradients are on (torch.is_grad_enabled()), "
+                        "which a cut does not: let it do the same in both, or ask for self.training in an nn.Module "
+                        "of its own"
+                    )
                 raise CutError(
                     f"the model cut at '{cut}' is not the model: in {'training' if mode else 'eval'} mode {problem}"
                     f"{begins}; forward does something that a cut loses, such as a test of types "
@@ -319,7 +333,8 @@ def _where_it_begins(model: nn.Module, segments: Sequence[nn.Module], x: torch.T
             for module in (model, *segments):
                 module.train(mode)
             for path, module in model.named_modules():
-                if path and not any(module.children()):
+                # Compiled layers take no hooks.
+                if path and not any(module.children()) and not isinstance(module, torch.jit.ScriptModule):
                     module.register_forward_pre_hook(watch(path))
             _seed()
             run(x.clone())

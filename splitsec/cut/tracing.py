@@ -105,6 +105,12 @@ def _check_inputs(model: nn.Module) -> None:
     kind = type(model).__name__
     if kind in _WRAPPERS:
         raise CutError(f"a {kind} cannot be cut: {_WRAPPERS[kind]}")
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CutError(
+                f"layer '{path}' is compiled by torch.jit, and no segment could share its weights: give the model "
+                "with the layer that torch.jit was called on"
+            )
     for path, value in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(value):
             raise CutError(

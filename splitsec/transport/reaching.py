@@ -182,11 +182,12 @@ class Reaching:
             "closes": "the connection is closed at once",
         }.get(found, "it cannot be reached yet")
         log.warning(
-            "%s waits for %s at %s for up to %.0f s: %s",
+            "%s waits for %s at %s%s: %s",
             self._keys.name,
             self._peer,
             self._address,
-            max(0.0, left),
+            # Who looks in again and again, with a moment each time, has a limit of its own.
+            f" for up to {left:.0f} s" if left >= 1 else "",
             why,
         )
 

@@ -299,3 +299,44 @@ def test_no_sample_is_made_where_nothing_tells_and_nothing_can_run() -> None:
     assert SplitModel(Odd(), "relu", sample=torch.randn(2, 3)).checked
     with torch.device("meta"):
         assert make_sample(net()) is None
+
+
+class _Asks(nn.Module):
+    """Does something else where no gradients are asked for, as predictions run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x)
+        return self.o(h * 2 if torch.is_grad_enabled() else h)
+
+
+class _ByMode(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if self.training else x
+
+
+def test_what_differs_without_gradients_alone_is_refused() -> None:
+    with pytest.raises(CutError, match="in eval mode without gradients, as predictions run, its output differs"):
+        SplitModel(_Asks(), "a", sample=torch.randn(3, 4))
+
+
+def test_control_what_the_advice_says_instead_is_taken() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), _ByMode(), nn.Linear(6, 2)).eval()
+    split, x = SplitModel(model, "0", sample=torch.randn(3, 4)).eval(), torch.randn(5, 4)
+    assert split.checked
+    with torch.no_grad():
+        assert torch.equal(split(x), model(x))
+
+
+class _NeedsGradients(_Asks):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x)
+        return self.o(torch.autograd.grad((h**3).sum(), h, create_graph=True)[0])
+
+
+def test_a_model_that_cannot_run_without_gradients_is_refused_as_such() -> None:
+    with pytest.raises(CutError, match=r"_NeedsGradients cannot run without gradients \(torch.no_grad\(\)\)"):
+        SplitModel(_NeedsGradients(), "a", sample=torch.randn(3, 4))

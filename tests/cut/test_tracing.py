@@ -510,6 +510,15 @@ def test_wrapped_models_are_named() -> None:
         SplitModel(nn.DataParallel(Body()), "b")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda layer: torch.jit.trace(layer, torch.randn(2, 8))])
+def test_compiled_layers_are_named(compiled: Any) -> None:
+    model = Body()
+    model.c = compiled(nn.Linear(8, 8))
+    with pytest.raises(CutError, match="layer 'c' is compiled by torch.jit"):
+        SplitModel(model, "b")
+
+
 def test_hooks_registered_before_can_still_be_removed() -> None:
     model = Body()
     handle = model.b.register_forward_hook(lambda _module, _args, out: out * 2)
