@@ -36,6 +36,9 @@ BodyT = TypeVar("BodyT")
 MAX_FRAME_BYTES = FRAME_BYTES + 4096
 # Messages that wait in a socket for a peer to take them.
 HIGH_WATER = 256
+# How often one end asks whether the other is there, and after what silence either takes it for gone.
+HEARTBEAT_MS = 5_000
+SILENCE_MS = 30_000
 SPIN_SECONDS = 0.0005
 # While training: a step takes longer than a round of a protocol, and a processor that has slept between two steps takes
 # twice as long for the next one (docs/performance.md).
@@ -144,6 +147,12 @@ class Wire:
     def connect(self, kind: int, address: str, peer_key: bytes, *, events: int = 0) -> zmq.Socket[bytes]:
         """A CURVE client socket that accepts only the peer that holds `peer_key`; `events` as in `bind`."""
         socket = self._socket(kind)
+        # The end that connects asks whether the other is there, and has it expect that. Not the other way round: ZeroMQ
+        # 4.3.5 aborts the process when it is to ask a peer that has vanished while more of its messages wait than the
+        # high-water mark, so that whoever floods a bound socket and goes would end its party (zeromq/libzmq#4841).
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TTL, SILENCE_MS)
         if events:
             socket.get_monitor_socket(events)
         try:
@@ -178,8 +187,6 @@ class Wire:
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
         socket = self.context.socket(kind)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30000)
         socket.setsockopt(zmq.HANDSHAKE_IVL, 1000 * HANDSHAKE_SECONDS)
         socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
         socket.setsockopt(zmq.RCVHWM, HIGH_WATER)

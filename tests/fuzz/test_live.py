@@ -62,8 +62,8 @@ def test_parties_survive_and_an_honest_client_gets_what_is_right(target: str, tm
                 answers += 1
         done.set()
         thread.join(60)
-        # Not in the middle of its messages: ZeroMQ 4.3.5 can abort a process whose peer vanishes while more of its
-        # messages wait than the high-water mark (zeromq/libzmq#4841), which no Python code can catch.
+        # Not in the middle of its messages, whose answers wait at this end, which asks whether the other is there (see
+        # `Wire.connect`).
         while hostile.poll(1000):
             hostile.recv_multipart()
             answers += 1
