@@ -143,7 +143,9 @@ def _said(error: BaseException) -> str:
 def _where(error: BaseException, place: str) -> str:
     """The last line of the user's own file that an error came through."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if place.endswith(".py") and Path(frame.filename) == Path(place)]
+    # A command is given a relative path, and a frame knows the whole of it.
+    file = Path(place).resolve() if place.endswith(".py") else None
+    own = [frame for frame in frames if Path(frame.filename).resolve() == file]
     if not own:
         package = place.split(".")[0]
         own = [frame for frame in frames if package in Path(frame.filename).parts]

@@ -36,6 +36,9 @@ def read_tensors(path: Path, what: str, advice: str) -> dict[str, torch.Tensor]:
         ) from error
 
 
+NPZ = "is an npz file of numpy"
+
+
 def kind_of_file(path: Path) -> str:
     """What a file is that is not of safetensors, by how it begins."""
     with path.open("rb") as file:
@@ -43,7 +46,7 @@ def kind_of_file(path: Path) -> str:
     if not start:
         return "is empty"
     if start[:4] == b"PK\x03\x04":
-        return "is an npz file of numpy" if path.suffix == ".npz" else "is a file of torch.save"
+        return NPZ if path.suffix == ".npz" else "is a file of torch.save"
     for mark, kind_of_file in (
         (b"\x93NUMPY", "a file of numpy"),
         (b"\x80", "a pickle, such as torch.save writes"),

@@ -21,7 +21,7 @@ from splitsec.models import absolute_source, load_model, load_weights
 from splitsec.mpc.compiler import compile_tail
 from splitsec.parties.client import Client, Predictions, labels_of
 from splitsec.parties.events import Predicted, Report
-from splitsec.tensors import kind_of_file
+from splitsec.tensors import NPZ, kind_of_file
 from splitsec.threads import one_thread
 from splitsec.transport import load_key_pair, load_public_keys
 
@@ -53,8 +53,12 @@ class Samples:
         except OSError as error:
             reason = "the file does not exist" if isinstance(error, FileNotFoundError) else error.strerror
             raise ConfigError(f"cannot read {path}: {reason or first_line(error)}; {_SAVE}") from None
-        except Exception:
-            raise ConfigError(f"cannot read {path}: it {kind_of_file(path)}, not an npz file; {_SAVE}") from None
+        except Exception as error:
+            kind = f"{kind_of_file(path)}, not an npz file"
+            if kind_of_file(path) == NPZ:
+                objects = isinstance(error, ValueError) and "object" in str(error).lower()
+                kind = "holds objects of Python, which are not read" if objects else "is damaged or incomplete"
+            raise ConfigError(f"cannot read {path}: it {kind}; {_SAVE}") from None
         if "images" not in arrays:
             raise ConfigError(f"{path} has no array 'images'; write it with numpy.savez(PATH, images=...)")
         images = arrays["images"]
@@ -225,7 +229,9 @@ def _calibration(
     try:
         program, _ = compile_tail(split.tail, tuple(activation.shape), calibration=activations)
     except RangeError as error:
-        raise RangeError(f"{error}; give --calibration images like those to predict") from error
+        # Other images change nothing where the weights themselves cannot be, or images are given already.
+        helps = calibration is None and "calibrat" in str(error)
+        raise RangeError(f"{error}{'; give --calibration images like those to predict' if helps else ''}") from error
     return None if program.guaranteed else activations
 
 

@@ -50,7 +50,10 @@ def check_labels_of(labels: torch.Tensor, inputs: torch.Tensor, what: str) -> No
         count = "one number" if labels.dim() == 0 else str(len(labels))
         raise ConfigError(f"{what}: {count} for {len(inputs)} rows of inputs; there must be one label a row")
     if labels.dim() > 1:
-        single = labels.shape[1] == 1
+        single = labels.shape[1:] == (1,)
+        if single and labels.is_floating_point():
+            # Said of the values, which may be of no class at all, and then of the shape.
+            check_labels_of(labels.squeeze(1), inputs, what)
         advice = "labels.squeeze(1)" if single else "from one-hot rows labels.argmax(1); several labels a row cannot be"
         raise ConfigError(f"{what} have shape {tuple(labels.shape)} and must be one class a row: {advice}")
     if labels.is_floating_point():

@@ -50,6 +50,9 @@ class Words(nn.Module):
 
 def nothing():
     return 3
+
+def broken():
+    [].pop()
 """
 
 
@@ -112,6 +115,14 @@ def test_predictions_by_a_u_are_those_in_plain(here: Path) -> None:
         (["net.py:Net", "--cut", "fc1", "--input", "nan.npz"], 2, "not a finite number"),
         (["net.py:Net", "--cut", "fc1", "--input", "empty.npz"], 2, "has no array 'images'"),
         (["net.py:Net", "--cut", "fc1", "--input", "labels.npz"], 2, "give a whole number an image"),
+        (["net.py:Net", "--cut", "fc1", "--input", "objects.npz"], 2, "it holds objects of Python, which are not read"),
+        (["net.py:Net", "--cut", "fc1", "--input", "half.npz"], 2, "it is damaged or incomplete"),
+        (
+            ["net.py:Net", "--cut", "fc1", "--weights", "nan"],
+            3,
+            "of layer 'fc2' holds nan, which is not a finite number",
+        ),
+        (["net.py:broken", "--cut", "fc1"], 2, "of net.py ([].pop())"),
         (["net.py:Net", "--cut", "fc1", "--batch", "0"], 2, "at least 1"),
         (["net.py:Net", "--cut", "fc1", "--json", "/nowhere/x"], 2, "cannot write /nowhere/x"),
     ],
@@ -129,6 +140,9 @@ def test_bad_input_is_one_clear_line(
     save_file({"x": torch.zeros(1)}, "other")
     state = load_model("net.py:Net").state_dict()
     save_file({**state, "fc1.weight": torch.zeros(16, 5)}, "wrong")
+    save_file({**state, "fc2.weight": state["fc2.weight"] * torch.nan}, "nan")
+    np.savez("objects.npz", images=np.array([{}, []], dtype=object))
+    Path("half.npz").write_bytes(Path("images.npz").read_bytes()[:200])
     np.savez("ints.npz", images=(good * 10).astype("uint8"))
     np.savez("shape.npz", images=np.zeros((2, 7), dtype="float32"))
     np.savez("nan.npz", images=np.full((2, 6), np.nan, dtype="float32"))
@@ -141,6 +155,8 @@ def test_bad_input_is_one_clear_line(
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert message in lines[0]
+    # Images are asked for where they would help, and not where weights are wrong.
+    assert "--calibration" not in lines[0]
 
 
 def test_samples_are_read_without_pickle(tmp_path: Path) -> None:

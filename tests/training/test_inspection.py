@@ -10,7 +10,13 @@ from torch import nn
 from splitsec import SplitModel
 from splitsec.errors import ConfigError
 from splitsec.training.data import Part
-from splitsec.training.inspection import activation_shape, check_classes, check_tokens, largest_activation
+from splitsec.training.inspection import (
+    activation_shape,
+    check_classes,
+    check_labels_of,
+    check_tokens,
+    largest_activation,
+)
 
 
 def _with(**changed: Any) -> Part:
@@ -149,3 +155,11 @@ def test_the_largest_activation_of_unscaled_inputs() -> None:
     front = SplitModel(_Whole(), "bn").front
     small = largest_activation(front, torch.rand(4, 1, 8, 8), cut="bn", what="x")
     assert small < 256 < largest_activation(front, 1e6 * torch.rand(4, 1, 8, 8), cut="bn", what="x")
+
+
+def test_a_regression_is_told_in_a_column_too() -> None:
+    """The shape is mended in a moment, and the values never."""
+    with pytest.raises(ConfigError, match="a regression cannot be trained"):
+        check_labels_of(torch.tensor([[0.5], [1.0]]), torch.zeros(2, 3), "labels")
+    with pytest.raises(ConfigError, match=r"labels.squeeze\(1\)"):
+        check_labels_of(torch.tensor([[0], [1]]), torch.zeros(2, 3), "labels")
