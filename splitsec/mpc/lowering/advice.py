@@ -33,6 +33,7 @@ _BORDER = "use zero padding (nn.ZeroPad2d, or padding=... of the convolution)"
 _INSTANCE = "nn.GroupNorm with as many groups as channels does the same and has one"
 _BATCH = "volumes have none; nn.BatchNorm2d of slices in channels does, or keep it in the front"
 _ROUND = "steps have none; leave quantisation out in eval mode, or use nn.Hardtanh"
+_WHOLE = ("floordiv", "floor_divide", "mod", "remainder", "fmod", "frac")
 _WAVE = "no broken line for it; make constants of positions in a buffer, or use nn.Tanh"
 _DECODER = "write it with nn.MultiheadAttention, nn.LayerNorm and nn.Linear, or use nn.TransformerEncoderLayer"
 _TRANSFORM = "it prepares inputs; keep it in the front"
@@ -49,7 +50,9 @@ ADVICE: Mapping[str, str] = {
     **dict.fromkeys(("ConvTranspose3d", "Conv3d", "conv3d", "MaxPool3d", "AvgPool3d"), _VOLUME),
     **dict.fromkeys(("AdaptiveAvgPool3d", "AdaptiveMaxPool3d", "max_pool3d", "avg_pool3d"), _VOLUME),
     **dict.fromkeys(("MaxUnpool1d", "MaxUnpool2d", "Fold", "fold"), f"use {_GROW}"),
-    **dict.fromkeys(("LPPool1d", "LPPool2d", "FractionalMaxPool2d"), "use nn.AvgPool2d or nn.MaxPool2d"),
+    **dict.fromkeys(
+        ("LPPool1d", "LPPool2d", "FractionalMaxPool2d", "lp_pool1d", "lp_pool2d"), "use nn.AvgPool2d or nn.MaxPool2d"
+    ),
     "BatchNorm3d": _BATCH,
     "SyncBatchNorm": "use nn.BatchNorm2d, which holds the same values",
     **dict.fromkeys(("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "instance_norm"), _INSTANCE),
@@ -65,12 +68,20 @@ ADVICE: Mapping[str, str] = {
     **dict.fromkeys(("Threshold", "threshold", "Hardshrink", "hardshrink", "heaviside", "sign", "sgn"), _COMPARE),
     **dict.fromkeys(("argmax", "argmin", "argsort", "nonzero"), _INDEX),
     **dict.fromkeys(("topk", "sort", "kthvalue", "median", "mode", "unique"), "an order has none; use nn.MaxPool1d"),
-    **dict.fromkeys(("round", "floor", "ceil", "trunc", "fix", "FakeQuantize"), _ROUND),
+    **dict.fromkeys(("round", "floor", "ceil", "trunc", "fix", "FakeQuantize", *_WHOLE), _ROUND),
     **dict.fromkeys(("sin", "cos", "tan", "sinc", "atan", "arctan", "atan2", "erf"), _WAVE),
     **dict.fromkeys(("Softsign", "softsign", "sinh", "cosh"), _LOGISTIC),
     **dict.fromkeys(("RReLU", "rrelu"), "use nn.LeakyReLU with the mean of its two slopes, which it is in eval mode"),
     **dict.fromkeys(("Softmax2d", "softmin", "Softmin"), "use nn.Softmax(dim), of -x for softmin"),
-    "GumbelSoftmax": "use nn.Softmax",
+    **dict.fromkeys(("GumbelSoftmax", "gumbel_softmax"), "use nn.Softmax"),
+    **dict.fromkeys(("Softshrink", "softshrink"), "it is x - x.clamp(-a, a), with a for lambd"),
+    **dict.fromkeys(("Tanhshrink", "tanhshrink"), "it is x - torch.tanh(x)"),
+    "logit": _EXP,
+    **dict.fromkeys(("tril", "triu"), "multiply by a constant mask, which may be a buffer"),
+    **dict.fromkeys(("tile", "repeat_interleave"), "use x.repeat, or expand and reshape"),
+    **dict.fromkeys(("movedim", "moveaxis"), "use permute"),
+    **dict.fromkeys(("ChannelShuffle", "channel_shuffle"), "use reshape, transpose(1, 2) and reshape"),
+    **dict.fromkeys(("lerp", "addcdiv"), "use + and *"),
     **dict.fromkeys(("ReflectionPad1d", "ReflectionPad2d", "ReflectionPad3d"), _BORDER),
     **dict.fromkeys(("ReplicationPad1d", "ReplicationPad2d", "ReplicationPad3d"), _BORDER),
     **dict.fromkeys(("CircularPad1d", "CircularPad2d", "CircularPad3d", "ConstantPad3d", "ZeroPad3d"), _BORDER),

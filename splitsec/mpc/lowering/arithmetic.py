@@ -18,7 +18,9 @@ def _operands(call: Call, *, reverse: bool = False) -> tuple[Any, Any]:
     given = call.options(f"{'input' if callable(call.target) else 'self'} other alpha", alpha=1)
     left, right = call.args[0] if call.args else given.get("input"), given.get("other")
     if right is None or given["alpha"] != 1:
-        raise UnsupportedLayerError(f"'{call.name}' takes options; no encrypted form for that")
+        raise UnsupportedLayerError(
+            f"'{call.name}' takes options, such as alpha, which have no encrypted form; write a + alpha * b"
+        )
     return (right, left) if reverse else (left, right)
 
 
@@ -95,10 +97,15 @@ def _neg(lowering: Lowering, call: Call) -> Shared:
     return negative(lowering, call.name, call.first)
 
 
+def _square(lowering: Lowering, call: Call) -> Shared:
+    return multiply(lowering, call.name, call.first, call.first, lowering.shape_of(call))
+
+
 def _pow(lowering: Lowering, call: Call) -> Shared:
     x, power = call.first, call.options(f"{'input' if callable(call.target) else 'self'} exponent")["exponent"]
     if _number(power) not in (2.0, 3.0):
-        raise UnsupportedLayerError(f"'{call.name}' raises to {power}; powers of 2 and 3 have encrypted forms")
+        what = power if isinstance(power, (int, float)) else "a value that is no plain number"
+        raise UnsupportedLayerError(f"'{call.name}' raises to {what}; powers of 2 and 3 have encrypted forms")
     made = lowering.emit("mul", call.name, (x, x), x.shape)
     return made if _number(power) == 2.0 else lowering.emit("mul", call.name, (made, x), x.shape)
 
@@ -164,7 +171,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.neg: _neg,
     operator.pow: _pow,
     torch.pow: _pow,
-    torch.square: lambda lowering, call: multiply(lowering, call.name, call.first, call.first, lowering.shape_of(call)),
+    torch.square: _square,
     operator.matmul: _matmul,
     torch.matmul: _matmul,
     torch.bmm: _matmul,
@@ -182,6 +189,7 @@ _METHODS: dict[str, Lower] = {
     "div_": _div,
     "neg": _neg,
     "pow": _pow,
+    "square": _square,
     "matmul": _matmul,
     "bmm": _matmul,
     "sum": _sum,

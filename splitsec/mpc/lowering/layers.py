@@ -260,14 +260,22 @@ def _group_norm_function(lowering: Lowering, call: Call) -> Shared:
     )
 
 
-def _prelu(lowering: Lowering, call: Call) -> Shared:
+def _prelu_layer(lowering: Lowering, call: Call) -> Shared:
+    return _prelu(lowering, call, call.layer.weight)
+
+
+def _prelu_function(lowering: Lowering, call: Call) -> Shared:
+    return _prelu(lowering, call, call.options(f"{'input' if callable(call.target) else 'self'} weight")["weight"])
+
+
+def _prelu(lowering: Lowering, call: Call, weight: torch.Tensor) -> Shared:
     """relu(x) + weight * (x - relu(x))."""
     x, name = call.first, call.name
     positive = lowering.emit("relu", name, (x,), x.shape)
     opposite = lowering.affine(name, positive, -1.0)
     negative = lowering.emit("add", name, (x, opposite), x.shape)
     shape = [-1, *[1] * (len(x.shape) - 2)]
-    scaled = scale(lowering, name, negative, call.layer.weight.detach().view(shape))
+    scaled = scale(lowering, name, negative, weight.detach().view(shape))
     return lowering.emit("add", name, (positive, scaled), x.shape)
 
 
@@ -279,7 +287,7 @@ _MODULES: dict[type[nn.Module], Lower] = {
     nn.BatchNorm2d: _batch_norm_layer,
     nn.LayerNorm: _layer_norm_layer,
     nn.GroupNorm: _group_norm_layer,
-    nn.PReLU: _prelu,
+    nn.PReLU: _prelu_layer,
 }
 _FUNCTIONS: dict[Any, Lower] = {
     F.linear: _linear_function,
@@ -290,5 +298,6 @@ _FUNCTIONS: dict[Any, Lower] = {
     torch.layer_norm: _layer_norm_function,
     F.group_norm: _group_norm_function,
     torch.group_norm: _group_norm_function,
+    torch.prelu: _prelu_function,
 }
-TABLES = Tables(_MODULES, _FUNCTIONS, {})
+TABLES = Tables(_MODULES, _FUNCTIONS, {"prelu": _prelu_function})
