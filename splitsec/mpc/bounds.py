@@ -19,6 +19,8 @@ SMALL_VALUE = 2.0**-4
 # Comparisons take bits and one more, for the sign, in steps of so many: within a step all cost the same, so bounds are
 # rounded up to the last of it.
 WIDTH_STEP = 4
+# Steps that divide what the ring holds between the size of values and their digits: each bit too many costs a digit.
+_DIVIDES, _FINE_STEP = ("standardise",), 2
 # Rounding of weights and activations to fixed point adds a little to every value.
 _ROUNDING = 2.0**-8
 
@@ -244,12 +246,18 @@ def evaluate(steps: Sequence[Step], weights: Mapping[int, Weights], x: torch.Ten
 
 
 def input_bits(step: Step, bounds: Sequence[float], precision: int) -> int:
-    """A k such that 2**k bounds what the step's comparisons see of its inputs, one below a multiple of `WIDTH_STEP`.
+    """A k such that 2**k bounds what the step's comparisons see of its inputs.
 
-    The dealer and the client learn it, and it follows the size of weights: so it is one of few.
+    The dealer and the client learn it, and it follows the size of weights: so it is one of few, one less than a
+    multiple of `WIDTH_STEP`. Of layer and group norm it is an even number, since what docs/models.md says of small rows
+    would not hold with digits that are given away.
     """
     exact = _bits(OPERATIONS[step.op].inside(step, [bounds[index] for index in step.inputs]))
-    return max(exact, min(-(-(exact + 1) // WIDTH_STEP) * WIDTH_STEP - 1, HEADROOM_BITS - 2 * precision - 2))
+    if step.op in _DIVIDES:
+        rounded = -(-exact // _FINE_STEP) * _FINE_STEP
+    else:
+        rounded = -(-(exact + 1) // WIDTH_STEP) * WIDTH_STEP - 1
+    return max(exact, min(rounded, HEADROOM_BITS - 2 * precision - 2))
 
 
 def _bits(bound: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,18 @@ def test_widths_of_comparisons_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     for scale in SCALES:
         exact.add(plan_digest(predict_cost(_program(scale), 0).plan))
     assert len(plans) < len(exact)
+
+
+def test_norms_give_few_digits_away() -> None:
+    """Each bit more costs a digit of small rows (tests/mpc/test_accuracy.py)."""
+    widths = set()
+    for limit in (32.0, 64.0, 128.0, 256.0):
+        program, _ = compile_tail(SplitModel(torch.nn.LayerNorm(5), "input").tail, (1, 5), limit=limit)
+        (step,) = (step for step in program.steps if step.op == "standardise")
+        exact = math.ceil(math.log2(program.limit))
+        assert exact <= step.bits <= exact + 1
+        widths.add(step.bits)
+    assert widths == {6, 8}
 
 
 @pytest.mark.parametrize("scale", [30.0, 1000.0])
