@@ -12,9 +12,20 @@ if TYPE_CHECKING:
     from splitsec.parties import Client, Dealer, Predictions, Server
     from splitsec.training.data import Part
     from splitsec.training.schedule import Schedule
+    from splitsec.training.segment_files import load_trained
 
 __version__ = "0.1.0"
-__all__ = ["Client", "Dealer", "Part", "Predictions", "Schedule", "Server", "SplitModel", "SplitsecError"]
+__all__ = [
+    "Client",
+    "Dealer",
+    "Part",
+    "Predictions",
+    "Schedule",
+    "Server",
+    "SplitModel",
+    "SplitsecError",
+    "load_trained",
+]
 
 # Imported when first used, so that `splitsec --help` need not wait for torch.
 _PLACES = {
@@ -25,6 +36,7 @@ _PLACES = {
     "Schedule": "splitsec.training.schedule",
     "Server": "splitsec.parties",
     "SplitModel": "splitsec.cut",
+    "load_trained": "splitsec.training.segment_files",
 }
 
 

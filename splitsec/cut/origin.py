@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -28,14 +28,14 @@ class Origin:
         architecture: a digest of the names and shapes of the whole model's values; empty where that is not known.
         run: the run that trained the segment, 32 hexadecimal digits; empty if none did.
         rounds: how many rounds it was trained for in that run.
-        digest: of the segment's own values when it got its mark; empty where they are not compared.
+        digest: of the values of this party's segments when they got their mark; empty where they are not compared.
     """
 
     mark: str = ""
     architecture: str = ""
     run: str = ""
     rounds: int = 0
-    digest: str = ""
+    digest: str = field(default="", compare=False)
 
     @property
     def described(self) -> str:
@@ -55,6 +55,12 @@ def set_origin(segment: nn.Module, origin: Origin) -> None:
     """Let a segment remember its origin, also when it is copied."""
     # A GraphModule has a dictionary `meta`, the one thing that survives its being copied.
     vars(segment).setdefault("meta", {})[_KEY] = origin
+
+
+def segments_digest(segments: Iterable[nn.Module]) -> str:
+    """Return a digest of all values of one party's segments; empty where they have none yet, on the meta device."""
+    values = [item for segment in segments for item in segment.state_dict().items()]
+    return "" if any(value.is_meta for _, value in values) else values_digest(values)
 
 
 def whole_origin(state: Mapping[str, torch.Tensor]) -> Origin:

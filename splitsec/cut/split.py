@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -11,7 +12,7 @@ from torch import fx, nn
 
 from splitsec.cut.check import ROWS, check_batch, check_split
 from splitsec.cut.graph import INPUT, CutGraph, CutPoint
-from splitsec.cut.origin import Origin, set_origin, whole_origin
+from splitsec.cut.origin import Origin, segments_digest, set_origin, whole_origin
 from splitsec.cut.samples import make_sample
 from splitsec.cut.tracing import forget_constants, trace
 from splitsec.cut.weights import load_part
@@ -106,9 +107,20 @@ class SplitModel(nn.Module):
             tensors = graph.tensors(sample[:ROWS])
             self.cuts = [point.name for point in graph.points if point.node in tensors]
 
+    def mark(self) -> None:
+        """Let the segments belong together with the values that they have now.
+
+        For who has trained them outside of splitsec since they were cut: segments whose values have changed without a
+        word predict nothing, since nobody could tell whether they belong together.
+        """
+        self._remember(whole_origin({**self._whole[0].state_dict(), **self.whole_state_dict()}))
+
     def _remember(self, origin: Origin) -> None:
-        for segment in self.segments:
-            set_origin(segment, origin)
+        heads = [] if self.head is None else [self.head]
+        for party in ([self.front, *heads], [self.tail]):
+            digest = segments_digest(party) if origin.mark else ""
+            for segment in party:
+                set_origin(segment, replace(origin, digest=digest))
 
     @property
     def segments(self) -> list[fx.GraphModule]:

@@ -131,7 +131,8 @@ def compile_tail(
     steps = [msgspec.structs.replace(step, bits=input_bits(step, bounds, precision)) for step in steps]
     label = reveal == "label"
     checks = range_checks(lowering.steps, sizes, bounds, precision, label=label) if checked else ()
-    answer_bits = _answer_bits(precision, limit, bounds[len(lowering.steps)])
+    # A larger limit, which a client's calibration may have made, is worth no more digits of the weights.
+    answer_bits = _answer_bits(precision, min(limit, DEFAULT_LIMIT), bounds[len(lowering.steps)])
     program = Program(
         input_shape, tuple(steps), limit, limited_by, precision, checks, comparison, guaranteed, answer_bits
     )

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from splitsec.cut import Origin, check_batch, is_u, origin_of, vocabulary
-from splitsec.cut.origin import values_digest
 from splitsec.errors import (
     AuthenticationError,
     ConfigError,
@@ -44,6 +43,7 @@ from splitsec.mpc.supply import Supply, most_ahead
 from splitsec.parties.allowance import batches
 from splitsec.parties.asking import ClientSession, predicted_cost, receive_masked_weights, session_peer
 from splitsec.parties.contributing import joined_shape
+from splitsec.parties.door import check_unchanged
 from splitsec.parties.events import Allowed, Predicted, Report, ignore
 from splitsec.parties.fetching import corrections, join_session
 from splitsec.parties.learning import TRAINS, Learner, Purpose
@@ -67,6 +67,7 @@ from splitsec.training.messages import (
     server_codec,
 )
 from splitsec.training.schedule import Schedule
+from splitsec.training.segment_files import save_segment
 from splitsec.training.vertical import Columns
 from splitsec.transport import TRAINING_SPIN_SECONDS, KeyPair, Link, Reconnected, Wire
 
@@ -512,12 +513,7 @@ class Client:
         """Where the front's values come from; raises `ConfigError` if they have changed since."""
         origin = origin_of(self.front)
         segments = [self.front] if self.head is None else [self.front, self.head]
-        now = values_digest(item for segment in segments for item in segment.state_dict().items())
-        if origin.digest not in ("", now):
-            raise ConfigError(
-                f"the front has changed since it was trained in {origin.described}, so it does not belong to the "
-                "server's tail any more; load what the run saved, or train both in a new run"
-            )
+        check_unchanged(segments, "front")
         return origin
 
     def _worker_address(self, port: int) -> str:
@@ -542,6 +538,19 @@ class Client:
             timeout=self._timeout,
             others=self._peers,
         )
+
+    def save(self, path: Path) -> None:
+        """Write front and head, with the record of the run that trained them, for `load_trained`.
+
+        Args:
+            path: of a safetensors file.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        segments = [self.front] if self.head is None else [self.front, self.head]
+        state = {key: value for segment in segments for key, value in segment.state_dict().items()}
+        save_segment(path, state, role="front", party=self.name, cut=self._cut, origin=origin_of(self.front))
 
     def leave(self) -> None:
         """Tell the server that nothing more will come."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
@@ -45,6 +45,11 @@ class ColumnsClient(Client):
     asks: bool | None = None
 
     _trains = True
+
+    @cached_property
+    def _masks(self) -> Masks:
+        # Of all that this client contributes: the seeds of its pairs outlive a call of `contribute`.
+        return Masks()
 
     def align(self, columns: Columns) -> Schedule:
         """Find the rows that all clients have, for predictions alone: the server's run has no epochs.
@@ -112,7 +117,7 @@ class ColumnsClient(Client):
         """
         columns = self.columns
         width = self._activation(columns.values[:1]).shape[1]
-        masks, links, count = Masks(), dict[int, Link[ContributionBody]](), 0
+        masks, links, count = self._masks, dict[int, Link[ContributionBody]](), 0
         origin = self._origin()
         self._server.send(Serve(width, origin.mark, origin.run, origin.rounds))
         try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from torch import nn
 
 from splitsec import __version__
-from splitsec.cut.origin import Origin
+from splitsec.cut.origin import Origin, origin_of, segments_digest
 from splitsec.errors import ConfigError, RefusedError
 from splitsec.training.aggregation import MAX_TOTAL_WEIGHT
 from splitsec.training.messages import PROTOCOL, ColumnsPart, Hello, OpenSession, Serve
@@ -125,6 +127,27 @@ def check_belongs(name: str, asked: OpenSession | Serve | ColumnsPart, tail: Ori
         f"the front of {name} does not belong to the server's tail: the front is of {front.described}, the tail of "
         f"{tail.described}; give both the weights of one run (its front.safetensors and tail.safetensors), or of one "
         "whole model"
+    )
+
+
+def check_unchanged(segments: Sequence[nn.Module], name: str) -> None:
+    """Raise `ConfigError` where a party's segments have other values than those whose origin they remember.
+
+    Args:
+        name: `front` or `tail`.
+    """
+    origin = origin_of(segments[0])
+    if not origin.digest or origin.digest == segments_digest(segments):
+        return
+    if origin.run:
+        raise ConfigError(
+            f"the {name} has changed since it was trained in {origin.described}, so it does not belong to the "
+            "other segments any more; load what the run saved, or train both in a new run"
+        )
+    raise ConfigError(
+        f"the {name}'s values have changed since the model was cut, so nobody can tell whether it belongs to the other "
+        "segments: load what a run saved with splitsec.load_trained, weights of the whole model with "
+        "SplitModel.load_whole_state_dict, or call SplitModel.mark if you have trained the whole yourself"
     )
 
 

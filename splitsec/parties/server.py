@@ -22,11 +22,12 @@ from splitsec.errors import (
     RefusedError,
     SplitsecError,
 )
+from splitsec.mpc.compiler import DEFAULT_LIMIT
 from splitsec.mpc.messages import Done
 from splitsec.mpc.ring import PRECISION_BITS, check_range
 from splitsec.parties.allowance import AnswerRules, Answers
 from splitsec.parties.contributing import Contributors
-from splitsec.parties.door import check_belongs
+from splitsec.parties.door import check_belongs, check_unchanged
 from splitsec.parties.events import Listening, Report, ignore
 from splitsec.parties.halves import Halves
 from splitsec.parties.names import DEALER, SERVER
@@ -53,6 +54,7 @@ from splitsec.training.messages import (
     server_codec,
 )
 from splitsec.training.schedule import Schedule, check_schedule
+from splitsec.training.segment_files import save_segment
 from splitsec.transport import TRAINING_SPIN_SECONDS, Hub, Incoming, KeyPair, Link, Refused, Sender, Wire, expect_tensor
 
 log = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ class Server:
             parts.
         cut: the name of the cut; clients with another are refused.
         schedule: who takes part, for how many epochs, with which batch size and learning rate. With 0 epochs the
-            tail is used as it is, for predictions only.
+            tail is used as it is, for predictions only: see `load_trained`.
         keys: the server's key pair.
         peers: public keys of the dealer and the clients by name.
         address: where to listen, such as `tcp://127.0.0.1:5555`; port `*` takes a free one.
@@ -103,7 +105,8 @@ class Server:
 
     Raises:
         AddressError: the address cannot be bound.
-        ConfigError: the schedule names clients without a key, or fewer than two.
+        ConfigError: the schedule names clients without a key, or fewer than two; or with 0 epochs the tail's values
+            have changed since its model was cut, see `SplitModel.mark`.
 
     Example:
         >>> split = SplitModel(model, cut="pool")  # doctest: +SKIP
@@ -148,6 +151,8 @@ class Server:
             ports=session_ports,
             labels=tail is not None and not is_u(cut),
         )
+        if tail is not None and not schedule.epochs:
+            check_unchanged([tail], "tail")
         # A count that cannot be read or written is to be known before the run, not after it.
         self._rules.book()
         self.tail = tail
@@ -261,6 +266,20 @@ class Server:
             if self._pool is not None and self._own_pool:
                 self._pool.close()
             self._close()
+
+    def save(self, path: Path) -> None:
+        """Write the tail, with the record of the run that trained it, for `load_trained`.
+
+        Args:
+            path: of a safetensors file.
+
+        Raises:
+            ConfigError: it cannot be written, or clients give the model in parts.
+        """
+        if self.tail is None:
+            raise ConfigError("the model is in the clients' hands; there is no tail to save")
+        origin = origin_of(self.tail)
+        save_segment(path, self.tail.state_dict(), role="tail", party=SERVER, cut=self.cut, origin=origin)
 
     def stop(self) -> None:
         """Let `serve` return; safe from any thread or signal handler."""
@@ -448,7 +467,8 @@ class Server:
         if len(tensors) != 1 or not 1 <= len(tensors[0]) <= MOST_CALIBRATION:
             raise MessageError(f"a calibration has from 1 to {MOST_CALIBRATION} activations")
         expect_tensor(tensors[0], what="the calibration", dtype=torch.float32, shape=[None] * tensors[0].dim())
-        check_range(tensors[0], limit=float("inf"), what="the calibration")
+        # Ranges of larger values would open more digits of the weights.
+        check_range(tensors[0], limit=DEFAULT_LIMIT, what="the calibration", why="what noise may become in a front")
         self._prediction_service().calibrate(name, tensors[0])
         self._reply(name, Done(), [])
 

@@ -7,6 +7,7 @@ fields of `SegmentRecord`.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -16,7 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from splitsec import __version__
-from splitsec.cut.origin import COUNTER, Origin, values_digest, whole_origin
+from splitsec.cut import SplitModel, load_part
+from splitsec.cut.origin import COUNTER, Origin, origin_of, segments_digest, set_origin, values_digest, whole_origin
 from splitsec.errors import ConfigError, first_line
 from splitsec.files import whole_file
 
@@ -140,6 +142,35 @@ def read_segment(path: Path, *, role: Role, cut: str) -> tuple[dict[str, torch.T
     if values_digest(tensors.items()) != record.digest:
         raise ConfigError(f"the values in {path} are not those that {record.party} saved: the file was changed")
     return tensors, record
+
+
+def load_trained(split: SplitModel, path: Path) -> None:
+    """Load the front (with the head of a U) or the tail that a run saved, with the record of the run.
+
+    `load_state_dict` would load the same values, and nobody could tell where they come from, so that they would predict
+    nothing.
+
+    Args:
+        path: a file that `Client.save`, `Server.save` or a party with a TOML file has written.
+
+    Raises:
+        ConfigError: it was cut elsewhere, was changed, or has no record.
+        CutError: its values do not fit the model.
+
+    Example:
+        >>> split = SplitModel(model, cut="pool")  # doctest: +SKIP
+        >>> load_trained(split, Path("out/front.safetensors"))  # doctest: +SKIP
+    """
+    record = read_record(path)
+    role: Role = "tail" if record is not None and record.role == "tail" else "front"
+    values, record = read_segment(path, role=role, cut=split.cut)
+    front = [split.front] if split.head is None else [split.front, split.head]
+    segments = [split.tail] if role == "tail" else front
+    for segment in segments:
+        load_part(segment, values)
+    digest = segments_digest(segments)
+    for segment in segments:
+        set_origin(segment, replace(record.origin, architecture=origin_of(segment).architecture, digest=digest))
 
 
 def origin_of_file(path: Path, *, role: Role, cut: str, whole: Collection[str]) -> Origin:

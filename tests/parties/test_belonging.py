@@ -7,12 +7,12 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from parties_in_threads import part, world
+from parties_in_threads import model, part, world
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from splitsec import Schedule, SplitModel
-from splitsec.cut import origin_of
+from splitsec import Schedule, Server, SplitModel, load_trained
+from splitsec.cut import Origin, origin_of
 from splitsec.errors import ConfigError, RefusedError
 from splitsec.parties.config import ClientConfig, ServerConfig
 from splitsec.parties.events import ignore
@@ -20,7 +20,8 @@ from splitsec.parties.keeping import check_same_run, identity_of
 from splitsec.parties.running import make_segments, make_server, run_client
 from splitsec.privacy.rules import Privacy
 from splitsec.training.checkpoints import Checkpoints
-from splitsec.transport import make_keys
+from splitsec.training.segment_files import save_segment
+from splitsec.transport import load_key_pair, load_public_keys, make_keys
 
 MODEL = """
 import torch
@@ -239,3 +240,95 @@ def test_a_run_goes_on_with_more_epochs_but_not_with_other_data(tmp_path: Path) 
     assert facts("server", 4)["epochs"] == 4
     tails = [load_file(tmp_path / "server" / f"round-00000{number}.safetensors")["tail.2.weight"] for number in (3, 4)]
     assert not torch.equal(*tails)
+
+
+def test_segments_with_values_of_two_runs_are_refused_in_the_api(tmp_path: Path) -> None:
+    with world(tmp_path / "keys", epochs=1, stay=True) as here:
+        clients = [here.client(f"client-{number}") for number in (1, 2)]
+        here.together(*(lambda client=client: client.train(part(), seed=0) for client in clients))
+        x = part().test_images[:2]
+        wanted = clients[0].predict(x).labels
+        clients[0].save(tmp_path / "front.safetensors")
+        here.server.save(tmp_path / "tail.safetensors")
+        for client in clients:
+            client.close()
+        split = SplitModel(model(), "1")
+        # Values alone, as any library loads them: nobody could tell whose they are.
+        split.front.load_state_dict(load_file(tmp_path / "front.safetensors"))
+        with (
+            here.client("client-1", split.front) as client,
+            pytest.raises(ConfigError, match=r"splitsec\.load_trained"),
+        ):
+            client.predict(x)
+        # The control: with the record of the run.
+        load_trained(split, tmp_path / "front.safetensors")
+        with here.client("client-1", split.front) as client:
+            assert torch.equal(client.predict(x).labels, wanted)
+        with torch.no_grad():
+            next(split.front.parameters()).add_(1e-3)
+        with (
+            here.client("client-1", split.front) as client,
+            pytest.raises(ConfigError, match="has changed since it was trained in run"),
+        ):
+            client.predict(x)
+
+
+def test_a_server_of_predictions_alone_takes_a_trained_tail_and_no_changed_one(tmp_path: Path) -> None:
+    split = SplitModel(model(), "1")
+    save_segment(
+        tmp_path / "tail.safetensors",
+        split.tail.state_dict(),
+        role="tail",
+        party="server",
+        cut="1",
+        origin=Origin(mark="1" * 32, run="2" * 32, rounds=3),
+    )
+    changed = SplitModel(model(), "1")
+    with torch.no_grad():
+        next(changed.tail.parameters()).add_(1)
+
+    make_keys(tmp_path / "keys", ["server", "dealer", "a", "b"])
+
+    def served(tail: nn.Module) -> None:
+        Server(
+            tail,  # type: ignore[arg-type]
+            cut="1",
+            schedule=Schedule(clients=("a", "b"), epochs=0),
+            keys=load_key_pair(tmp_path / "keys", "server"),
+            peers=load_public_keys(tmp_path / "keys"),
+            address="tcp://127.0.0.1:*",
+            dealer="tcp://127.0.0.1:1",
+        )._close()
+
+    with pytest.raises(ConfigError, match=r"the tail's values have changed since the model was cut.*SplitModel\.mark"):
+        served(changed.tail)
+    changed.mark()
+    served(changed.tail)
+    load_trained(changed, tmp_path / "tail.safetensors")
+    served(changed.tail)
+    assert origin_of(changed.tail).run == "2" * 32
+    assert torch.equal(next(changed.tail.parameters()), next(split.tail.parameters()))
+
+
+def test_what_the_api_loads_has_a_record_and_the_right_cut(tmp_path: Path) -> None:
+    split = SplitModel(model(), "1")
+    save_file(split.front.state_dict(), tmp_path / "bare.safetensors")
+    with pytest.raises(ConfigError, match="no record of where its values come from"):
+        load_trained(split, tmp_path / "bare.safetensors")
+    origin = Origin(mark="1" * 32, run="2" * 32, rounds=3)
+    path = tmp_path / "front.safetensors"
+    save_segment(path, split.front.state_dict(), role="front", party="a", cut="1", origin=origin)
+    with pytest.raises(ConfigError, match="was cut at '1', and the cut here is '2'"):
+        load_trained(SplitModel(model(), "2"), path)
+    torch.manual_seed(9)
+    u = SplitModel(model(), ("1", "4"))
+    assert u.head is not None
+    state = {**u.front.state_dict(), **u.head.state_dict()}
+    save_segment(path, state, role="front", party="a", cut=u.cut, origin=origin)
+    other = SplitModel(model(), ("1", "4"))
+    with torch.no_grad():
+        next(other.head.parameters()).add_(1)  # type: ignore[union-attr]
+    load_trained(other, path)
+    assert other.head is not None
+    assert all(torch.equal(value, state[key]) for key, value in other.head.state_dict().items())
+    assert origin_of(other.head) == origin_of(other.front)

@@ -79,6 +79,8 @@ def test_a_calibration_that_is_none_is_refused(tmp_path: Path) -> None:
                 client._server.request(Calibration(), tensors)
         with pytest.raises(RangeError, match="calibration holds nan"):
             client._server.request(Calibration(), [torch.full((2, 6), float("nan"))])
+        with pytest.raises(RangeError, match="calibration holds"):
+            client._server.request(Calibration(), [torch.full((2, 6), 300.0)])
         # The control.
         assert isinstance(client._server.request(Calibration(), [torch.rand(2, 6)])[0], Done)
 

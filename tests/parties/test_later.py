@@ -51,7 +51,7 @@ def _trained(parts: dict[str, Columns]) -> dict[str, Standardisation]:
 
 def _client(here: World, name: str, model: VerticalModel, asks: bool | None = None) -> ColumnsClient:
     # As if a run had trained them together.
-    set_origin(model.fronts[name], origin_of(here.split.tail))
+    set_origin(model.fronts[name], replace(origin_of(here.split.tail), digest=""))
     client = here.client(name, model.fronts[name], cut=CUT, kind=ColumnsClient)
     assert isinstance(client, ColumnsClient)
     client.asks = asks

@@ -1,9 +1,13 @@
 """What a server keeps of the shapes that it was asked for."""
 
+import math
+
+import pytest
 import torch
 from torch import nn
 
 from splitsec import SplitModel
+from splitsec.errors import RangeError
 from splitsec.mpc.ring import decode
 from splitsec.parties.pool import STORED_BYTES, WorkerPool
 from splitsec.parties.programs import Programs, Wanted, tensor_digest
@@ -65,3 +69,23 @@ def test_weights_go_to_the_nursery_once_and_make_room() -> None:
     assert pool._stock({"b": large, "a": large}) == ((), ())
     assert pool._stock({"c": large}) == (("c",), ("b",))
     assert pool._stock({"a": large, "d": large, "e": large}) == (("d", "e"), ("c",))
+
+
+@pytest.mark.parametrize("magnitude", [1e-12, 1.0, 255.0])
+def test_no_calibration_of_a_client_opens_more_digits_of_the_weights(magnitude: float) -> None:
+    torch.manual_seed(0)
+    layers = [layer for _ in range(30) for layer in (nn.Linear(6, 6, bias=False), nn.ReLU())]
+    net = nn.Sequential(nn.Identity(), *layers, nn.Linear(6, 3, bias=False))
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            nn.init.orthogonal_(layer.weight, gain=1.3)
+    programs = Programs(SplitModel(net, "0").tail.eval(), answer_bits=10)
+    programs.calibrate("a", magnitude * torch.rand(4, 6))
+    try:
+        program = programs.get(Wanted((1, 6), "logits", checked=False, comparison="tables"), "a").program
+    except RangeError:
+        return
+    with torch.no_grad():
+        largest = net(program.limit * torch.rand(64, 6)).abs().max()
+    # 10 bits where the largest activation is 256, so 18 bits of the largest result.
+    assert program.answer_bits + math.log2(largest) <= 18 + math.log2(16)
