@@ -7,12 +7,16 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from splitsec.cut.origin import COUNTER
 from splitsec.errors import CutError
 
 
 def load_segment(segment: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """Load `state` into one segment; raises `CutError` naming keys or shapes that do not fit."""
     have = segment.state_dict()
+    # Counters of batches are not in every file of weights, and do nothing in prediction.
+    uncounted = {key: torch.zeros_like(have[key]) for key in have if key.endswith(COUNTER) and key not in state}
+    state = {**state, **uncounted}
     missing, extra = sorted(set(have) - set(state)), sorted(set(state) - set(have))
     wrong = [key for key in have if key in state and have[key].shape != state[key].shape]
     if missing or extra or wrong:

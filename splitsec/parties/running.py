@@ -167,7 +167,9 @@ def _run_rows(config: ClientConfig, base: Path, report: Report, processors: Sequ
     _check_trained(config)
     weights = _beside(base, config.weights)
     sample = part.train_images if len(part.train_images) else part.test_images
-    cut, segments = make_segments(config.model, config.cut, config.seed, wanted, weights, sample=sample)
+    cut, segments = make_segments(
+        config.model, config.cut, config.seed, wanted, weights, sample=sample, party=config.name
+    )
     with Client(
         segments[0],
         head=segments[1] if len(segments) == 2 else None,
@@ -182,7 +184,7 @@ def _run_rows(config: ClientConfig, base: Path, report: Report, processors: Sequ
         report=report,
     ) as client:
         if config.train:
-            client.train(
+            schedule = client.train(
                 part,
                 seed=derived_seed(config.name, config.seed),
                 repeatable=config.repeatable,
@@ -192,7 +194,7 @@ def _run_rows(config: ClientConfig, base: Path, report: Report, processors: Sequ
             )
             if config.out is not None:
                 state = {key: value for segment in segments for key, value in segment.state_dict().items()}
-                _save_front(config, base, cut, segments[0], state)
+                _save_front(config, base, cut, segments[0], state, own=schedule.combine == "none")
         elif config.activation_clip:
             Guard(segments[0], clip=config.activation_clip)
         count = len(part.test_images) if config.predictions is None else config.predictions
@@ -262,11 +264,11 @@ def _check_cut(topology: Topology, cut: str) -> None:
 
 
 def _save_front(
-    config: ClientConfig, base: Path, cut: str, front: nn.Module, state: Mapping[str, torch.Tensor]
+    config: ClientConfig, base: Path, cut: str, front: nn.Module, state: Mapping[str, torch.Tensor], *, own: bool
 ) -> None:
     assert config.out is not None
     path = base / config.out / "front.safetensors"
-    save_segment(path, state, role="front", party=config.name, cut=cut, origin=origin_of(front))
+    save_segment(path, state, role="front", party=config.name, cut=cut, origin=origin_of(front), own=own)
 
 
 def untrained(setting: str, segment: str) -> str:
@@ -308,6 +310,7 @@ def make_segments(
     weights: Path | None = None,
     *,
     sample: torch.Tensor | None = None,
+    party: str = "",
 ) -> tuple[str, list[fx.GraphModule]]:
     """The cut as all parties call it, and the wanted segments as `seed` makes their first weights, or with those of a
     file, where the others are built for a moment only, to compare the segments with the model on a `sample` (N, ...) of
@@ -323,7 +326,7 @@ def make_segments(
             log.info("the whole model is built: %s", error)
         else:
             name = parts[0].meta["cut"]
-            _remember(parts, origin_of_file(weights, role=role, cut=name, whole=parts[0].meta["whole"]))
+            _remember(parts, origin_of_file(weights, role=role, cut=name, whole=parts[0].meta["whole"], party=party))
             return name, parts
     _seed_weights(seed)
     whole = load_model(model)
@@ -335,7 +338,9 @@ def make_segments(
         values = _load_weights(weights)
         for segment in segments:
             load_part(segment, values)
-        _remember(segments, origin_of_file(weights, role=role, cut=split.cut, whole=whole.state_dict().keys()))
+        _remember(
+            segments, origin_of_file(weights, role=role, cut=split.cut, whole=whole.state_dict().keys(), party=party)
+        )
     return split.cut, segments
 
 

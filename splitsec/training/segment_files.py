@@ -40,6 +40,7 @@ class SegmentRecord(msgspec.Struct, frozen=True, kw_only=True):
             of both.
         digest: of the values in the file, so that a file that was changed is noticed.
         columns: of a front for columns, what is done to them before it takes them: see `Standardisation.as_json`.
+        own: the party's front is like no other of the run, since nothing was combined: it predicts for no other party.
     """
 
     format: int = FORMAT
@@ -52,6 +53,7 @@ class SegmentRecord(msgspec.Struct, frozen=True, kw_only=True):
     mark: str
     digest: str
     columns: dict[str, Any] | None = None
+    own: bool = False
 
     @property
     def origin(self) -> Origin:
@@ -68,12 +70,14 @@ def save_segment(
     cut: str,
     origin: Origin,
     columns: dict[str, Any] | None = None,
+    own: bool = False,
 ) -> None:
     """Write a segment's values with the record of their origin; the file is there as a whole or not at all.
 
     Args:
         columns: of a front for columns, see `SegmentRecord`. In the record and not among the tensors, so that
             `front.load_state_dict(load_file(path))` goes on working.
+        own: see `SegmentRecord`.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -88,6 +92,7 @@ def save_segment(
         mark=origin.mark,
         digest=values_digest(tensors.items()),
         columns=columns,
+        own=own,
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,17 +178,24 @@ def load_trained(split: SplitModel, path: Path) -> None:
         set_origin(segment, replace(record.origin, architecture=origin_of(segment).architecture, digest=digest))
 
 
-def origin_of_file(path: Path, *, role: Role, cut: str, whole: Collection[str]) -> Origin:
+def origin_of_file(path: Path, *, role: Role, cut: str, whole: Collection[str], party: str = "") -> Origin:
     """Return the origin of the values that a file of weights gives a segment.
 
     Args:
         whole: the names of all values of the whole model.
+        party: who takes it; empty for any.
 
     Raises:
-        ConfigError: the file is of another role or cut, or it holds a part of a model and no record.
+        ConfigError: the file is of another role or cut, it holds the own front of another party, or it holds a part
+            of a model and no record.
     """
     record = read_record(path)
     if record is not None:
+        if record.own and party and party != record.party:
+            raise ConfigError(
+                f"{path} holds the front of {record.party}, and this is {party}: where nothing is combined (combine = "
+                "'none') each client predicts with its own"
+            )
         return read_segment(path, role=role, cut=cut)[1].origin
     with safe_open(path, "pt") as file:
         held = set(file.keys())

@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from splitsec.cut import build_segment
 from splitsec.cut.origin import Origin, whole_origin
-from splitsec.errors import ConfigError
+from splitsec.errors import ConfigError, CutError
 from splitsec.training.segment_files import origin_of_file, read_record, read_segment, save_segment
 
 RUN = Origin(mark="a" * 32, run="b" * 32, rounds=3)
@@ -85,3 +86,30 @@ def test_what_cannot_be_written_or_read_is_said(tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(b"PK")
     with pytest.raises(ConfigError, match="it must be a safetensors file"):
         read_record(tmp_path / "x.pt")
+
+
+def test_a_front_of_ones_own_predicts_for_nobody_else(tmp_path: Path) -> None:
+    values = {"0.weight": torch.ones(2, 2)}
+    for name, own in (("own", True), ("combined", False)):
+        path, origin = tmp_path / name, Origin(mark="0" * 32, run="1" * 32, rounds=2)
+        save_segment(path, values, role="front", party="a", cut="pool", origin=origin, own=own)
+        options = {"role": "front", "cut": "pool", "whole": values}
+        assert origin_of_file(path, party="a", **options) == origin
+        if own:
+            with pytest.raises(ConfigError, match="holds the front of a, and this is b"):
+                origin_of_file(path, party="b", **options)
+        else:
+            assert origin_of_file(path, party="b", **options) == origin
+
+
+def test_weights_without_counters_of_batches_are_taken() -> None:
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.ReLU(), nn.Linear(2, 2))
+
+    state = {key: value for key, value in net().state_dict().items() if not key.endswith("num_batches_tracked")}
+    front = build_segment(net, "2", "front", weights=state)
+    assert front.state_dict()["1.num_batches_tracked"] == 0
+    # The control: what prediction needs is not made up.
+    del state["1.running_mean"]
+    with pytest.raises(CutError, match=r"missing 1\.running_mean"):
+        build_segment(net, "2", "front", weights=state)
