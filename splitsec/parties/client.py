@@ -56,6 +56,7 @@ from splitsec.training.messages import (
     Combined,
     DealerBody,
     GaveUp,
+    GreetAgain,
     Leave,
     Missed,
     NeedsCalibration,
@@ -243,7 +244,7 @@ class Client:
                 self._learn(learner)
             except Reconnected:
                 # Whatever was on its way is lost, so begin as a client does that was started again.
-                log.warning("the server was started again, or the connection to it broke: back to the last round")
+                log.warning("the server or another client was started again: back to the beginning of the round")
                 self._server.renew()
                 learner.close()
                 for segment, state in zip(segments, begun, strict=True):
@@ -279,6 +280,8 @@ class Client:
                         # A server that was started again refuses what was on its way to the one before it.
                         raise Reconnected from None
                     raise
+                if isinstance(message[0], GreetAgain):
+                    raise Reconnected
                 out.extend(learner.take(*message))
 
     def _next_message(self, learner: Learner, connections: int) -> tuple[ServerBody, list[torch.Tensor]]:

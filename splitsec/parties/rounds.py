@@ -47,6 +47,7 @@ from splitsec.training.messages import (
     BeginRun,
     Combined,
     GaveUp,
+    GreetAgain,
     Handed,
     HeadGradient,
     Hello,
@@ -352,6 +353,9 @@ class Run:
             self._relay.started_again(name, has_segments=known)
             if self.finished:
                 self._tell_unserved()
+        if self._would_be_too_few(name) and self._checkpoints is not None:
+            self._begin_again(name, now)
+            return
         # It was started again, whatever is left of its earlier life.
         if not self.finished and name in self._active and name not in self._uploaded:
             self._drop([name], "was started again", now)
@@ -361,6 +365,28 @@ class Run:
             return
         self._returning.add(name)
         self._send(name, self._welcome_to(self.round + 1, wait=True), [])
+
+    def _would_be_too_few(self, name: str) -> bool:
+        """Whether the round could not go on without a client that has been started again."""
+        running = not self.finished and name in self._active and name not in self._uploaded
+        # Steps that a budget has counted are not taken again.
+        budget = self._budget.plan is not None
+        return running and not budget and len(self._active) - 1 < self._fewest and self._relay is None
+
+    def _begin_again(self, name: str, now: float) -> None:
+        """Begin the round anew for all, from the checkpoint of its beginning, with a client that was started again."""
+        assert self._checkpoints is not None
+        assert self.round is not None
+        log.warning("%s was started again, and round %d begins anew for all", name, self.round + 1)
+        others = [other for other in self.members if other != name]
+        self._start = secrets.token_hex(16)
+        self._saved = self._checkpoints.rounds()
+        self.members = {name: self.members[name]}
+        self.round = None
+        self._active, self._idle, self._returning = [], [], set()
+        self._progress = now
+        for other in others:
+            self._send(other, GreetAgain(), [])
 
     def _check_return(self, name: str, hello: Hello) -> None:
         """Raise `RefusedError` for a client that cannot come (back) into the run now."""

@@ -315,6 +315,10 @@ class NewSeeds(Message, frozen=True):
     round: Number
 
 
+class GreetAgain(Message, frozen=True):
+    """Server to client: the round begins anew, since too few would be left for it; say hello as at the beginning."""
+
+
 class Waiting(Message, frozen=True):
     """Server to client, every few seconds: your message is here, others' are not yet."""
 
@@ -343,6 +347,7 @@ ServerBody: TypeAlias = (
     | GaveUp
     | SeedsLost
     | NewSeeds
+    | GreetAgain
     | Waiting
     | OpenSession
     | Half

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from pathlib import Path
@@ -97,6 +98,42 @@ def test_a_server_that_is_started_again_finds_its_clients_waiting(tmp_path: Path
         assert restarting.done == (after == 1)
     # The run goes on where it was, to the bit, whether clients keep checkpoints on a disk or in memory alone.
     assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_of_two_clients_one_is_started_again_and_the_round_begins_anew(tmp_path: Path, keeps: bool) -> None:
+    results = []
+    for name, dies in (("control", 99), ("restarted", 1)):
+        places = {party: tmp_path / name / party for party in ("server", "client-1", "client-2", "dealer")}
+        options: dict[str, Any] = {"checkpoints": places["server"] if keeps else None, "seed": 3}
+        options["dealer_options"] = {"checkpoints": places["dealer"]}
+        with world(tmp_path / name / "keys", epochs=3, timeout=15, **options) as here:
+
+            def falls(here: World = here, dies: int = dies, places: dict[str, Path] = places) -> Any:
+                client = here.client("client-2", timeout=15, join_timeout=15)
+                # As a killed process does: it says nothing more.
+                client._give_up = lambda _error: None  # type: ignore[method-assign]
+
+                def die(event: Any) -> None:
+                    if isinstance(event, RoundDone) and event.round == dies:
+                        raise KeyboardInterrupt
+
+                client._report = die
+                with contextlib.suppress(KeyboardInterrupt):
+                    client.train(part(2), seed=2, repeatable=True, checkpoints=places["client-2"])
+                    return {key: value.clone() for key, value in client.front.state_dict().items()}
+                client.close()
+                return _train(here, "client-2", 2, checkpoints=places["client-2"])()
+
+            results.append(here.together(_train(here, "client-1", 1, checkpoints=places["client-1"]), falls))
+    assert all(isinstance(front, dict) for front in results[0]), results
+    if not keeps:
+        # The control: a server without checkpoints has nothing to begin the round from.
+        assert "only client-1 is left, and the minimum is 2" in str(results[1][0])
+        return
+    assert all(isinstance(front, dict) for front in results[1]), results
+    fronts = [front for both in results for front in both]
+    assert all(torch.equal(fronts[0][key], front[key]) for front in fronts for key in front)
 
 
 def test_a_server_without_checkpoints_begins_anew_and_so_do_its_clients(tmp_path: Path) -> None:
