@@ -64,7 +64,8 @@ def check_range(x: torch.Tensor, *, limit: float, what: str, why: str = "the fix
     if not torch.isfinite(x).all():
         bad = x.detach().flatten()[~torch.isfinite(x.detach().flatten())][0].item()
         raise RangeError(f"{what} holds {bad}, which is not a finite number")
-    raise RangeError(f"{what} holds a value of magnitude {largest:g}, beyond {limit:g}, {why}")
+    shown = f"{largest:g}" if f"{largest:g}" != f"{limit:g}" else f"{largest:.9g}"
+    raise RangeError(f"{what} holds a value of magnitude {shown}, beyond {limit:g}, {why}")
 
 
 def shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:

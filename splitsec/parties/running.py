@@ -44,7 +44,7 @@ from splitsec.tensors import SAVE_WEIGHTS, read_tensors
 from splitsec.training import data, vertical
 from splitsec.training.randomness import derived_seed
 from splitsec.training.schedule import Schedule
-from splitsec.training.segment_files import Role, origin_of_file, read_segment, save_segment
+from splitsec.training.segment_files import Role, check_role, origin_of_file, read_segment, save_segment
 from splitsec.transport import load_key_pair, load_public_keys
 
 log = logging.getLogger(__name__)
@@ -318,6 +318,7 @@ def make_segments(
     role: Role = "tail" if "tail" in wanted else "front"
     sample = sample if sample is not None and len(sample) else None
     if weights is not None:
+        check_role(weights, role)
         if sample is not None:
             SplitModel(load_model(model), cut, sample=sample)
         try:

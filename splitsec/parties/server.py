@@ -173,6 +173,8 @@ class Server:
         self._stop = threading.Event()
         self._routes: dict[str, Sender] = {}
         self._left: set[str] = set()
+        # Who has said in training that it ends, and has not come back.
+        self._ended: set[str] = set()
         self._looked = 0.0
         self._missing_since: dict[str, float] = {}
         self._keeps = checkpoints is not None
@@ -348,6 +350,7 @@ class Server:
             case OpenSession():
                 self._routes[name] = incoming.sender
                 self._left.discard(name)
+                self._ended.discard(name)
                 self._open(incoming, incoming.body)
             case Calibration():
                 self._routes[name] = incoming.sender
@@ -369,6 +372,7 @@ class Server:
                 before = self._routes.get(name)
                 self._refuse_twin(incoming.sender, before)
                 self._routes[name] = incoming.sender
+                self._ended.discard(name)
                 try:
                     self._train(incoming)
                 except SplitsecError:
@@ -404,7 +408,7 @@ class Server:
         if self._stay or not self._schedule.epochs or now - self._looked < PROBE_SECONDS:
             return
         self._looked = now
-        for name in set(self._schedule.clients) - self._left:
+        for name in set(self._schedule.clients) - self._left - self._ended:
             route = self._routes.get(name)
             if route is not None and self._hub.is_there(route, Waiting()):
                 self._missing_since.pop(name, None)
@@ -415,6 +419,7 @@ class Server:
     def _vanished(self, name: str) -> None:
         """Wait no longer for a client that has ended before its time; it may come back as if it were new."""
         self._wishes = [wish for wish in self._wishes if wish.sender.name != name]
+        self._ended.add(name)
         if self._run.finished:
             self._left.add(name)
             self._end_contributions()
@@ -521,7 +526,8 @@ class Server:
         return self._service
 
     def _everybody_left(self) -> bool:
-        return not self._stay and self._left >= set(self._schedule.clients)
+        left = self._left | self._ended if self._run.finished else self._left
+        return not self._stay and left >= set(self._schedule.clients)
 
     def _check_time(self) -> None:
         now = time.monotonic()

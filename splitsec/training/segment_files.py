@@ -129,6 +129,13 @@ def read_record(path: Path) -> SegmentRecord | None:
     return record
 
 
+def check_role(path: Path, role: Role) -> None:
+    """Raise `ConfigError` for a file that a run saved of another segment; others are not looked into."""
+    record = read_record(path)
+    if record is not None and record.role != role:
+        raise ConfigError(f"{path} holds the {record.role} of {record.party}, and a {role} is wanted here")
+
+
 def read_segment(path: Path, *, role: Role, cut: str) -> tuple[dict[str, torch.Tensor], SegmentRecord]:
     """Return the tensors and the record of a file that `save_segment` wrote.
 
@@ -138,8 +145,7 @@ def read_segment(path: Path, *, role: Role, cut: str) -> tuple[dict[str, torch.T
     record = read_record(path)
     if record is None:
         raise ConfigError(f"{path} has no record of where its values come from; give a file that a run saved")
-    if record.role != role:
-        raise ConfigError(f"{path} holds the {record.role} of {record.party}, and a {role} is wanted here")
+    check_role(path, role)
     if record.cut != cut:
         raise ConfigError(f"{path} was cut at '{record.cut}', and the cut here is '{cut}'")
     with safe_open(path, "pt") as file:

@@ -332,3 +332,15 @@ def test_what_the_api_loads_has_a_record_and_the_right_cut(tmp_path: Path) -> No
     assert other.head is not None
     assert all(torch.equal(value, state[key]) for key, value in other.head.state_dict().items())
     assert origin_of(other.head) == origin_of(other.front)
+
+
+def test_a_front_as_the_tail_is_named(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(MODEL)
+    front = SplitModel(
+        nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), "1"
+    ).front
+    save_segment(
+        tmp_path / "front.safetensors", front.state_dict(), role="front", party="a", cut="1", origin=origin_of(front)
+    )
+    with pytest.raises(ConfigError, match="holds the front of a, and a tail is wanted here"):
+        make_segments(f"{tmp_path}/net.py:net", "1", None, ("tail",), tmp_path / "front.safetensors")

@@ -217,6 +217,13 @@ def test_a_client_that_gives_up_is_not_waited_for(tmp_path: Path) -> None:
         results = here.together(_train(here, "client-1", 1), _train(here, "client-2", 2), interrupted)
         assert isinstance(results[2], KeyboardInterrupt)
         assert all(isinstance(front, dict) for front in results[:2]), results
+        # Nor is it when the others have left.
+        for name in ("client-1", "client-2"):
+            with here.client(name) as client:
+                client.leave()
+        here.threads[1].join(15)
+        assert not here.threads[1].is_alive()
+        assert not here.server_error
     # Its time limit of a minute was not waited for.
     assert time.monotonic() - began < 45
 
