@@ -203,12 +203,13 @@ class Dealer:
                 book.begin(start, fresh=fresh, opened=opened)
                 self._keep(run, book)
                 return Done(), []
-            case JoinRun(run, start, first_round, noise, partners):
+            case JoinRun(run, start, first_round, noise, partners, once):
                 if name == SERVER:
                     raise RandomnessError("the server gets no mask seed: it could open uploads")
                 book = self._book(run)
                 pairs = book.pair_seeds(name, [partner for partner in partners if partner != SERVER])
-                return RunSeed(book.seeds_for(name, start=start, first_round=first_round, noise=noise), pairs), []
+                seed = book.seeds_for(name, start=start, first_round=first_round, noise=noise, once=once)
+                return RunSeed(seed, pairs), []
             case OpenMasks(run, start, round_number, participants, length):
                 if name != SERVER:
                     raise RandomnessError(f"{name} may not open masks; only the server may")

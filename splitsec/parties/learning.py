@@ -17,7 +17,7 @@ from splitsec import __version__
 from splitsec.cut.origin import MARK_DIGITS, Origin, origin_of, set_origin, values_digest
 from splitsec.errors import ConfigError, MessageError
 from splitsec.mpc.compiler import DEFAULT_LIMIT
-from splitsec.mpc.prg import Stream
+from splitsec.mpc.prg import Stream, fresh_seed
 from splitsec.mpc.ring import check_range
 from splitsec.parties.events import Joined, Report, RoundDone
 from splitsec.parties.keeping import check_identity, identity_of
@@ -424,7 +424,8 @@ class Learner:
         assert self.welcome is not None
         assert self.protection is not None
         partners = self._others if self._relay is not None or self.welcome.schedule.join is not None else ()
-        return JoinRun(self.welcome.run, self.welcome.start, first_round, self.protection.shares(), partners)
+        noise = self.protection.shares()
+        return JoinRun(self.welcome.run, self.welcome.start, first_round, noise, partners, fresh_seed())
 
     def _own_points(self) -> list[Out]:
         assert self._alignment is not None

@@ -132,6 +132,8 @@ class MaskBook:
     # Of each client the seeds and the round from which each counts: one that comes back gets a new one.
     _seeds: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict, repr=False)
     _pairing: bytes = field(default=b"", repr=False)
+    # By client, what names its last request for a seed.
+    _requests: dict[str, bytes] = field(default_factory=dict, repr=False)
     _noise: NoiseShares | None = None
     _next_round: int = 0
     # The last sum that was opened, for a server whose answer was lost on the way.
@@ -170,6 +172,7 @@ class MaskBook:
         self.recorded = True
         self._starts.append(start)
         self._seeds, self._pairing, self._noise, self._next_round = {}, fresh_seed(), None, 0
+        self._requests = {}
         self._last_sum = None
 
     def pair_seeds(self, client: str, partners: Sequence[str]) -> tuple[bytes, ...]:
@@ -184,11 +187,19 @@ class MaskBook:
         return tuple(hashlib.sha256(b"pair " + self._pairing + pair.encode()).digest()[:SEED_BYTES] for pair in pairs)
 
     def seeds_for(
-        self, client: str, *, start: str = "", first_round: int = 0, noise: NoiseShares | None = None
+        self,
+        client: str,
+        *,
+        start: str = "",
+        first_round: int = 0,
+        noise: NoiseShares | None = None,
+        once: bytes = b"",
     ) -> bytes:
         """A client's seed for the rounds from `first_round` on.
 
         Args:
+            once: names the request; the last one of a client gets the same answer again, since that may have been lost
+                on the way.
             noise: what the sum of all clients' uploads carries, the same at all of them. Shares of clients that are
                 not there are added to the masks that `open_sum` gives.
 
@@ -204,6 +215,8 @@ class MaskBook:
             check_shares(noise, MAX_CLIENTS)
         self._noise = noise
         held = self._seeds.setdefault(client, [])
+        if held and once and self._requests.get(client) == once:
+            return held[-1][1]
         if held and first_round == held[-1][0] and first_round > max(0, self._next_round - 1):
             # It was started twice before that round began: what its earlier life had counts no more.
             held.pop()
@@ -212,6 +225,7 @@ class MaskBook:
         if len(held) >= MAX_SEEDS:
             raise RandomnessError(f"{client} has come back to this run {MAX_SEEDS} times; begin a new run")
         held.append((first_round, fresh_seed()))
+        self._requests[client] = once
         return held[-1][1]
 
     def open_sum(self, round_number: int, participants: Sequence[str], length: int, *, start: str = "") -> torch.Tensor:

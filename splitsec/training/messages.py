@@ -388,13 +388,15 @@ class BeginRun(Message, frozen=True):
 
 class JoinRun(Message, frozen=True):
     """Client to dealer: a seed for this run, from this round on, and one that it shares with each of `partners`; and
-    the noise that sums of the run carry, if any."""
+    the noise that sums of the run carry, if any. `once` is random in each request, so that one that is sent again is
+    told from one of a client that was started again."""
 
     run: Identifier
     start: Start
     round: Number = 0
     noise: NoiseShares | None = None
     partners: Annotated[tuple[PartyName, ...], Meta(max_length=4096)] = ()
+    once: Annotated[bytes, Meta(max_length=16)] = b""
 
 
 class RunSeed(Message, frozen=True):

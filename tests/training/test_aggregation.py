@@ -187,3 +187,16 @@ def test_weights_beyond_the_range_are_refused() -> None:
         mask_upload(torch.zeros(1, dtype=torch.float64), weight=0, seed=fresh_seed(), round_number=0)
     with pytest.raises(MessageError, match="weights add up"):
         combine([torch.zeros(1, dtype=torch.int64)], torch.zeros(1, dtype=torch.int64), total_weight=1 << 27)
+
+
+def test_a_request_that_is_sent_again_gets_the_same_seed_and_a_new_one_none() -> None:
+    book = _book()
+    seed = book.seeds_for("a", once=b"one")
+    assert book.seeds_for("a", once=b"one") == seed
+    # The control: of a client that was started again, whose upload may be another.
+    with pytest.raises(RandomnessError, match="has had its seed"):
+        book.seeds_for("a", once=b"two")
+    with pytest.raises(RandomnessError, match="has had its seed"):
+        book.seeds_for("a")
+    book.begin("again")
+    assert book.seeds_for("a", start="again", once=b"one") != seed
