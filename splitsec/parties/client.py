@@ -580,7 +580,9 @@ class Client:
         reason = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"gave up ({type(error).__name__})"
         # Not the error's own words, which may hold the client's values; and whatever goes wrong here is not the reason.
         with contextlib.suppress(Exception):
-            self._server.send(GaveUp(reason))
+            # To a server that is not there nothing is left behind that closing would wait for.
+            if self._server.connected:
+                self._server.send(GaveUp(reason))
 
     def _finish(self, result: torch.Tensor) -> torch.Tensor:
         if self.head is None:

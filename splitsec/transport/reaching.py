@@ -90,6 +90,11 @@ class Reaching:
             raise self._error
 
     @property
+    def there(self) -> bool:
+        """Whether the peer is connected."""
+        return self._there
+
+    @property
     def lost(self) -> bool:
         """Whether the peer was connected and is not any more."""
         return self._was_there and not self._there

@@ -39,6 +39,8 @@ HIGH_WATER = 256
 # How often one end asks whether the other is there, and after what silence either takes it for gone.
 HEARTBEAT_MS = 5_000
 SILENCE_MS = 30_000
+# For the end of a wire, which sends what waits for at most a second.
+CLOSE_SECONDS = 10.0
 SPIN_SECONDS = 0.0005
 # While training: a step takes longer than a round of a protocol, and a processor that has slept between two steps takes
 # twice as long for the next one (docs/performance.md).
@@ -176,7 +178,12 @@ class Wire:
         for admission in self._admissions:
             admission.stop()
         self._authenticator.stop()
-        self.context.destroy(linger=1000)
+        # In a thread of its own, since ZeroMQ has no limit for how long the end of a context may take.
+        ending = threading.Thread(target=self.context.destroy, args=(1000,), name="end of a context", daemon=True)
+        ending.start()
+        ending.join(CLOSE_SECONDS)
+        if ending.is_alive():
+            log.warning("%s leaves sockets that did not close within %g s", self.keys.name, CLOSE_SECONDS)
 
     def __enter__(self) -> Wire:
         return self
@@ -284,6 +291,13 @@ class Link(Generic[BodyT]):
             # What is wrong with the way is said by `receive`.
             self._way.look(0)
         return max(1, self._way.connections)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the peer is connected now."""
+        with contextlib.suppress(errors.SplitsecError):
+            self._way.look(0)
+        return self._way.there
 
     @property
     def lost(self) -> bool:
