@@ -532,11 +532,11 @@ class Server:
     def _check_time(self) -> None:
         now = time.monotonic()
         active = self._service is not None and self._service.active
-        if self._run.finished:
-            self._look_for_gone()
         if not self._run.finished:
             self._run.tick(now)
-        elif self._halves is not None and self._halves.missing:
+            return
+        self._look_for_gone()
+        if self._halves is not None and self._halves.missing:
             # Clients train by themselves, silently and as long as they like; but somebody may wait for the others.
             if not self._wishes or now - self._wished < self._join_timeout:
                 return
