@@ -9,34 +9,56 @@ from splitsec.errors import SplitsecError
 
 if TYPE_CHECKING:
     from splitsec.cut import SplitModel
-    from splitsec.parties import Client, Dealer, Predictions, Server
-    from splitsec.training.data import Part
-    from splitsec.training.schedule import Schedule
-    from splitsec.training.segment_files import load_trained
+    from splitsec.cut.segment_files import load_trained
+    from splitsec.data.rows import Part
+    from splitsec.parties import Client, Dealer, Network, Predictions, Runtime, Server, Serving, Storage
+    from splitsec.settings.answers import AnswerRules
+    from splitsec.settings.privacy import Privacy
+    from splitsec.settings.query import Query
+    from splitsec.settings.run import RunSettings
+    from splitsec.settings.timeouts import Timeouts
 
-__version__ = "0.1.0"
+from splitsec.version import __version__
+
 __all__ = [
+    "AnswerRules",
     "Client",
     "Dealer",
+    "Network",
     "Part",
     "Predictions",
-    "Schedule",
+    "Privacy",
+    "Query",
+    "RunSettings",
+    "Runtime",
     "Server",
+    "Serving",
     "SplitModel",
     "SplitsecError",
+    "Storage",
+    "Timeouts",
+    "__version__",
     "load_trained",
 ]
 
 # Imported when first used, so that `splitsec --help` need not wait for torch.
 _PLACES = {
+    "AnswerRules": "splitsec.settings.answers",
     "Client": "splitsec.parties",
     "Dealer": "splitsec.parties",
-    "Part": "splitsec.training.data",
+    "Network": "splitsec.parties",
+    "Part": "splitsec.data.rows",
     "Predictions": "splitsec.parties",
-    "Schedule": "splitsec.training.schedule",
+    "Privacy": "splitsec.settings.privacy",
+    "Query": "splitsec.settings.query",
+    "RunSettings": "splitsec.settings.run",
+    "Runtime": "splitsec.parties",
     "Server": "splitsec.parties",
+    "Serving": "splitsec.parties",
     "SplitModel": "splitsec.cut",
-    "load_trained": "splitsec.training.segment_files",
+    "Storage": "splitsec.parties",
+    "Timeouts": "splitsec.settings.timeouts",
+    "load_trained": "splitsec.cut.segment_files",
 }
 
 

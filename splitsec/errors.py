@@ -1,20 +1,20 @@
-"""The errors of splitsec: one small family under `SplitsecError`.
+"""The errors of splitsec: a small family under `SplitsecError`.
 
-Every message is one line that says what is wrong and what to do. The command line prints that line and exits
-with `exit_code`; a program can catch the base class.
+Every message is one line that says what is wrong and what to do. The command line prints that line and exits with
+`exit_code`; a program can catch the base class.
 """
 
 from __future__ import annotations
 
-# Enough for a list of all layers; what a peer says is cut much shorter, see `transport.codec.Refused`.
+# Enough for a list of all layers; another party's text is cut much shorter, see `transport.codec.Refused`.
 MOST_TEXT = 4000
 
 
 def plain_text(text: str, most: int = MOST_TEXT) -> str:
-    """One line of `text` that a log and a terminal show as it is: what is not printable is escaped, and the end is cut.
+    """Return a text as one line that logs and terminals show as it is: what is not printable is escaped, the end cut.
 
     Line breaks, escape sequences of terminals, and marks that turn the direction of writing come from other parties
-    and from files; each could make a line look like another one.
+    and from files; each could make one line look like another.
     """
     shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text[: most + 1])
     return shown if len(shown) <= most else shown[: most - 3] + "..."
@@ -90,7 +90,7 @@ class RandomnessError(SplitsecError):
 
 
 class RestartedError(RandomnessError):
-    """A run or session that the dealer does not know, since it was started again: begin its seeds anew."""
+    """A run or session that the dealer no longer knows, since it was started again: begin its seeds anew."""
 
 
 class BudgetError(SplitsecError):
@@ -105,6 +105,12 @@ class InsecureProviderError(SplitsecError):
     exit_code = 8
 
 
-def first_line(error: Exception) -> str:
-    """The first line of what another library says, or the error's kind if it says nothing."""
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, or the error's class if it has none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def class_and_line(error: BaseException) -> str:
+    """Return an error's class and its first line, as in `KeyError: 'x'`."""
+    line = first_line(error)
+    return line if line == type(error).__name__ else f"{type(error).__name__}: {line}"

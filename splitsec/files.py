@@ -3,41 +3,35 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 
-class whole_file:
-    """A file that is there with all that was written, also after the power fails, or not at all.
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Replace a file by what the `with` block writes to the path that it gets, all of it or nothing.
 
-    Within the `with` block write to the path that it gives. What was there before stays until the block has ended
-    without an error and all of the new content is on the disk. The directory must exist. What is not an ordinary file,
-    such as `/dev/stdout`, is written to directly.
+    What was there before stays until the block has ended without an error and all of the new content is on the disk,
+    so that it holds even if the power fails. The directory must exist. What is not an ordinary file, such as
+    `/dev/stdout`, is written to directly.
 
     Example:
         >>> with whole_file(path) as partial:
         ...     partial.write_text("all of it")  # doctest: +SKIP
     """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        ordinary = path.is_file() or not path.exists()
-        self._partial = path.with_name(path.name + ".partial") if ordinary else path
-
-    def __enter__(self) -> Path:
-        return self._partial
-
-    def __exit__(
-        self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        if self._partial == self._path:
-            return
-        if kind is not None:
-            self._partial.unlink(missing_ok=True)
-            return
-        _sync(self._partial)
-        os.replace(self._partial, self._path)
-        _sync(self._path.parent)
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync(partial)
+    partial.replace(path)
+    _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +10,12 @@ import pytest
 
 # Before torch is there, and for all processes that tests start: on few processors threads of many wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parent))
-import parties_in_threads
+
+from support import parties_in_threads
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_nursery() -> Iterator[None]:
+def _one_forker() -> Iterator[None]:
     """Servers in threads of the tests share one pool of workers: to start one for each takes three seconds."""
     yield
     parties_in_threads.close_pool()

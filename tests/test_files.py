@@ -8,12 +8,12 @@ from splitsec.privacy.ledger import Ledger
 
 
 def _log_of_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is synced and replaced, in order."""
+    """Return what is synced and replaced, in order; filled while the test runs."""
     calls: list[str] = []
     fsync, replace = os.fsync, os.replace
 
     def synced(handle: int) -> None:
-        calls.append("sync " + Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        calls.append("sync " + Path(f"/proc/self/fd/{handle}").readlink().name)
         fsync(handle)
 
     def replaced(source: Path, target: Path) -> None:

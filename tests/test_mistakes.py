@@ -16,9 +16,11 @@ import torch
 from safetensors.torch import save_file
 
 from splitsec.cli import main
-from splitsec.models import SmallCNN
-from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, write_config
-from splitsec.training.data import Part, load_dataset
+from splitsec.data.datasets import load_dataset
+from splitsec.data.rows import Part
+from splitsec.models.demo import SmallCNN
+from splitsec.settings.parties import ClientConfig, DealerConfig, ServerConfig
+from splitsec.settings.toml import write_config
 from splitsec.transport import make_keys
 
 NOWHERE = "tcp://127.0.0.1:9"
@@ -224,7 +226,7 @@ SERVER: list[tuple[str, Callable[[Path, Part], dict[str, Any]], int, tuple[str, 
     ("41", _torch_file, 2, ("cannot read weights from", "torch.save", "safetensors.torch.save_file")),
     ("like 41", _file("c", "x", calibration="c"), 2, ("cannot read calibration from", "it is text")),
     ("like 23", _settings(timeout=-1.0), 2, ("timeout = -1: write seconds above 0",)),
-    ("like 23, halves", _settings(topology="halves"), 2, ("does nothing at the server of parts of a model",)),
+    ("like 23, halves", _settings(layout="model_parts"), 2, ("does nothing at the server of parts of a model",)),
 ]
 
 
@@ -342,12 +344,12 @@ def test_a_name_that_an_encoding_lacks_ends_no_command(
 
 def test_a_dealers_mistakes(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = directory / "dealer.toml"
-    write_config(path, DealerConfig("127.0.0.1:5"))
+    write_config(path, DealerConfig(address="127.0.0.1:5"))
     assert "write tcp:// before it" in _fails("dealer", path, capsys)[1]
-    write_config(path, DealerConfig("tcp://127.0.0.1:*", minimum=1))
-    assert "minimum = 1: write at least 2" in _fails("dealer", path, capsys)[1]
+    write_config(path, DealerConfig(address="tcp://127.0.0.1:*", minimum_clients=1))
+    assert "minimum_clients = 1: write a whole number from 2 on" in _fails("dealer", path, capsys)[1]
     (directory / "file").write_text("")
-    write_config(path, DealerConfig("tcp://127.0.0.1:*", checkpoints="file"))
+    write_config(path, DealerConfig(address="tcp://127.0.0.1:*", checkpoints="file"))
     assert 'checkpoints = "file" is a file' in _fails("dealer", path, capsys)[1]
 
 

@@ -10,9 +10,9 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from splitsec import __version__
-from splitsec.cli import bench, modelling, privacy, running
-from splitsec.errors import SplitsecError
+from splitsec.cli import bench, demo, model, party, privacy
+from splitsec.errors import SplitsecError, class_and_line
+from splitsec.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -21,8 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             # A name that the terminal's encoding lacks must not end a command: it is written as an escape.
             stream.reconfigure(errors="backslashreplace")
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _read(list(sys.argv[1:] if arguments is None else arguments))
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -38,16 +37,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         code = _fail(options, None, "interrupted; everything that was started has been ended", 130)
     except Exception as error:  # the last line of defence: one line for people, the trace on request
-        text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-        code = _fail(options, error, f"unexpected {text}; run again with --verbose for the trace", 1)
+        code = _fail(options, error, f"unexpected {class_and_line(error)}; run again with --verbose for the trace", 1)
     sys.exit(code)
+
+
+def _read(arguments: list[str]) -> argparse.Namespace:
+    if arguments[:1] == ["demo"]:
+        return demo.read_demo(arguments[1:])
+    return _parser().parse_args(arguments)
 
 
 def _fail(options: argparse.Namespace, error: BaseException | None, message: str, code: int) -> int:
     if options.verbose and error is not None:
         traceback.print_exception(error)
     if getattr(options, "events", "text") == "json":
-        from splitsec.parties.events import Failed, to_json_lines
+        from splitsec.events import Failed, to_json_lines
 
         kind = type(error).__name__ if error is not None else "KeyboardInterrupt"
         to_json_lines()(Failed(options.party, error=kind, message=message, exit_code=code))
@@ -64,6 +68,6 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--verbose", action="store_true", help="log everything, and show the trace of an error")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    for module in (running, modelling, privacy, bench):
+    for module in (demo, party, model, privacy, bench):
         module.add_commands(commands, common)
     return parser

@@ -48,13 +48,17 @@ def _audit_options(commands: Commands, common: argparse.ArgumentParser) -> None:
     add("model", metavar="MODEL", help="package.module:name, file.py:name or the name of a torchvision model")
     add("--cut", required=True, metavar="NAME[,NAME...]", help="the cuts to audit, see splitsec cuts")
     add("--head", metavar="NAME", help="a second cut behind each: a U, whose labels stay with the client")
-    add("--dataset", choices=["digits", "mnist"], help="real data to audit with")
+    add("--dataset", metavar="NAME", help="data to audit with: digits, mnist or one of a plugin")
     add("--data-dir", type=Path, metavar="DIR", help="for mnist: the directory above MNIST/raw")
     add("--input", type=Path, metavar="FILE", help="or data of yours: npz with images, perhaps labels")
     add("--weights", type=Path, metavar="FILE", help="safetensors with the model's weights (trained here on a half)")
     add("--epochs", type=int, default=10, metavar="N", help="of training on the private half, without weights (10)")
     add("--victims", type=int, default=128, metavar="N", help="private images to attack (128)")
-    add("--attacks", metavar="NAME[,NAME]", help="inverse, optimise, hijack, labels, members, encrypted (all)")
+    add(
+        "--attacks",
+        metavar="NAME[,NAME]",
+        help="inverse, optimise, hijack, labels, members, encrypted, or of a plugin",
+    )
     add("--thorough", action="store_true", help="longer attacks: three times as long, and better at deep cuts")
     add("--activation-clip", type=float, default=0.0, metavar="C", help="as in splitsec demo (none)")
     add("--activation-noise", type=float, default=0.0, metavar="S", help="as in splitsec demo (0)")
@@ -73,15 +77,15 @@ def _audit(options: argparse.Namespace) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from splitsec.apps.audit import audit
+    from splitsec.apps.audit_rows import AuditRun
     from splitsec.cli.progress import in_words, shown_progress
-    from splitsec.launch.audit_run import ATTACKS, AuditRun
-    from splitsec.launch.auditing import audit
     from splitsec.privacy.audit.page import page
 
     settings = {name: value for name, value in vars(options).items() if name in AuditRun.__dataclass_fields__}
     settings |= {
         "cuts": tuple(options.cut.split(",")),
-        "attacks": tuple((options.attacks or ",".join(ATTACKS)).split(",")),
+        "attacks": tuple(options.attacks.split(",")) if options.attacks else None,
     }
     console = Console(emoji=False, markup=False)
     if not console.is_terminal:
@@ -93,8 +97,8 @@ def _audit(options: argparse.Namespace) -> None:
 
     said = Console(stderr=True, emoji=False, markup=False, highlight=False)
     with terminated_like_interrupted(), shown_progress("audit", said) as report:
-        found = audit(AuditRun(**settings), report=report, on_estimate=estimate)
-    for chapter in found.chapters:
+        result = audit(AuditRun(**settings), report=report, on_estimate=estimate)
+    for chapter in result.chapters:
         table = Table(title=chapter.title, title_justify="left")
         for heading in ("attack", "measure", "found", "guess", ""):
             table.add_column(heading, justify="left" if heading in ("measure", "") or not table.columns else "right")
@@ -106,14 +110,15 @@ def _audit(options: argparse.Namespace) -> None:
             console.print(chapter.note, soft_wrap=True)
     if options.html is not None:
         introduction = (
-            f"{found.rows_private} private rows, {found.rows_attacker} of the attacker's own, "
+            f"{result.rows_private} private rows, {result.rows_attacker} of the attacker's own, "
             f"{'thorough' if options.thorough else 'quick'} attacks. Red rows: better than a guess; green rows: not."
         )
         with whole_file(options.html) as partial:
-            partial.write_text(page(f"Audit of {found.model}", introduction, found.chapters), encoding="utf-8")
+            partial.write_text(page(f"Audit of {result.model}", introduction, result.chapters), encoding="utf-8")
         console.print(f"page with example images: {options.html}")
     content = [
-        {"title": one.title, "note": one.note, "rows": [asdict(row) for row in one.rows]} for one in found.chapters
+        {"title": chapter.title, "note": chapter.note, "rows": [asdict(row) for row in chapter.rows]}
+        for chapter in result.chapters
     ]
     write_json(options.json, content)
 
@@ -123,33 +128,33 @@ def _pate(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from splitsec.apps.pate import PateRun, run_pate
     from splitsec.cli.progress import shown_status
-    from splitsec.launch.pate import PateRun, run_pate
 
     console = Console(emoji=False, markup=False)
     settings = {name: value for name, value in vars(options).items() if name in PateRun.__dataclass_fields__}
     with terminated_like_interrupted(), shown_status("pate") as report:
-        found = run_pate(PateRun(**settings), report=report)
-    table = Table(title=f"{found.dataset}: {found.teachers} teachers, {found.queries} queries")
+        result = run_pate(PateRun(**settings), report=report)
+    table = Table(title=f"{result.dataset}: {result.teachers} teachers, {result.queries} queries")
     table.add_column("")
     table.add_column("", justify="right")
-    table.add_row("accuracy of a teacher, mean", f"{found.teacher_accuracy:.2%}")
-    table.add_row("queries answered", f"{found.answered} of {found.queries}")
-    table.add_row("right labels among the answers", f"{found.label_accuracy:.2%}")
-    table.add_row("accuracy of the student", f"{found.student_accuracy:.2%}")
-    table.add_row(f"epsilon at delta {found.delta:g}, from these votes", f"{found.epsilon:.3f}")
-    table.add_row("epsilon whatever the votes", f"{found.epsilon_data_independent:.3f}")
-    table.add_row("encrypted votes: rounds", str(found.rounds))
-    table.add_row("encrypted votes: megabytes", f"{found.bytes / 1e6:.2f}")
-    table.add_row("encrypted votes: seconds", f"{found.voting_seconds:.2f}")
-    table.add_row("whole run, seconds", f"{found.seconds:.1f}")
+    table.add_row("accuracy of a teacher, mean", f"{result.teacher_accuracy:.2%}")
+    table.add_row("queries answered", f"{result.answered} of {result.queries}")
+    table.add_row("right labels among the answers", f"{result.label_accuracy:.2%}")
+    table.add_row("accuracy of the student", f"{result.student_accuracy:.2%}")
+    table.add_row(f"epsilon at delta {result.delta:g}, from these votes", f"{result.epsilon:.3f}")
+    table.add_row("epsilon whatever the votes", f"{result.epsilon_data_independent:.3f}")
+    table.add_row("encrypted votes: rounds", str(result.rounds))
+    table.add_row("encrypted votes: megabytes", f"{result.bytes / 1e6:.2f}")
+    table.add_row("encrypted votes: seconds", f"{result.voting_seconds:.2f}")
+    table.add_row("whole run, seconds", f"{result.seconds:.1f}")
     console.print(table)
     console.print(
         "The first epsilon depends on the votes, which only this demonstration may look at: it is not to be published "
         "as it stands. The second holds for any votes.",
         soft_wrap=True,
     )
-    write_json(options.json, asdict(found))
+    write_json(options.json, asdict(result))
 
 
 def _ledger(options: argparse.Namespace) -> None:
@@ -159,7 +164,7 @@ def _ledger(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from splitsec.choosing.picture import check_format
+    from splitsec.advisor.plot import check_format
     from splitsec.privacy.history import epsilon_of_noisy_activations, epsilon_together, shared_runs
     from splitsec.privacy.ledger import find_ledgers, plot_ledgers
 
@@ -214,10 +219,10 @@ def _ledger(options: argparse.Namespace) -> None:
         options.json,
         [
             {
-                **msgspec.to_builtins(one),
-                "spent": one.spent,
-                "epsilon_against_another_client": one.against_another_client(),
+                **msgspec.to_builtins(ledger),
+                "spent": ledger.spent,
+                "epsilon_against_another_client": ledger.against_another_client(),
             }
-            for one in ledgers
+            for ledger in ledgers
         ],
     )

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from splitsec.launch.stages import Progress, Report
+from splitsec.apps.stages import Progress, Report
 
 # Between two lines where there is no terminal.
 LINE_SECONDS = 20.0
@@ -25,7 +25,7 @@ def in_words(seconds: float) -> str:
 
 @contextlib.contextmanager
 def shown_progress(command: str, console: Console | None = None) -> Iterator[Report]:
-    """What to report progress to until the block ends.
+    """Give what to report progress to until the block ends.
 
     Args:
         command: begins each line where there is no terminal.
@@ -58,7 +58,7 @@ def shown_progress(command: str, console: Console | None = None) -> Iterator[Rep
 
 @contextlib.contextmanager
 def shown_status(command: str, console: Console | None = None) -> Iterator[Callable[[str], None]]:
-    """What to tell in words what is being done, until the block ends; for work whose steps nobody counts."""
+    """Give what to tell in words what is being done, until the block ends; for work whose steps nobody counts."""
     console = _quiet() if console is None else console
     if console.is_terminal:
         with console.status("") as status:

@@ -1,10 +1,10 @@
-"""Tracing a model, listing its cut points, splitting it."""
+"""Cutting a model: tracing it, listing its cut points, splitting it, checking the segments."""
 
+from splitsec.cut.build import ConstantError, build_segment
 from splitsec.cut.check import check_batch, check_split
-from splitsec.cut.graph import INPUT, CutGraph, CutPoint, vocabulary
 from splitsec.cut.origin import Origin, origin_of, set_origin
+from splitsec.cut.points import INPUT, CutGraph, CutPoint, vocabulary
 from splitsec.cut.results import one_tensor
-from splitsec.cut.segments import ConstantError, build_segment
 from splitsec.cut.split import Cut, SplitModel, cut_names, is_u
 from splitsec.cut.tracing import trace
 from splitsec.cut.weights import load_part, load_segment

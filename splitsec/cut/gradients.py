@@ -1,7 +1,7 @@
 """Regions without gradients: `with torch.no_grad():` inside a forward.
 
-torch.fx records what is computed there and not that gradients are off. What such a region hands on is detached, which
-comes to the same: nothing inside it gets a gradient.
+torch.fx records what is computed there and not that gradients are off. So whatever leaves such a region is detached,
+which has the same effect: nothing inside it gets a gradient.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from splitsec.cut.inplace import overwritten
+from splitsec.cut.in_place import overwritten
 from splitsec.cut.tracer import UntraceableError
 
 _COMPUTING = ("call_module", "call_function", "call_method")
@@ -20,13 +20,12 @@ _SIZES = ("size", "dim", "numel", "ndimension", "stride")
 
 
 def without_gradient(value: Any) -> Any:
-    """A value, or several, through which no gradient passes."""
+    """Return a value, or several, through which no gradient passes."""
     if isinstance(value, torch.Tensor):
         return value.detach()
     if isinstance(value, (tuple, list)):
-        parts = [without_gradient(part) for part in value]
-        # Named tuples of torch's, such as the result of `max`, are made of one sequence as well.
-        return type(value)(parts)
+        # Torch's named tuples, such as the result of `max`, are made of one sequence as well.
+        return type(value)([without_gradient(element) for element in value])
     return value
 
 
@@ -63,7 +62,7 @@ def _inside(node: fx.Node) -> bool:
 
 
 def _is_size(node: fx.Node) -> bool:
-    """Whether a node is a number about a tensor, or several."""
+    """Say whether a node is a size of a tensor, or several sizes."""
     if node.op == "call_method":
         return node.target in _SIZES
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):

@@ -39,7 +39,7 @@ class Origin:
 
     @property
     def described(self) -> str:
-        """Say in words where the values come from."""
+        """Return in words where the values come from."""
         if self.run:
             return f"run {self.run[:8]} after {self.rounds} round{'s' * (self.rounds != 1)}"
         return f"the model with values {self.mark[:8]}" if self.mark else "an unknown model"

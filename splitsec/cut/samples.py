@@ -1,9 +1,10 @@
-"""Making a sample of a model's input from the model itself, to check a cut where no data is at hand."""
+"""Making a sample of a model's input from the model itself, to check a cut without data."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ _LAYERS = 3
 
 
 def make_sample(model: nn.Module) -> torch.Tensor | None:
-    """Random inputs (rows, ...) that the model can take, as its first layers suggest; None if none of them fits.
+    """Return random inputs (rows, ...) that the model can take, as its first layers suggest; None if none fits.
 
     The model is left as it was, and so are the generators of random numbers.
     """
@@ -41,53 +42,61 @@ def make_sample(model: nn.Module) -> torch.Tensor | None:
 
 
 def _fits(model: nn.Module, sample: torch.Tensor) -> bool:
-    with as_it_was(model, values=True), torch.inference_mode(False), torch.no_grad():
+    with as_it_was(model, values=True), torch.inference_mode(mode=False), torch.no_grad():
         model.eval()
         try:
-            found = one_tensor(model(sample.clone()))
+            output = one_tensor(model(sample.clone()))
         except Exception:  # the user's model refuses what does not fit in its own way
             return False
-    return isinstance(found, torch.Tensor) and found.is_floating_point() and found.shape[:1] == sample.shape[:1]
+    return isinstance(output, torch.Tensor) and output.is_floating_point() and output.shape[:1] == sample.shape[:1]
 
 
 def _shapes(model: nn.Module) -> Iterator[tuple[tuple[int, ...], int | None]]:
-    """Shapes of one input to try, and of how many rows if it is looked up."""
-    tried = 0
+    """Yield shapes of one input to try, each with the rows of the embedding that looks it up, if there is one."""
+    layers = 0
     for module in model.modules():
-        found = list(_taken_by(module))
-        yield from found
-        tried += bool(found)
-        if tried == _LAYERS:
+        shapes = list(_input_shapes(module))
+        yield from shapes
+        layers += bool(shapes)
+        if layers == _LAYERS:
             return
 
 
-def _taken_by(module: nn.Module) -> Iterator[tuple[tuple[int, ...], int | None]]:
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        yield from (((length,), module.num_embeddings) for length in _LENGTHS)
-        yield (), module.num_embeddings
-    elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-        yield from (((module.in_channels, side, side), None) for side in _SIDES)
-    elif isinstance(module, nn.BatchNorm2d):
-        yield from (((module.num_features, side, side), None) for side in _SIDES)
-    elif isinstance(module, nn.Conv1d):
-        yield from (((module.in_channels, length), None) for length in _LENGTHS)
-    elif isinstance(module, nn.Conv3d):
-        yield from (((module.in_channels, side, side, side), None) for side in (16, 8, 32))
-    elif isinstance(module, nn.BatchNorm1d):
-        yield (module.num_features,), None
-        yield from (((module.num_features, length), None) for length in _LENGTHS)
-    elif isinstance(module, nn.RNNBase):
-        yield from (((length, module.input_size), None) for length in _LENGTHS)
-    elif isinstance(module, nn.MultiheadAttention):
-        yield from (((length, module.embed_dim), None) for length in _LENGTHS)
-    elif isinstance(module, nn.LayerNorm):
-        yield tuple(module.normalized_shape), None
-        yield from (((length, *module.normalized_shape), None) for length in _LENGTHS)
-    elif isinstance(module, nn.Linear):
-        size = module.in_features
-        yield (size,), None
-        yield from (((length, size), None) for length in _LENGTHS)
-        for channels in (1, 3):
-            side = math.isqrt(size // channels)
-            if channels * side * side == size:
-                yield (channels, side, side), None
+def _input_shapes(layer: nn.Module) -> Iterator[tuple[tuple[int, ...], int | None]]:
+    """Yield the shapes of one input of a layer; none if they cannot be told."""
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+        yield from (((length,), layer.num_embeddings) for length in _LENGTHS)
+        yield (), layer.num_embeddings
+        return
+    for kinds, shapes in _SHAPES.items():
+        if isinstance(layer, kinds):
+            yield from ((shape, None) for shape in shapes(layer))
+            return
+
+
+def _images(channels: int) -> list[tuple[int, ...]]:
+    return [(channels, side, side) for side in _SIDES]
+
+
+def _sequences(*shape: int, alone: bool = False) -> list[tuple[int, ...]]:
+    """Return sequences of values of a shape, if `alone` after a single one of them."""
+    return [*([shape] if alone else []), *((length, *shape) for length in _LENGTHS)]
+
+
+def _flat_images(size: int) -> list[tuple[int, ...]]:
+    sides = {channels: math.isqrt(size // channels) for channels in (1, 3)}
+    return [(channels, side, side) for channels, side in sides.items() if channels * side * side == size]
+
+
+# By the kind of a layer, the shapes of its input that are tried, in this order.
+_SHAPES: dict[Any, Callable[[Any], list[tuple[int, ...]]]] = {
+    (nn.Conv2d, nn.ConvTranspose2d): lambda layer: _images(layer.in_channels),
+    nn.BatchNorm2d: lambda layer: _images(layer.num_features),
+    nn.Conv1d: lambda layer: [(layer.in_channels, length) for length in _LENGTHS],
+    nn.Conv3d: lambda layer: [(layer.in_channels, side, side, side) for side in (16, 8, 32)],
+    nn.BatchNorm1d: lambda layer: [(layer.num_features,), *((layer.num_features, length) for length in _LENGTHS)],
+    nn.RNNBase: lambda layer: _sequences(layer.input_size),
+    nn.MultiheadAttention: lambda layer: _sequences(layer.embed_dim),
+    nn.LayerNorm: lambda layer: _sequences(*layer.normalized_shape, alone=True),
+    nn.Linear: lambda layer: _sequences(layer.in_features, alone=True) + _flat_images(layer.in_features),
+}

@@ -1,4 +1,4 @@
-"""Cutting a model into a front for the client and a tail for the server, and into a head for the client again."""
+"""Cutting a model into a front for the client, a tail for the server and, in a U, a head for the client."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import fx, nn
 
 from splitsec.cut.check import ROWS, check_batch, check_split
-from splitsec.cut.graph import INPUT, CutGraph, CutPoint
 from splitsec.cut.origin import Origin, segments_digest, set_origin, whole_origin
+from splitsec.cut.points import CutGraph, CutPoint
 from splitsec.cut.samples import make_sample
 from splitsec.cut.tracing import forget_constants, trace
 from splitsec.cut.weights import load_part
@@ -22,7 +22,7 @@ Cut: TypeAlias = str | Sequence[str]
 
 
 def cut_names(cut: Cut) -> tuple[str, ...]:
-    """One name, or two of a U: as a sequence, or as text with a comma between.
+    """Return the name of a cut, or both of a U, given as a sequence or as text with a comma between.
 
     Raises:
         CutError: no name, or more than two.
@@ -48,10 +48,10 @@ class SplitModel(nn.Module):
             `"input"` leaves the whole network to the server, for encrypted prediction only: training would send the
             inputs themselves. Two names make a U: `("layer1", "fc")` ends the front with `layer1` and begins the head
             with `fc`. Front and head are the client's, so that labels never leave it.
-        origin: of the values, which all segments remember; None makes it from the values of the whole model.
-        sample: a few inputs, (N, ...), on which the segments are compared with the model; None to make them as its
-            first layers suggest, and to leave the cut unchecked if the model cannot take what is made.
-        check: False to compare nothing.
+        origin: of the values, which all segments remember; None computes it from the values of the whole model.
+        sample: a few inputs, (N, ...), on which the segments are compared with the model; None makes them as its first
+            layers suggest, and leaves the cut unchecked if the model takes none of those.
+        check: whether to compare the segments with the model.
 
     Attributes:
         cut: the cut as text, which all parties of a run must agree on; a U's names with a comma between.
@@ -110,8 +110,8 @@ class SplitModel(nn.Module):
     def mark(self) -> None:
         """Let the segments belong together with the values that they have now.
 
-        For who has trained them outside of splitsec since they were cut: segments whose values have changed without a
-        word predict nothing, since nobody could tell whether they belong together.
+        Call it after training them outside of splitsec since they were cut: segments whose values have changed
+        otherwise predict nothing, since nothing says whether they belong together.
         """
         self._remember(whole_origin({**self._whole[0].state_dict(), **self.whole_state_dict()}))
 
@@ -124,18 +124,18 @@ class SplitModel(nn.Module):
 
     @property
     def segments(self) -> list[fx.GraphModule]:
-        """Front, tail and, of a U, head."""
+        """Return front, tail and, of a U, head."""
         return [self.front, self.tail, *([] if self.head is None else [self.head])]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The whole model: tail(front(x)), and the head of that if there is one."""
+        """Return the whole model's output: tail(front(x)), and the head of that if there is one."""
         activation = self.front(x)
         check_batch(activation, x, self.cut)
-        out: torch.Tensor = self.tail(activation)
-        return out if self.head is None else self.head(out)
+        output: torch.Tensor = self.tail(activation)
+        return output if self.head is None else self.head(output)
 
     def whole_state_dict(self) -> dict[str, torch.Tensor]:
-        """The state dict under the names of the uncut model."""
+        """Return the state dict under the names of the uncut model."""
         return {key: value for segment in self.segments for key, value in segment.state_dict().items()}
 
     def load_whole_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -145,38 +145,33 @@ class SplitModel(nn.Module):
         self._remember(whole_origin(self._whole[0].state_dict()))
 
     def merge(self) -> nn.Module:
-        """The whole model again, of the class it had, with copies of the segments' weights and in their mode."""
+        """Return the whole model, of the class it had, with copies of the segments' weights and in their mode."""
         whole = copy.deepcopy(self._whole[0])
         state = {key: value.detach().clone() for key, value in self.whole_state_dict().items()}
-        # Values that no segment uses stay what they were.
-        # Copied into the model's own tensors, so that tied weights stay tied; those of the meta device have no memory.
+        # Values that no segment uses stay what they were. The others are copied into the model's own tensors, so that
+        # tied weights stay tied; those of the meta device have no memory.
         bare = any(value.is_meta for value in whole.state_dict().values())
         whole.load_state_dict({**whole.state_dict(), **state}, assign=bare)
+        trained = {name: value for segment in self.segments for name, value in segment.named_parameters()}
         for name, parameter in whole.named_parameters():
-            parameter.requires_grad_(self._requires_grad(name, parameter.requires_grad))
+            if name in trained:
+                parameter.requires_grad_(trained[name].requires_grad)
         layers = {path: layer for segment in self.segments for path, layer in segment.named_modules() if path}
         for path, layer in whole.named_modules():
-            # What torch.fx looked into, a segment holds by another type or not at all.
-            held = layers.get(path)
-            if held is not None and type(held) is type(layer):
-                layer.training = held.training
+            # A module that torch.fx looked into is of another type in a segment, or in none.
+            own = layers.get(path)
+            if own is not None and type(own) is type(layer):
+                layer.training = own.training
             elif self.training != self._was_training:
                 layer.training = self.training
         return whole
 
-    def _requires_grad(self, name: str, default: bool) -> bool:
-        for segment in self.segments:
-            found = dict(segment.named_parameters()).get(name)
-            if found is not None:
-                return found.requires_grad
-        return default
-
     def _refuse_shared(self) -> None:
-        seen: dict[nn.Parameter, str] = {}
+        earlier: dict[nn.Parameter, str] = {}
         for segment in self.segments:
             names = {parameter: name for name, parameter in segment.named_parameters(remove_duplicate=False)}
             for parameter, name in names.items():
-                other = seen.get(parameter)
+                other = earlier.get(parameter)
                 if other == name:
                     raise CutError(
                         f"both sides of the cut '{self.cut}' use '{name}': what holds it is called before the cut and "
@@ -189,11 +184,11 @@ class SplitModel(nn.Module):
                         f"leave to both sides; untie them before cutting: "
                         f"{place} = nn.Parameter({place}.detach().clone())"
                     )
-            seen.update(names)
+            earlier.update(names)
 
 
 def _expression(path: str) -> str:
-    """How Python code calls a parameter of a model: `model.fc.weight`, `model.get_submodule('2').weight`."""
+    """Return Python code for a parameter of a model: `model.fc.weight`, `model.get_submodule('2').weight`."""
     owner, _, name = path.rpartition(".")
     if all(part.isidentifier() for part in path.split(".")):
         return f"model.{path}"
@@ -201,43 +196,41 @@ def _expression(path: str) -> str:
 
 
 def _segment(graph: CutGraph, name: str, after: CutPoint | None, upto: CutPoint | None) -> fx.GraphModule:
-    """What lies after one cut and up to another."""
-    begun = graph.front(after.node) if after is not None else set()
-    kept = graph.front(upto.node) if upto is not None else set(graph.nodes)
-    made = fx.Graph()
+    """Make a segment of what lies after one cut and up to another."""
+    before = graph.front(after.node) if after is not None else set()
+    members = graph.front(upto.node) if upto is not None else set(graph.nodes)
+    new = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     if after is not None:
-        activation = made.placeholder("activation" if name == "Tail" else "result")
-        # Shape and dtype, where the graph's nodes know them, as those that are copied do.
+        activation = new.placeholder("activation" if name == "Tail" else "result")
+        # Shape and dtype, where the graph's nodes know them, as copied nodes have them.
         activation.meta.update(after.node.meta)
         copies[after.node] = activation
     for node in graph.nodes:
-        if node in copies or node not in kept or (node in begun and not graph.is_free(node)):
+        if node in copies or node not in members or (node in before and not graph.is_free(node)):
             continue
-        if node.op == "placeholder":
-            if after is None:
-                copies[node] = made.node_copy(node, copies.__getitem__)
-        elif after is not None and node in graph.batch_sizes:
-            copies[node] = made.call_method("size", (copies[after.node], 0))
-        elif all(other in copies for other in node.all_input_nodes):
-            copies[node] = made.node_copy(node, copies.__getitem__)
+        if after is not None and node in graph.batch_sizes:
+            copies[node] = new.call_method("size", (copies[after.node], 0))
+        elif after is None if node.op == "placeholder" else all(other in copies for other in node.all_input_nodes):
+            copies[node] = new.node_copy(node, copies.__getitem__)
     if upto is not None:
-        made.output(copies[upto.node])
-    for node in reversed(list(made.nodes)):
-        # Constants of the other side.
-        if not node.users and node.op not in ("placeholder", "output"):
-            made.erase_node(node)
-    made.lint()
-    segment = fx.GraphModule(graph.traced, made, class_name=name)
+        new.output(copies[upto.node])
+    _erase_unused(new)
+    new.lint()
+    segment = fx.GraphModule(graph.traced, new, class_name=name)
     forget_constants(segment, graph.traced)
     # Not `train()`, which would change the modes of the model's own layers.
     segment.training = graph.traced.training
     return segment
 
 
+def _erase_unused(graph: fx.Graph) -> None:
+    """Erase the constants of the other side."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op not in ("placeholder", "output"):
+            graph.erase_node(node)
+
+
 def is_u(cut: str) -> bool:
-    """Whether a `SplitModel.cut` has a head at the client."""
+    """Say whether a `SplitModel.cut` has a head at the client."""
     return len(cut_names(cut)) == 2
-
-
-__all__ = ["INPUT", "Cut", "SplitModel", "cut_names", "is_u"]

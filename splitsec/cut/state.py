@@ -1,4 +1,4 @@
-"""Putting back what running a model's code changes in it, and in the process's generators of random numbers."""
+"""Putting back what running a model's code changes in the model, and in the generators of random numbers."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _TABLES = (dict, OrderedDict, list, set)
 
 @contextmanager
 def as_it_was(model: nn.Module, *, values: bool = False) -> Iterator[None]:
-    """Put back, at the end, all attributes of all modules, with their buffers, hooks and modes, and random generators.
+    """Put back at the end of the block all attributes of all modules (buffers, hooks, modes), and random generators.
 
     Args:
-        values: also the values of buffers and of tensors that are attributes, which in-place operations change; costs
-            a copy of them.
+        values: put back the values of buffers and of tensors that are attributes too, which in-place operations change;
+            costs a copy of them.
     """
     attributes = [(module, dict(vars(module))) for module in model.modules()]
-    tables = [(table, table.copy()) for _, found in attributes for table in found.values() if type(table) in _TABLES]
+    tables = [(table, table.copy()) for _, own in attributes for table in own.values() if type(table) in _TABLES]
     tensors = [(tensor, tensor.detach().clone()) for _, tensor in state_tensors(model)] if values else []
     generators = Generators()
     try:
         yield
     finally:
-        for module, found in attributes:
+        for module, own in attributes:
             vars(module).clear()
-            vars(module).update(found)
+            vars(module).update(own)
         for table, content in tables:
             _refill(table, content)
         with torch.no_grad():
@@ -51,7 +51,7 @@ def _refill(table: Any, content: Any) -> None:
 
 
 def state_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Buffers, and other tensors that modules hold as attributes, with their paths; no parameters."""
+    """Yield buffers, and other tensors that modules have as attributes, with their paths; no parameters."""
     yield from model.named_buffers()
     for path, module in model.named_modules():
         for name, value in vars(module).items():
@@ -69,7 +69,7 @@ class Generators:
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
     def restore(self) -> None:
-        """Set the generators to the states."""
+        """Set the generators to these states."""
         random.setstate(self._python)
         if self._numpy is not None:
             sys.modules["numpy"].random.set_state(self._numpy)
@@ -78,7 +78,7 @@ class Generators:
             torch.cuda.set_rng_state_all(self._cuda)
 
     def foreign_drew(self) -> str:
-        """Which generator that torch knows nothing of has been used since: `"random"`, `"numpy.random"`, or none."""
+        """Name the generator not of torch that has been used since: `"random"`, `"numpy.random"`, or empty."""
         if random.getstate() != self._python:
             return "random"
         if self._numpy is not None:

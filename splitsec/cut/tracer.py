@@ -1,8 +1,8 @@
-"""The tracer: torch.fx's, told what it would lose in silence.
+"""A tracer of torch.fx that records or refuses what torch.fx would lose without a word.
 
 torch.fx runs a model's forward on stand-ins for values. What forward does besides computing is lost or happens to the
 model itself: changes of buffers, random numbers, `torch.no_grad()`, the backward of an `autograd.Function`. Here each
-is recorded in the graph or stops the trace, with the module that does it.
+is recorded in the graph, or stops the trace and names the module that does it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -24,14 +25,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from splitsec.cut.state import state_tensors
 
-_INNER = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.abspath(__file__)) + os.sep, "<")
-# Layers that act on what they are given, of which torch.fx would see the shell: transforms do nothing to a stand-in.
+_INNER = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).absolute().parent}{os.sep}", "<")
+# Layers that do nothing to a stand-in, since they act by the type of their input, such as transforms of images.
 _LEAF_PACKAGES = ("torchvision.transforms.",)
 _LEAF_OPERATIONS = ("StochasticDepth", "Permute")
 
 
 class UntraceableError(Exception):
-    """What a module does that a graph cannot say.
+    """A module does something that a graph cannot express.
 
     Attributes:
         path: the module's path; "" for the whole model.
@@ -46,19 +47,19 @@ class UntraceableError(Exception):
 
 
 class Tracer(fx.Tracer):
-    """torch.fx's tracer that looks into transformer encoders, and not into `kept` modules.
+    """torch.fx's tracer, which looks into transformer encoders, and not into the modules that it is told to leave.
 
     Args:
-        kept: paths of modules to call as they are.
+        leaves: paths of modules to call as they are.
         kinds: classes of modules to call as they are.
-        functions: what stands for each `autograd.Function`, filled here and the same for several traces.
-        buffers: record uses of buffers, so that constants made of them follow their values; False where forward needs
-            their values to decide.
+        functions: the function that stands for each `autograd.Function`; filled here, and shared by several traces.
+        buffers: record uses of buffers, so that constants computed from them follow their values; False where forward
+            needs their values to decide.
     """
 
     def __init__(
         self,
-        kept: Mapping[str, object],
+        leaves: Mapping[str, object],
         kinds: set[type[nn.Module]],
         functions: dict[type, Callable[..., Any]],
         *,
@@ -66,36 +67,34 @@ class Tracer(fx.Tracer):
     ) -> None:
         super().__init__()
         self.proxy_buffer_attributes = buffers
-        self._kept, self._kinds, self._functions = kept, kinds, functions
-        # torch.fx puts wrappers around every module of the process while it traces.
+        self._leaves, self._kinds, self._functions = leaves, kinds, functions
+        # torch.fx wraps every module of the process while it traces, and other threads may call theirs.
         self._thread = threading.get_ident()
-        # As forward has it: an `autograd.Function` turns gradients off inside, where a call of it is recorded.
+        # As forward sets it. Inside an `autograd.Function`, where its call is recorded, gradients are off.
         self.gradients = True
 
     @property
     def innermost(self) -> str:
-        """The path of the module whose forward runs, or ran when an error arose."""
+        """Return the path of the module whose forward runs, or ran when an error was raised."""
         return str(next(reversed(self.module_stack.values()), ("", None))[0])
 
     def trace_whole(self, root: nn.Module) -> fx.Graph:
-        """Trace a module as a call of it, hooks and all, on its first argument; others keep their defaults."""
+        """Trace a call of a module, with its hooks, on its first argument; other arguments keep their defaults."""
         with _recorded_functions(self), _recorded_modes(self), _Watch(root, self):
             return self.trace(root)
 
-    def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Any, list[Any]]:
-        """Call the module itself and not its class's forward: hooks and a forward of the instance's own count too."""
+    def create_args_for_root(self, *_: Any, **_options: Any) -> tuple[Any, list[Any]]:
+        """Call the module and not its class's forward, so that hooks and a forward of the instance's own run too."""
         value = self.create_proxy("placeholder", input_name(self.root), (), {})
         return (lambda root, x: root(x)), [self.root, value]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether the graph calls the module instead of what its forward does."""
+        """Say whether the graph calls the module instead of what its forward does."""
         if not module_qualified_name:
             return False
         package, kind = type(m).__module__, type(m).__name__
         return (
-            module_qualified_name in self._kept
+            module_qualified_name in self._leaves
             or type(m) in self._kinds
             or package.startswith(_LEAF_PACKAGES)
             or (package.startswith("torchvision.ops.") and kind in _LEAF_OPERATIONS)
@@ -103,25 +102,28 @@ class Tracer(fx.Tracer):
         )
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """As torch.fx, but into transformer encoders, and not for modules that other threads call meanwhile."""
+        """Do as torch.fx, but look into transformer encoders, and leave modules alone that other threads call."""
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
         if m not in (self.submodule_paths or {}):
-            return self._call_made(m, forward, args, kwargs)
+            return self._call_new(m, forward, args, kwargs)
         path = self.path_of_module(m)
         if not self.is_leaf_module(m, path):
             _refuse_backward_hooks(m, path)
-        if type(m) is nn.TransformerEncoder and len(args) == 1 and not kwargs and path not in self._kept:
-            # What its own forward comes to without masks, so that a model can be cut between its layers.
+        if type(m) is nn.TransformerEncoder and len(args) == 1 and not kwargs and path not in self._leaves:
+            # Its own forward does the same without masks; so a model can be cut between its layers.
             x = args[0]
             for layer in m.layers:
                 x = layer(x)
             return x if m.norm is None else m.norm(x)
         return super().call_module(m, forward, args, kwargs)
 
-    def _call_made(self, module: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Look into a layer that forward has just made, such as `nn.ReLU()(x)`; one with weights would be another at
-        each call."""
+    def _call_new(self, module: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Look into a layer that forward has just made, such as `nn.ReLU()(x)`.
+
+        Raises:
+            UntraceableError: the layer has weights, which would be others at each call.
+        """
         if next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
             place = place_of(sys._getframe(1))
             raise UntraceableError(
@@ -132,13 +134,13 @@ class Tracer(fx.Tracer):
         return forward(*args, **kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        """As torch.fx, and not for what other threads read meanwhile."""
+        """Do as torch.fx, but leave alone what other threads read."""
         if threading.get_ident() != self._thread:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """As torch.fx, noting the user's line and whether gradients are on."""
+        """Do as torch.fx, and note the user's line and whether gradients are on."""
         node = super().create_node(*args, **kwargs)
         node.meta["place"] = place_of(sys._getframe(1))
         node.meta["grad"] = self.gradients and not torch.is_inference_mode_enabled()
@@ -152,14 +154,14 @@ class Tracer(fx.Tracer):
         return node
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Take assertions as true; anything else decides by a value that is not known."""
+        """Take assertions as true; anything else would decide by a value that is not known."""
         frame = _user_frame(sys._getframe(1))
         if frame is not None and _in_assertion(frame):
             return True
         return super().to_bool(obj)
 
     def applied(self, function: type) -> Callable[..., Any]:
-        """What stands in the graph for `function.apply`."""
+        """Return the function that stands in the graph for `function.apply`."""
         if function not in self._functions:
 
             def call(*args: Any) -> Any:
@@ -172,7 +174,7 @@ class Tracer(fx.Tracer):
 
 
 def input_name(model: nn.Module) -> str:
-    """What the model calls its first argument."""
+    """Return the name of the model's first argument."""
     import inspect
 
     for parameter in inspect.signature(model.forward).parameters.values():
@@ -191,7 +193,7 @@ def _refuse_backward_hooks(module: nn.Module, path: str) -> None:
 
 
 class _Watch(TorchDispatchMode):
-    """Stops what really runs while a model is traced: random numbers, and changes of the model's own tensors."""
+    """A mode that stops, while a model is traced, draws of random numbers and changes of the model's own tensors."""
 
     def __init__(self, model: nn.Module, tracer: Tracer) -> None:
         super().__init__()
@@ -224,7 +226,7 @@ def _has_storage(value: object) -> bool:
 
 
 def random_numbers(place: str) -> tuple[str, str]:
-    """What to say of random numbers that would become constants: the reason, and the advice."""
+    """Return the reason and the advice for random numbers that would become constants."""
     return (
         f"it draws random numbers in forward{_at(place)}, which a cut would make constants",
         "draw them by the value that they meet (torch.randn_like(h)), or in an nn.Module of their own",
@@ -232,7 +234,7 @@ def random_numbers(place: str) -> tuple[str, str]:
 
 
 def changed(name: str, place: str) -> tuple[str, str]:
-    """What to say of a forward that changes the model's state: the reason, and the advice."""
+    """Return the reason and the advice for a forward that changes the model's state."""
     return (
         f"its forward changes '{name}'{_at(place)}, and neither side of a cut of it could",
         f"move what changes '{name}' into an nn.Module of its own, which is then called as it is on its side of the "
@@ -246,9 +248,9 @@ def _at(place: str) -> str:
 
 @contextmanager
 def _recorded_functions(tracer: Tracer) -> Iterator[None]:
-    """Record calls of `autograd.Function`s, whose backward would be lost where only their forward is traced.
+    """Record calls of `autograd.Function`s, whose backward would be lost if only their forward were traced.
 
-    Their forward is replaced meanwhile, and not `apply`, which people keep under other names.
+    In the block their forward is replaced, and not `apply`, which programs keep under other names.
     """
     base, replaced = torch.autograd.Function, []
     for function in _subclasses(base):
@@ -270,7 +272,7 @@ def _recorded_functions(tracer: Tracer) -> Iterator[None]:
 
 @contextmanager
 def _recorded_modes(tracer: Tracer) -> Iterator[None]:
-    """Note where forward turns gradients on and off."""
+    """Note in the block where forward turns gradients on and off."""
     thread = threading.get_ident()
     tracer.gradients = torch.is_grad_enabled()
 
@@ -296,12 +298,12 @@ def _recorded_modes(tracer: Tracer) -> Iterator[None]:
 
 def _recording(tracer: Tracer, function: type, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        given = args[1:] if args and isinstance(args[0], torch.autograd.function.FunctionCtx) else args
-        if not _holds_proxy((given, kwargs)):
+        values = args[1:] if args and isinstance(args[0], torch.autograd.function.FunctionCtx) else args
+        if not _holds_proxy((values, kwargs)):
             return original(*args, **kwargs)
         if name == "setup_context":
             return None
-        return tracer.create_proxy("call_function", tracer.applied(function), given, kwargs)
+        return tracer.create_proxy("call_function", tracer.applied(function), values, kwargs)
 
     return call
 
@@ -314,25 +316,25 @@ def _subclasses(kind: type) -> Iterator[type]:
 
 
 def _holds_proxy(value: Any) -> bool:
-    found: list[Any] = []
-    fx.node.map_aggregate(value, lambda part: found.append(part) if isinstance(part, fx.Proxy) else None)
-    return bool(found)
+    proxies: list[Any] = []
+    fx.node.map_aggregate(value, lambda part: proxies.append(part) if isinstance(part, fx.Proxy) else None)
+    return bool(proxies)
 
 
 def place_of(frame: FrameType | None) -> str:
-    """The user's line that is running: the innermost that is neither torch's nor ours, as `file:line (source)`."""
-    found = _user_frame(frame)
-    return "" if found is None else _described(found.f_code.co_filename, found.f_lineno)
+    """Return the user's line that is running, the innermost outside torch and this package, as `file:line (source)`."""
+    frame = _user_frame(frame)
+    return "" if frame is None else _described(frame.f_code.co_filename, frame.f_lineno)
 
 
 def place_of_error(trace: TracebackType | None) -> str:
-    """The user's line at which an error arose."""
-    found = ""
+    """Return the user's line at which an error was raised."""
+    place = ""
     while trace is not None:
         if not trace.tb_frame.f_code.co_filename.startswith(_INNER):
-            found = _described(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+            place = _described(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
         trace = trace.tb_next
-    return found
+    return place
 
 
 def _described(file: str, line: int) -> str:
@@ -346,7 +348,7 @@ def _user_frame(frame: FrameType | None) -> FrameType | None:
 
 
 def _in_assertion(frame: FrameType) -> bool:
-    """Whether a frame is at an `assert`."""
+    """Say whether a frame is at an `assert`."""
     try:
         tree = ast.parse("".join(linecache.getlines(frame.f_code.co_filename)))
     except SyntaxError:

@@ -6,7 +6,9 @@ import inspect
 import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -14,16 +16,16 @@ from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
 from splitsec.cut.gradients import keep_regions
-from splitsec.cut.inplace import changed_attribute, follow_in_place
-from splitsec.cut.modes import ByMode
+from splitsec.cut.in_place import changed_attribute, follow_in_place
+from splitsec.cut.mode_switch import ByMode
 from splitsec.cut.results import describe_result, nodes_in
 from splitsec.cut.state import Generators, as_it_was
 from splitsec.cut.tracer import Tracer, UntraceableError, changed, place_of_error, random_numbers
 from splitsec.errors import CutError, first_line
 
-# torch.fx puts wrappers around every module of the process while it traces: never two traces at once.
+# torch.fx wraps every module of the process while it traces, so that there must never be two traces at once.
 _tracing = threading.Lock()
-# What wraps a model so that nothing can look into it, and where the model is.
+# Wrappers that hide a model, and where the model is.
 _WRAPPERS = {
     "OptimizedModule": "compile the segments, not the model: give the model itself (`model._orig_mod`)",
     "DataParallel": "give the model itself (`model.module`)",
@@ -35,7 +37,12 @@ _WRAPPERS = {
 
 @dataclass
 class _Whole:
-    """Modules that are called as they are, since what they do no graph can say: why, by path."""
+    """The modules that are called as they are, since no graph can express what they do.
+
+    Attributes:
+        reasons: why, by the module's path.
+        kinds: their classes.
+    """
 
     reasons: dict[str, str] = field(default_factory=dict)
     kinds: set[type[nn.Module]] = field(default_factory=set)
@@ -46,29 +53,25 @@ def trace(model: nn.Module) -> fx.GraphModule:
 
     Calls whose arguments depend on `self.training` become modules that know their mode (`ByMode`). Assertions, which
     compare shapes and would tie front and tail together, are taken as true and left out. A module inside that no graph
-    can say (it changes its buffers, does something else in training, or decides by data) is called as it is, and
+    can express (it changes its buffers, does something else in training, or decides by data) is called as it is, and
     cannot be cut inside; `meta["whole"]` of the result has the reason by its path.
 
     Raises:
-        CutError: the model's own forward is such (names the module and the line), or it does not take one tensor and
-            return one.
+        CutError: no graph can express the model's own forward (names the module and the line), or it does not take one
+            tensor and return one.
     """
     if isinstance(model, fx.GraphModule):
         return model
     _check_inputs(model)
-    whole = _Whole()
-    modes = torch.enable_grad(), torch.inference_mode(False), torch.autocast("cpu", enabled=False)
-    with _tracing, modes[0], modes[1], modes[2]:
-        while True:
+    whole, joined = _Whole(), None
+    with _alone():
+        while joined is None:
             try:
                 joined = _traced(model, whole, buffers=True)
-                break
             except UntraceableError as error:
-                joined_by_value = _traced_by_value(model, whole) if error.by_value else None
-                if joined_by_value is not None:
-                    joined = joined_by_value
-                    break
-                _keep_whole(model, whole, error)
+                joined = _traced_by_value(model, whole) if error.by_value else None
+                if joined is None:
+                    _keep_whole(model, whole, error)
     called = {str(node.target) for node in joined.graph.nodes if node.op == "call_module"}
     joined.meta["whole"] = {path: reason for path, reason in whole.reasons.items() if path in called}
     joined.training = model.training
@@ -80,25 +83,29 @@ def trace(model: nn.Module) -> fx.GraphModule:
     return joined
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Let no other trace run in the block, and let torch's modes be the usual ones."""
+    with _tracing, torch.enable_grad(), torch.inference_mode(mode=False), torch.autocast("cpu", enabled=False):
+        yield
+
+
 def trace_in_eval(layer: nn.Module) -> fx.GraphModule:
-    """What `layer` does in eval mode, traced symbolically; it is left as it was.
+    """Trace what `layer` does in eval mode, and leave it as it was.
 
     Raises:
-        CutError: no graph says it (names the line).
+        CutError: no graph can express it (names the line).
     """
     _check_inputs(layer)
-    with _tracing, torch.enable_grad(), torch.inference_mode(False), torch.autocast("cpu", enabled=False):
+    with _alone():
         try:
             with as_it_was(layer):
                 layer.eval()
-                graph = _graph(layer, Tracer({}, set(), {}, buffers=True))
-                made = fx.GraphModule(layer, graph)
-            follow_in_place(made)
-            keep_regions(made)
-            _clean(made)
+                traced = fx.GraphModule(layer, _graph(layer, Tracer({}, set(), {}, buffers=True)))
+            _finish(traced)
         except UntraceableError as error:
             raise CutError(f"{error}; {error.advice}") from error
-    return made.eval()
+    return traced.eval()
 
 
 def _check_inputs(model: nn.Module) -> None:
@@ -136,7 +143,7 @@ def _check_inputs(model: nn.Module) -> None:
 
 
 def _keep_whole(model: nn.Module, whole: _Whole, error: UntraceableError) -> None:
-    """Call the module at fault as it is from now on, or the one around it where that did not help."""
+    """Call the module at fault as it is from now on, or the module around it where that did not help."""
     path = error.path
     while path and (path in whole.reasons or not _is_callable(model.get_submodule(path))):
         path = path.rpartition(".")[0]
@@ -159,7 +166,7 @@ def _is_callable(module: nn.Module) -> bool:
 
 
 def _traced_by_value(model: nn.Module, whole: _Whole) -> fx.GraphModule | None:
-    """The graph where forward decides by values of buffers, which it must have; None if that does not help."""
+    """Trace again with the values of buffers, by which forward may decide; return None if that does not help."""
     try:
         return _traced(model, whole, buffers=False)
     except UntraceableError:
@@ -167,11 +174,7 @@ def _traced_by_value(model: nn.Module, whole: _Whole) -> fx.GraphModule | None:
 
 
 def _traced(model: nn.Module, whole: _Whole, *, buffers: bool) -> fx.GraphModule:
-    """One graph for both modes.
-
-    Raises:
-        UntraceableError: there is none.
-    """
+    """Return one graph for both modes; raises `UntraceableError` where there is none."""
     functions: dict[type, Callable[..., Any]] = {}
     graphs: dict[bool, fx.Graph] = {}
     constants: dict[bool, dict[str, torch.Tensor]] = {}
@@ -188,9 +191,7 @@ def _traced(model: nn.Module, whole: _Whole, *, buffers: bool) -> fx.GraphModule
         joined = fx.GraphModule(model, graphs[False])
         forget_constants(joined, model)
         _join(joined, graphs[True], constants)
-    follow_in_place(joined)
-    keep_regions(joined)
-    _clean(joined)
+    _finish(joined)
     return joined
 
 
@@ -234,7 +235,7 @@ def _refuse_dicts(model: nn.Module, graph: fx.Graph) -> None:
 
 
 def _tensors(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Parameters, buffers and other tensors of each module, by its path."""
+    """Return parameters, buffers and other tensors of each module, by its path."""
     return {
         path: {
             **module._parameters,
@@ -246,18 +247,18 @@ def _tensors(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def _take_one_result(model: nn.Module, graph: fx.Graph) -> None:
-    """Let the graph return the one tensor of a dict or tuple, as `one_tensor` does of what the model returns.
+    """Let the graph return the only tensor of a dict or tuple, as `one_tensor` does with the model's result.
 
     Raises:
         CutError: there are several, or none.
     """
     output = next(node for node in graph.nodes if node.op == "output")
-    found = nodes_in(output.args[0])
-    if len(found) == 1:
-        output.args = (found[0],)
+    results = nodes_in(output.args[0])
+    if len(results) == 1:
+        output.args = (results[0],)
         return
     kind = type(model).__name__
-    if not found:
+    if not results:
         raise CutError(f"{kind} returns nothing that depends on its input")
     raise CutError(
         f"{kind} returns {describe_result(output.args[0])}; a model to be cut returns one tensor: wrap it in an "
@@ -267,7 +268,7 @@ def _take_one_result(model: nn.Module, graph: fx.Graph) -> None:
 
 
 def explain(error: Exception, place: str) -> tuple[str, str]:
-    """What torch.fx says and the user's own line at which it said so; and what to write there instead."""
+    """Return what torch.fx says with the user's own line, and what to write there instead."""
     text = first_line(error)
     text = text.split(" by default. If you want")[0]
     source = place.partition(" (")[2]
@@ -294,86 +295,92 @@ _SHAPES = (".dim()", ".ndim", ".shape", ".size(", ".dtype", ".device", "len(", "
 
 def _join(joined: fx.GraphModule, training: fx.Graph, constants: Mapping[bool, Mapping[str, torch.Tensor]]) -> None:
     """Make `joined`, traced in eval mode, do in training what `training` does."""
-    ours, theirs = list(joined.graph.nodes), list(training.nodes)
-    for one, other in _pairs(ours, theirs):
-        if one is None or other is None or not _alike(one, other, constants):
-            raise _other_in_training(one, other, longer=len(theirs) > len(ours))
-    partner = dict(zip(theirs, ours, strict=True))
-    for one, other in zip(ours, theirs, strict=True):
+    in_eval, in_training = list(joined.graph.nodes), list(training.nodes)
+    longer = len(in_training) > len(in_eval)
+    for node, other in zip_longest(in_eval, in_training):
+        if node is None or other is None or not _alike(node, other, constants):
+            raise _differs_in_training(node, other, longer=longer)
+    partner = dict(zip(in_training, in_eval, strict=True))
+    for node, other in zip(in_eval, in_training, strict=True):
         args, kwargs = fx.map_arg((other.args, other.kwargs), partner.__getitem__)
-        if (args, kwargs) == (one.args, one.kwargs):
+        if (args, kwargs) == (node.args, node.kwargs):
             continue
-        if one.op not in ("call_function", "call_method") or set(nodes_in((args, kwargs))) != set(one.all_input_nodes):
-            raise _other_in_training(one, other, longer=True)
-        inputs = list(one.all_input_nodes)
-        path = one.name if not hasattr(joined, one.name) else f"{one.name}_by_mode"
-        joined.add_module(path, ByMode(one.target, (args, kwargs), (one.args, one.kwargs), inputs))
-        with joined.graph.inserting_after(one):
-            made = joined.graph.call_module(path, tuple(inputs))
-        made.meta.update(one.meta)
-        partner[other] = made
-        one.replace_all_uses_with(made)
-        joined.graph.erase_node(one)
+        inputs = list(node.all_input_nodes)
+        if node.op not in ("call_function", "call_method") or set(nodes_in((args, kwargs))) != set(inputs):
+            raise _differs_in_training(node, other, longer=True)
+        path = node.name if not hasattr(joined, node.name) else f"{node.name}_by_mode"
+        joined.add_module(path, ByMode(node.target, (args, kwargs), (node.args, node.kwargs), inputs))
+        with joined.graph.inserting_after(node):
+            by_mode = joined.graph.call_module(path, tuple(inputs))
+        by_mode.meta.update(node.meta)
+        partner[other] = by_mode
+        node.replace_all_uses_with(by_mode)
+        joined.graph.erase_node(node)
 
 
-def _pairs(ours: list[fx.Node], theirs: list[fx.Node]) -> Iterator[tuple[fx.Node | None, fx.Node | None]]:
-    for index in range(max(len(ours), len(theirs))):
-        yield (ours[index] if index < len(ours) else None, theirs[index] if index < len(theirs) else None)
+def _differs_in_training(node: fx.Node | None, other: fx.Node | None, *, longer: bool) -> UntraceableError:
+    """Blame the first difference on the module that has a step more than in the other mode.
 
-
-def _other_in_training(one: fx.Node | None, other: fx.Node | None, *, longer: bool) -> UntraceableError:
-    """The first difference is the fault of the module that has a step more than in the other mode."""
-    first, second = (other, one) if longer else (one, other)
-    node = first if first is not None else second
-    assert node is not None
-    paths = [_owner(found) for found in (first, second) if found is not None]
-    # A step of the module around it says nothing of the one inside.
-    path = paths[1] if len(paths) == 2 and paths[1].startswith(f"{paths[0]}." if paths[0] else "") else paths[0]
-    place = node.meta.get("place", "")
+    Args:
+        node, other: the first nodes that differ, in eval mode and in training; None behind the end of a graph.
+        longer: whether the graph of training is the longer one.
+    """
+    first, second = (other, node) if longer else (node, other)
+    blamed = first if first is not None else second
+    assert blamed is not None
+    paths = [_owner(step) for step in (first, second) if step is not None]
+    # A step of the module around another module says nothing of that one.
+    inner = len(paths) == 2 and paths[1].startswith(f"{paths[0]}." if paths[0] else "")
+    place = blamed.meta.get("place", "")
     return UntraceableError(
-        path if path or not paths else paths[0],
+        (paths[1] if inner else paths[0]) or paths[0],
         f"it computes otherwise in training{f', at {place}' if place else ''} (its forward uses self.training)",
         "use modules such as nn.Dropout, which know their mode, or put what differs into an nn.Module of its own, "
         "which is then called as it is",
     )
 
 
-def _alike(one: fx.Node, other: fx.Node, constants: Mapping[bool, Mapping[str, torch.Tensor]]) -> bool:
-    if one.op == other.op == "output":
+def _alike(node: fx.Node, other: fx.Node, constants: Mapping[bool, Mapping[str, torch.Tensor]]) -> bool:
+    """Say whether a node in eval mode and another in training do the same, whatever their arguments are."""
+    if node.op == other.op == "output":
         return True
-    if one.meta.get("grad", True) != other.meta.get("grad", True):
+    if node.meta.get("grad", True) != other.meta.get("grad", True):
         return False
-    if one.op == other.op == "get_attr" and str(other.target) in constants[True]:
+    if node.op == other.op == "get_attr" and str(other.target) in constants[True]:
         # Constants of the forward are numbered anew in each trace.
-        ours, theirs = constants[False].get(str(one.target)), constants[True][str(other.target)]
-        return ours is theirs or (ours is not None and not ours.is_meta and torch.equal(ours, theirs))
-    return one.op == other.op and one.target == other.target
+        in_eval, in_training = constants[False].get(str(node.target)), constants[True][str(other.target)]
+        same = in_eval is in_training
+        return same or (in_eval is not None and not in_eval.is_meta and torch.equal(in_eval, in_training))
+    return node.op == other.op and node.target == other.target
 
 
 def _owner(node: fx.Node) -> str:
-    """The path of the module whose forward makes a node."""
+    """Return the path of the module whose forward makes a node."""
     return next(reversed(containers(node)), "")
 
 
 def containers(node: fx.Node) -> list[str]:
-    """Paths of the modules that a node lies in, the outermost first."""
+    """Return the paths of the modules that a node lies in, the outermost first."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [entry[0] for entry in stack.values() if isinstance(entry, tuple) and entry and entry[0]]
     return [path for path in paths if path != node.target]
 
 
-def forget_constants(made: fx.GraphModule, source: nn.Module) -> None:
-    """Keep out of a state dict what that of `source` does not hold: torch.fx makes constants into buffers."""
+def forget_constants(traced: fx.GraphModule, source: nn.Module) -> None:
+    """Keep out of a state dict what that of `source` has not: torch.fx makes buffers of constants."""
     known = source.state_dict().keys()
-    for path, module in made.named_modules():
+    for path, module in traced.named_modules():
         for name in module._buffers:
             if (f"{path}.{name}" if path else name) not in known:
                 module._non_persistent_buffers_set.add(name)
 
 
-def _clean(traced: fx.GraphModule) -> None:
+def _finish(traced: fx.GraphModule) -> None:
+    """Follow what works in place, keep regions without gradients, and erase what is not used."""
+    follow_in_place(traced)
+    keep_regions(traced)
     for node in reversed(list(traced.graph.nodes)):
-        # Assertions, which torch.fx would keep, and what nobody reads.
+        # Assertions, which torch.fx would keep, and values that nothing reads.
         if node.op == "call_function" and not node.users:
             traced.graph.erase_node(node)
     traced.graph.eliminate_dead_code()

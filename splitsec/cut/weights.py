@@ -1,4 +1,4 @@
-"""Weights of one segment."""
+"""Loading the weights of a segment."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from splitsec.errors import CutError
 
 
 def load_segment(segment: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Load `state` into one segment; raises `CutError` naming keys or shapes that do not fit."""
-    have = segment.state_dict()
+    """Load a state dict into a segment; raises `CutError` naming keys or shapes that do not fit."""
+    own = segment.state_dict()
     # Counters of batches are not in every file of weights, and do nothing in prediction.
-    uncounted = {key: torch.zeros_like(have[key]) for key in have if key.endswith(COUNTER) and key not in state}
+    uncounted = {key: torch.zeros_like(own[key]) for key in own if key.endswith(COUNTER) and key not in state}
     state = {**state, **uncounted}
-    missing, extra = sorted(set(have) - set(state)), sorted(set(state) - set(have))
-    wrong = [key for key in have if key in state and have[key].shape != state[key].shape]
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
     if missing or extra or wrong:
         problems = [
             f"{label} {', '.join(keys[:5])}"
@@ -30,5 +30,5 @@ def load_segment(segment: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
 
 
 def load_part(segment: nn.Module, whole: Mapping[str, torch.Tensor]) -> None:
-    """Load what a segment holds of a state dict that may hold more; raises `CutError` as `load_segment` does."""
+    """Load a segment's part of a state dict that may hold more; raises `CutError` as `load_segment` does."""
     load_segment(segment, {key: whole[key] for key in segment.state_dict() if key in whole})

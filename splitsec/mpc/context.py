@@ -10,7 +10,8 @@ import torch
 if TYPE_CHECKING:
     from splitsec.mpc.correlation import Correlation
 
-SERVER, CLIENT = 0, 1
+SERVER = 0
+CLIENT = 1
 ComparisonKind: TypeAlias = Literal["tables", "dcf"]
 
 
@@ -25,26 +26,26 @@ class Context(Protocol):
 
     @property
     def comparison(self) -> ComparisonKind:
-        """How values are compared in this session; see `comparison.Comparison`."""
+        """Return how values are compared in this session; see `protocols.compare.Comparison`."""
         ...
 
     @property
     def planning(self) -> bool:
-        """Whether this is a run on zeros that only asks what is needed, so that arithmetic may be left out."""
+        """Return whether this is a run on zeros that only asks what is needed, so that arithmetic may be left out."""
         ...
 
-    def take(self, wanted: Correlation) -> list[torch.Tensor]:
-        """This party's parts of the next correlation of the plan, which must be `wanted`."""
+    def take(self, item: Correlation) -> list[torch.Tensor]:
+        """Return this party's parts of the next correlation of the plan, which must be `item`."""
         ...
 
-    def exchange(self, mine: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def exchange(self, own: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Send int64 tensors to the peer and return its tensors of the same shapes: one round."""
         ...
 
-    def collect(self, mine: torch.Tensor, to: int) -> torch.Tensor | None:
+    def collect(self, own: torch.Tensor, to: int) -> torch.Tensor | None:
         """Send an int64 tensor to party `to`, which gets the peer's; the sender gets None."""
         ...
 
     def common(self, shape: Sequence[int]) -> torch.Tensor:
-        """Ring elements that both parties know and nobody else: masks of an input's share."""
+        """Return ring elements that only the two parties know, and both do: masks of an input's share."""
         ...

@@ -22,12 +22,12 @@ from typing import Any, NoReturn
 import torch
 
 from splitsec.errors import InsecureProviderError, MessageError, RandomnessError, UnsupportedLayerError
+from splitsec.mpc.beaver import BinaryTriple, RandomBit, SquarePair, Triple
 from splitsec.mpc.context import Context
 from splitsec.mpc.prg import Stream, fresh_seed
-from splitsec.mpc.selection import relu
-from splitsec.mpc.sign import at_least_zero
-from splitsec.mpc.triples import BinaryTriple, RandomBit, SquarePair, Triple
-from splitsec.mpc.truncation import truncate
+from splitsec.mpc.protocols.relu import relu
+from splitsec.mpc.protocols.sign import at_least_zero
+from splitsec.mpc.protocols.truncate import truncate
 
 
 def _import_crypten() -> Any:
@@ -60,7 +60,7 @@ def running(context: Context, *, grad: bool = False) -> Iterator[None]:
         grad: keep CrypTen's autograd tape, for training on shares.
     """
     if getattr(_local, "context", None) is not None:
-        raise RandomnessError("this thread is running CrypTen in another session; use a thread a session")
+        raise RandomnessError("this thread is running CrypTen in another session; use a thread for each session")
     if crypten.config.cfg.encoder.precision_bits != context.precision:
         crypten.config.cfg.encoder.precision_bits = context.precision
     _local.context, _local.grad = context, grad
@@ -86,12 +86,12 @@ class SharedTensor(crypten.mpc.MPCTensor):  # type: ignore[misc, name-defined]  
 
     @staticmethod
     def new(*args: Any, **options: Any) -> SharedTensor:
-        """A shared tensor; CrypTen calls it with the arguments of the constructor."""
+        """Make a shared tensor; CrypTen calls it with the arguments of the constructor."""
         return SharedTensor(*args, **options)
 
     @staticmethod
     def from_shares(share: torch.Tensor, precision: int | None = None, ptype: Any = None) -> SharedTensor:
-        """Over this party's int64 share with `precision` fractional bits."""
+        """Make a tensor over this party's int64 share with `precision` fractional bits."""
         kind = crypten.mpc.arithmetic if ptype is None else ptype
         result = SharedTensor([])
         result._tensor = kind.to_tensor().from_shares(share, precision=precision)
@@ -99,19 +99,19 @@ class SharedTensor(crypten.mpc.MPCTensor):  # type: ignore[misc, name-defined]  
         return result
 
     def clone(self) -> SharedTensor:
-        """A copy with a share of its own."""
+        """Return a copy with a share of its own."""
         result = self.shallow_copy()
         result._tensor = self._tensor.clone()
         return result
 
     def shallow_copy(self) -> SharedTensor:
-        """Another tensor over the same share."""
+        """Return another tensor over the same share."""
         result = SharedTensor([])
         result._tensor, result.ptype = self._tensor, self.ptype
         return result
 
     def relu(self) -> SharedTensor:
-        """max(x, 0), exact."""
+        """Return max(x, 0), exact."""
         result = self.clone()
         result.share = relu(_context(), self.share)
         return result
@@ -127,17 +127,17 @@ class SharedTensor(crypten.mpc.MPCTensor):  # type: ignore[misc, name-defined]  
 
 
 def _bits(constant: int, share: torch.Tensor) -> SharedTensor:
-    """Shares of 0 or 1, without fractional bits, plus a constant that both know."""
+    """Add a public constant to shares of 0 or 1 without fractional bits."""
     return SharedTensor.from_shares(share + constant if _context().rank == 0 else share, precision=0)
 
 
 def from_share(share: torch.Tensor, precision: int) -> Any:
-    """A `SharedTensor` over this party's int64 share with `precision` fractional bits."""
+    """Make a `SharedTensor` over this party's int64 share with `precision` fractional bits."""
     return SharedTensor.from_shares(share, precision=precision)
 
 
 def share_of(tensor: Any) -> torch.Tensor:
-    """This party's int64 share of a `SharedTensor`."""
+    """Return this party's int64 share of a `SharedTensor`."""
     share: torch.Tensor = tensor._tensor.share
     return share
 
@@ -152,19 +152,19 @@ class _Communicator:
         return 2
 
     def all_reduce(self, tensor: Any, op: Any = None, async_op: bool = False, batched: bool = False) -> Any:
-        mine: list[torch.Tensor] = list(tensor) if batched else [tensor]
-        both = zip(mine, _context().exchange([part.contiguous() for part in mine]), strict=True)
+        parts: list[torch.Tensor] = list(tensor) if batched else [tensor]
+        both = zip(parts, _context().exchange([part.contiguous() for part in parts]), strict=True)
         xor = op == torch.distributed.ReduceOp.BXOR
-        result = [one ^ other if xor else one + other for one, other in both]
+        result = [own ^ other if xor else own + other for own, other in both]
         return result if batched else result[0]
 
     def reduce(self, tensor: Any, dst: int, op: Any = None, async_op: bool = False, batched: bool = False) -> Any:
-        mine: list[torch.Tensor] = list(tensor) if batched else [tensor]
+        parts: list[torch.Tensor] = list(tensor) if batched else [tensor]
         xor = op == torch.distributed.ReduceOp.BXOR
         result = []
-        for part in mine:
-            theirs = _context().collect(part.contiguous(), dst)
-            result.append(part if theirs is None else part ^ theirs if xor else part + theirs)
+        for part in parts:
+            other = _context().collect(part.contiguous(), dst)
+            result.append(part if other is None else part ^ other if xor else part + other)
         if self.get_rank() != dst:
             return None
         return result if batched else result[0]
@@ -186,7 +186,7 @@ class _DealerProvider:
         if unknown:
             raise UnsupportedLayerError(f"{op} with {', '.join(sorted(unknown))} has no encrypted form")
         dims = {"conv1d": 1, "conv2d": 2, "conv_transpose1d": 1, "conv_transpose2d": 2}.get(op, 1)
-        wanted = Triple(
+        item = Triple(
             op=op,  # type: ignore[arg-type]
             left=tuple(size0),
             right=tuple(size1),
@@ -195,7 +195,7 @@ class _DealerProvider:
             dilation=_spread(known.get("dilation", (1,)), dims),
             groups=int(options.get("groups", 1)),
         )
-        a, b, c = _context().take(wanted)
+        a, b, c = _context().take(item)
         return self._arithmetic(a), self._arithmetic(b), self._arithmetic(c)
 
     def square(self, size: Sequence[int], device: Any = None) -> tuple[Any, Any]:
@@ -246,8 +246,8 @@ def _refuse_generator(*_args: Any, **_kwargs: Any) -> NoReturn:
 
 
 def _zero_shares(size: tuple[Any, ...]) -> torch.Tensor:
-    # Both parties know this mask; it hides an input of one from nobody but the dealer and the wire, and the other
-    # party's share is the mask itself, so it carries nothing of the input.
+    # Both parties know this mask: it hides a party's input from the dealer and the wire only. The other party's share
+    # is the mask itself, so it carries nothing of the input.
     shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else tuple(size)
     return _context().common(shape)
 
@@ -263,7 +263,7 @@ def _binary_zero(*size: Any, device: Any = None) -> Any:
 
 
 def _binary_rand(*size: Any, bits: int = 64, device: Any = None) -> Any:
-    # Each party draws its own share of a random number that nobody knows.
+    # Each party draws its own share, so neither knows the random number.
     shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else tuple(size)
     share = Stream(fresh_seed()).ring(shape)
     return crypten.mpc.primitives.BinarySharedTensor.from_shares(share & ((1 << bits) - 1) if bits < 64 else share)

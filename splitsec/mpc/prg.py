@@ -19,7 +19,7 @@ _ZEROS = memoryview(bytes(1 << 20))
 
 
 def fresh_seed() -> bytes:
-    """A new seed of 16 bytes from the operating system."""
+    """Return a new seed of 16 bytes from the operating system."""
     return secrets.token_bytes(SEED_BYTES)
 
 
@@ -44,20 +44,20 @@ class Stream:
             self._encryptor.update_into(_ZEROS[: len(part)], part)
 
     def bytes(self, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-        """The next `count` bytes, uint8."""
+        """Return the next `count` bytes, uint8."""
         out = np.empty(count, dtype=np.uint8)
         self.fill(memoryview(out))
         return out
 
     def ring(self, shape: Sequence[int]) -> torch.Tensor:
-        """Uniform elements of Z_2^64, int64 of `shape`."""
+        """Return uniform elements of Z_2^64, int64 of `shape`."""
         out = torch.empty(tuple(shape), dtype=torch.int64)
         if out.numel():
             self.fill(memoryview(out.view(-1).view(torch.uint8).numpy()))
         return out
 
     def bits(self, shape: Sequence[int]) -> torch.Tensor:
-        """Uniform bits, int64 of `shape` with values 0 and 1."""
+        """Return uniform bits, int64 of `shape` with values 0 and 1."""
         count = math.prod(shape)
         packed = self.bytes((count + 7) // 8)
         return torch.from_numpy(np.unpackbits(packed, count=count).astype(np.int64)).view(tuple(shape))

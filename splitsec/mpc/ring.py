@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from splitsec.errors import RangeError
-from splitsec.mpc.kernels import to_fixed_point
+from splitsec.mpc.bit_planes import to_fixed_point
 
 RING_BITS = 64
 PRECISION_BITS = 16
@@ -20,7 +20,7 @@ HEADROOM_BITS = 62
 
 
 def real_limit(precision: int = PRECISION_BITS) -> float:
-    """The magnitude below which the product of two encoded numbers can still be truncated."""
+    """Return the magnitude below which the product of two encoded numbers can still be truncated."""
     return float(2 ** (HEADROOM_BITS - 2 * precision))
 
 
@@ -32,7 +32,7 @@ def encode(
     limit: float | None = None,
     why: str = "the fixed-point range",
 ) -> torch.Tensor:
-    """Real tensor of any float dtype to int64 ring elements, rounded to the nearest.
+    """Convert a real tensor of any float dtype to int64 ring elements, rounded to the nearest.
 
     Raises:
         RangeError: an element is not finite or its magnitude reaches `limit`, or else `real_limit(precision)`; see
@@ -50,7 +50,7 @@ def encode(
 
 
 def decode(x: torch.Tensor, precision: int = PRECISION_BITS) -> torch.Tensor:
-    """int64 ring elements to float32."""
+    """Convert int64 ring elements to float32."""
     return (x.double() / (1 << precision)).float()
 
 
@@ -69,10 +69,10 @@ def check_range(x: torch.Tensor, *, limit: float, what: str, why: str = "the fix
 
 
 def shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical right shift of ring elements read as unsigned, 0 < bits < 64."""
+    """Shift ring elements, read as unsigned, right by 0 < bits < 64."""
     return (x >> bits) & ((1 << (RING_BITS - bits)) - 1)
 
 
 def top_bit(x: torch.Tensor) -> torch.Tensor:
-    """The most significant bit of each element, int64 with values 0 and 1."""
+    """Return the most significant bit of each element, int64 with values 0 and 1."""
     return (x < 0).to(torch.int64)

@@ -13,17 +13,16 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeAlias
 
 import torch
 
 from splitsec.errors import RandomnessError, RestartedError, SplitsecError, first_line
+from splitsec.events import Listening, Report, ignore
 from splitsec.files import whole_file
-from splitsec.mpc.dealing import DealerBook, OwnerBook
-from splitsec.mpc.messages import (
+from splitsec.mpc.dealer import DealerBook, OwnerBook
+from splitsec.mpc.session.messages import (
     Corrections,
     DealQuery,
     Done,
@@ -34,23 +33,14 @@ from splitsec.mpc.messages import (
     ShareWeights,
     WeightShares,
 )
-from splitsec.parties.events import Listening, Report, ignore
-from splitsec.parties.flow import Flow
-from splitsec.parties.names import DEALER, SERVER
-from splitsec.training.aggregation import MaskBook
-from splitsec.training.messages import (
-    BeginRun,
-    DealerBody,
-    JoinRun,
-    MaskSum,
-    OpenMasks,
-    OwnerSeed,
-    OwnWeights,
-    RunSeed,
-    Unseeded,
-    dealer_codec,
-)
-from splitsec.transport import Hub, Incoming, KeyPair, Sender, Wire
+from splitsec.parties.messages import dealer_codec
+from splitsec.parties.setup import Network, Storage
+from splitsec.party_names import DEALER, SERVER
+from splitsec.prediction.flow import Flow
+from splitsec.prediction.messages import OwnerSeed, OwnWeights
+from splitsec.training.aggregation.dealer import MaskBook, check_sender
+from splitsec.training.messages import BeginRun, JoinRun, OpenMasks
+from splitsec.transport import NO_TENSORS, Hub, Incoming, Message, NamedTensors, Sender, Wire
 
 log = logging.getLogger(__name__)
 MAX_RUNS = 64
@@ -60,43 +50,42 @@ MOST_THREADS = 8
 FEW_ELEMENTS = 1 << 18
 RESUME_SECONDS = 0.05
 
-_Reply: TypeAlias = tuple[Sender, DealerBody | Exception, list[torch.Tensor]]
+_Reply: TypeAlias = tuple[Sender, Message | Exception, NamedTensors]
 
 
 class Dealer:
     """A dealer that serves one server and its clients.
 
     Args:
-        keys: the dealer's key pair.
-        peers: public keys of everyone who may ask, by name; the server's name is `server`.
-        address: where to listen, such as `tcp://127.0.0.1:5556`; port `*` takes a free one.
-        minimum: no sum over fewer clients than this is opened; at least 2.
-        checkpoints: a directory where it notes which rounds it has opened for whom, for a run that is started again.
+        network: the dealer's keys, public keys of everyone who may ask (the server's name is `server`), and where to
+            listen.
+        minimum_clients: no sum over fewer clients than this is opened; at least 2.
+        storage: where it notes which rounds it has opened for whom, for a run that is started again.
+        report: called with every event.
 
     Raises:
         AddressError: the address cannot be bound.
-        RandomnessError: `minimum` is below 2.
+        RandomnessError: `minimum_clients` is below 2.
 
     Example:
-        >>> dealer = Dealer(keys=keys, peers=peers, address="tcp://127.0.0.1:*")  # doctest: +SKIP
+        >>> dealer = Dealer(Network(keys=keys, peers=peers, address="tcp://127.0.0.1:*"))  # doctest: +SKIP
         >>> dealer.serve()  # until `stop()` is called from another thread  # doctest: +SKIP
     """
 
     def __init__(
         self,
+        network: Network,
         *,
-        keys: KeyPair,
-        peers: Mapping[str, bytes],
-        address: str,
-        minimum: int = 2,
-        checkpoints: Path | None = None,
+        minimum_clients: int = 2,
+        storage: Storage | None = None,
         report: Report = ignore,
     ) -> None:
-        MaskBook(minimum)
-        self._minimum = minimum
-        self._checkpoints = checkpoints
-        if checkpoints is not None:
-            checkpoints.mkdir(parents=True, exist_ok=True)
+        if minimum_clients < 2:
+            raise RandomnessError("a sum over fewer than two clients would show what one sent: minimum_clients = 2")
+        self._minimum = minimum_clients
+        self._checkpoints = None if storage is None else storage.checkpoints
+        if self._checkpoints is not None:
+            self._checkpoints.mkdir(parents=True, exist_ok=True)
         self._report = report
         self._stop = threading.Event()
         self._owners = OwnerBook()
@@ -104,10 +93,10 @@ class Dealer:
         self._runs: dict[str, MaskBook] = {}
         # What the pool's threads have made.
         self._dealt: queue.SimpleQueue[_Reply] = queue.SimpleQueue()
-        self._wire = Wire(keys, known=peers)
+        self._wire = Wire(network.keys, known=network.peers)
         try:
-            allowed = {name: key for name, key in peers.items() if name != DEALER}
-            self._hub: Hub[DealerBody] = Hub(self._wire, address, allowed, dealer_codec)
+            allowed = {name: key for name, key in network.peers.items() if name != DEALER}
+            self._hub: Hub[Message] = Hub(self._wire, network.address, allowed, dealer_codec)
         except BaseException:
             self._wire.close()
             raise
@@ -116,7 +105,7 @@ class Dealer:
     def serve(self) -> None:
         """Answer until `stop`; a request that is refused never stops the dealer."""
         self._report(Listening(DEALER, self.address))
-        incoming: Incoming[DealerBody] | None = None
+        incoming: Incoming[Message] | None = None
         threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
         pool = ThreadPoolExecutor(threads, thread_name_prefix="deal")
         flow = Flow(pool, self._made, self._hub.is_waiting)
@@ -142,7 +131,7 @@ class Dealer:
         """Let `serve` return; safe from any thread or signal handler."""
         self._stop.set()
 
-    def _take(self, incoming: Incoming[DealerBody], flow: Flow) -> None:
+    def _take(self, incoming: Incoming[Message], flow: Flow) -> None:
         sender = incoming.sender
         try:
             match incoming.body:
@@ -154,7 +143,7 @@ class Dealer:
                         flow.begin(sender, session, query, parts, size=8 * size, window=window)
                     else:
                         for part in parts:
-                            self._send(sender, Corrections(query), [part])
+                            self._send(sender, Corrections(query), {"part": part})
                 case More(session, query, count):
                     flow.more(sender, session, query, count)
                 case LeaveSession(session):
@@ -164,14 +153,17 @@ class Dealer:
                 case _:
                     self._send(sender, *self._answer(incoming))
         except Exception as error:
-            self._send(sender, error, [])
+            self._send(sender, error)
 
     def _made(self, sender: Sender, query: int, made: torch.Tensor | Exception) -> None:
         """In a thread of the pool: leave a part of a query's corrections for the hub's thread."""
-        self._dealt.put((sender, made, []) if isinstance(made, Exception) else (sender, Corrections(query), [made]))
+        reply: tuple[Message | Exception, NamedTensors] = (
+            (made, NO_TENSORS) if isinstance(made, Exception) else (Corrections(query), {"part": made})
+        )
+        self._dealt.put((sender, *reply))
         self._hub.wake()
 
-    def _send(self, to: Sender, body: DealerBody | Exception, tensors: list[torch.Tensor]) -> None:
+    def _send(self, to: Sender, body: Message | Exception, tensors: NamedTensors = NO_TENSORS) -> None:
         if isinstance(body, SplitsecError):
             self._hub.refuse(to, body)
         elif isinstance(body, Exception):
@@ -180,51 +172,33 @@ class Dealer:
         else:
             self._hub.send(to, body, tensors)
 
-    def _answer(self, incoming: Incoming[DealerBody]) -> tuple[DealerBody, list[torch.Tensor]]:
+    def _answer(self, incoming: Incoming[Message]) -> tuple[Message, NamedTensors]:
         name = incoming.sender.name
         match incoming.body:
             case JoinSession(session, rank, client, plan):
                 seed = self._sessions.join(session, rank=rank, name=name, server=SERVER, client=client, plan=plan)
-                return SessionSeed(seed), []
+                return SessionSeed(seed), NO_TENSORS
             case LeaveSession(session):
                 self._sessions.leave(session, name=name)
-                return Done(), []
+                return Done(), NO_TENSORS
             case OwnWeights():
                 if name == SERVER:
                     raise RandomnessError("the server owns no weights that others may not know")
-                return OwnerSeed(*self._owners.new(name)), []
+                return OwnerSeed(*self._owners.new(name)), NO_TENSORS
             case ShareWeights(session, items):
-                return WeightShares(), self._sessions.weight_shares(session, items, name=name)
-            case BeginRun(run, start, fresh, record):
-                if name != SERVER:
-                    raise RandomnessError(f"{name} may not begin a run; only the server may")
-                book = self._begun(run)
-                opened = None if record is None else {entry.round: entry.clients for entry in record}
-                book.begin(start, fresh=fresh, opened=opened)
-                self._keep(run, book)
-                return Done(), []
-            case JoinRun(run, start, first_round, noise, partners, once):
-                if name == SERVER:
-                    raise RandomnessError("the server gets no mask seed: it could open uploads")
-                book = self._book(run)
-                pairs = book.pair_seeds(name, [partner for partner in partners if partner != SERVER])
-                seed = book.seeds_for(name, start=start, first_round=first_round, noise=noise, once=once)
-                return RunSeed(seed, pairs), []
-            case OpenMasks(run, start, round_number, participants, length):
-                if name != SERVER:
-                    raise RandomnessError(f"{name} may not open masks; only the server may")
-                book = self._book(run)
-                unseeded = book.unseeded(round_number, participants)
-                if unseeded:
-                    return Unseeded(round_number, tuple(unseeded)), []
-                total = book.open_sum(round_number, participants, length, start=start)
-                self._keep(run, book)
-                return MaskSum(round_number), [total]
+                return WeightShares(), {"shares": self._sessions.weight_shares(session, items, name=name)}
+            case (BeginRun() | JoinRun() | OpenMasks()) as body:
+                check_sender(name, body)
+                book = self._begun(body.run) if isinstance(body, BeginRun) else self._book(body.run)
+                answer = book.answer(name, body)
+                if not isinstance(body, JoinRun):
+                    self._keep(body.run, book)
+                return answer
             case other:
                 raise RandomnessError(f"the dealer does not answer {type(other).__name__}")
 
     def _book(self, run: str) -> MaskBook:
-        """The book of a run that the server has begun: a name that somebody made up takes no place."""
+        """Return the book of a run that the server has begun: a name that somebody made up takes no place."""
         if run not in self._runs:
             raise RestartedError(
                 f"the server has not begun run {run[:8]} at this dealer, or it was started again since; begin anew as "
@@ -233,7 +207,7 @@ class Dealer:
         return self._runs[run]
 
     def _begun(self, run: str) -> MaskBook:
-        """The book of a run that the server begins; the oldest makes room."""
+        """Return the book of a run that the server begins; the oldest makes room."""
         if not _RUN.match(run):
             raise RandomnessError("a run is named by 32 hexadecimal digits")
         if run not in self._runs:

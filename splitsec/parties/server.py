@@ -1,20 +1,21 @@
-"""The server: runs the schedule, owns the tail, combines fronts it cannot read, and answers encrypted predictions."""
+"""The server: runs the training, owns the tail, combines fronts it cannot read, and answers encrypted predictions."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
 from torch import fx, nn
 
-from splitsec.cut import INPUT, cut_names, is_u, origin_of
+from splitsec.cut import INPUT, Origin, cut_names, is_u, origin_of
+from splitsec.cut.belonging import check_belongs, check_unchanged
+from splitsec.cut.segment_files import save_segment
 from splitsec.errors import (
-    AuthenticationError,
     ConfigError,
     MessageError,
     PartyTimeoutError,
@@ -22,46 +23,43 @@ from splitsec.errors import (
     RefusedError,
     SplitsecError,
 )
-from splitsec.mpc.compiler import DEFAULT_LIMIT
-from splitsec.mpc.messages import Done
-from splitsec.mpc.ring import PRECISION_BITS, check_range
-from splitsec.parties.allowance import AnswerRules, Answers
-from splitsec.parties.contributing import Contributors
-from splitsec.parties.door import check_belongs, check_unchanged
-from splitsec.parties.events import Listening, Report, ignore
-from splitsec.parties.halves import Halves
-from splitsec.parties.names import DEALER, SERVER
-from splitsec.parties.pool import WorkerPool
-from splitsec.parties.programs import CalibrationNeeded, Programs
-from splitsec.parties.rounds import Run, RunFailed
-from splitsec.parties.serving import PredictionService
-from splitsec.parties.worker import IDLE_SECONDS
+from splitsec.events import Listening, with_traffic
+from splitsec.mpc.program.compile import DEFAULT_LIMIT
+from splitsec.mpc.ring import check_range
+from splitsec.mpc.session.messages import Done
+from splitsec.parties.messages import Leave, dealer_codec, server_codec
+from splitsec.parties.model_part_client import Halves
+from splitsec.parties.setup import Network, Runtime, Serving, Storage
+from splitsec.party_names import DEALER, SERVER
+from splitsec.prediction.joint_inputs import Contributors
+from splitsec.prediction.messages import Ask, Calibration, Half, NeedsCalibration, OpenSession, Serve
+from splitsec.prediction.server.allowance import open_book
+from splitsec.prediction.server.programs import CalibrationNeededError, Programs
+from splitsec.prediction.server.service import PredictionService, SessionNetwork
+from splitsec.prediction.server.worker import IDLE_SECONDS
+from splitsec.prediction.server.worker_pool import WorkerPool
+from splitsec.settings.answers import check_answer_rules
+from splitsec.settings.run import RunSettings, check_run_settings
 from splitsec.training.checkpoints import Checkpoints
-from splitsec.training.messages import (
-    Ask,
-    Calibration,
-    DealerBody,
-    GaveUp,
-    Half,
-    Hello,
-    Leave,
-    NeedsCalibration,
-    OpenSession,
-    Serve,
-    ServerBody,
-    Waiting,
-    dealer_codec,
-    server_codec,
+from splitsec.training.messages import GaveUp, Hello, Waiting
+from splitsec.training.server.run import RunFailed, ServerRun
+from splitsec.transport import (
+    NO_TENSORS,
+    TRAINING_SPIN_SECONDS,
+    Hub,
+    Incoming,
+    Link,
+    Message,
+    NamedTensors,
+    Refused,
+    Sender,
+    Wire,
 )
-from splitsec.training.schedule import Schedule, check_schedule
-from splitsec.training.segment_files import save_segment
-from splitsec.transport import TRAINING_SPIN_SECONDS, Hub, Incoming, KeyPair, Link, Refused, Sender, Wire, expect_tensor
+from splitsec.transport.outgoing import Outgoing
 
 log = logging.getLogger(__name__)
 # A client that has vanished after training may be started again; after so long it is not waited for.
 GONE_SECONDS = 30.0
-# Fractional bits of an answer unless the operator says otherwise: a logit to a thousandth.
-ANSWER_BITS = 10
 # Activations of noise on which ranges are measured.
 MOST_CALIBRATION = 64
 PROBE_SECONDS = 5.0
@@ -74,44 +72,25 @@ class Server:
         tail: the server's segment, `SplitModel(...).tail`; it is trained in place. None where clients give a model in
             parts.
         cut: the name of the cut; clients with another are refused.
-        schedule: who takes part, for how many epochs, with which batch size and learning rate. With 0 epochs the
+        settings: who takes part, for how many epochs, with which batch size and learning rate. With 0 epochs the
             tail is used as it is, for predictions only: see `load_trained`.
-        keys: the server's key pair.
-        peers: public keys of the dealer and the clients by name.
-        address: where to listen, such as `tcp://127.0.0.1:5555`; port `*` takes a free one.
-        dealer: the dealer's address.
-        timeout: seconds that the others wait for a client; then it is dropped from the round, and named. With fewer
-            clients left than the schedule's minimum the run ends.
-        round_timeout: seconds after which a round goes on without those for whom others wait; the others have as long
-            again. None for no limit.
-        join_timeout: seconds to wait for all clients to come.
-        checkpoints: a directory of the server's own; a run that was killed goes on from the last round that all its
-            parties have finished.
-        seed: of dropout and the like in the tail while training; None for a random one.
-        stay: go on answering predictions when all clients have left.
-        calibration: activations (N, ...) of no client, from which the bounds of a deep tail's values are measured;
-            without them the bounds are computed from the weights.
-        processors: those that prediction sessions may use, each keeping to one of them in turn; None leaves it to
-            the kernel.
-        predictions_per_client: rows that each client may have answered, over all its sessions and all starts of the
-            server, since answers reveal weights; None for any number. The count is kept in `counts`.
-        counts: a directory of the server's own for `predictions-per-client.json`.
-        answers: `"label"` refuses sessions that open more than labels, which reveal far less.
-        answer_bits: how many fractional bits of a result are opened, at most 16: each bit less doubles what whoever
-            would compute weights from answers errs by. Below them is noise of the server's.
-        session_ports: the ports on which prediction sessions listen, such as `40000-40100`; None for any free one.
-        pool: where the workers of prediction sessions come from, if several servers of a process share one; whoever
-            made it closes it.
+        network: keys of the server, the dealer and the clients; where to listen; the dealer's address; timeouts. A
+            client that is silent for too long is dropped from the round, and named; with fewer clients left than
+            `minimum_clients` the run ends.
+        serving: how predictions are answered.
+        storage: where checkpoints are kept.
+        runtime: seed of dropout in the tail, processors of prediction sessions, who hears of events.
 
     Raises:
         AddressError: the address cannot be bound.
-        ConfigError: the schedule names clients without a key, or fewer than two; or with 0 epochs the tail's values
+        ConfigError: the settings name clients without a key, or fewer than two; or with 0 epochs the tail's values
             have changed since its model was cut, see `SplitModel.mark`.
 
     Example:
         >>> split = SplitModel(model, cut="pool")  # doctest: +SKIP
-        >>> server = Server(split.tail, cut=split.cut, schedule=Schedule(clients=("a", "b")), keys=keys, peers=peers,
-        ...                 address="tcp://127.0.0.1:*", dealer=dealer_address)  # doctest: +SKIP
+        >>> network = Network(keys=keys, peers=peers, address="tcp://127.0.0.1:*", dealer=address)  # doctest: +SKIP
+        >>> server = Server(split.tail, cut=split.cut, settings=RunSettings(clients=("a", "b")),
+        ...                 network=network)  # doctest: +SKIP
         >>> server.serve()  # doctest: +SKIP
     """
 
@@ -120,56 +99,29 @@ class Server:
         tail: fx.GraphModule | None,
         *,
         cut: str,
-        schedule: Schedule,
-        keys: KeyPair,
-        peers: Mapping[str, bytes],
-        address: str,
-        dealer: str,
-        timeout: float = 60.0,
-        round_timeout: float | None = None,
-        join_timeout: float = 120.0,
-        checkpoints: Path | None = None,
-        seed: int | None = None,
-        stay: bool = False,
-        calibration: torch.Tensor | None = None,
-        processors: Sequence[int] | None = None,
-        predictions_per_client: int | None = None,
-        counts: Path | None = None,
-        answers: Answers = "any",
-        answer_bits: int = ANSWER_BITS,
-        session_ports: str | None = None,
-        pool: WorkerPool | None = None,
-        report: Report = ignore,
+        settings: RunSettings,
+        network: Network,
+        serving: Serving | None = None,
+        storage: Storage | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
-        _check_schedule(schedule, peers)
-        if cut_names(cut)[0] == INPUT and schedule.epochs:
+        serving, storage, runtime = serving or Serving(), storage or Storage(), runtime or Runtime()
+        check_run_settings(settings)
+        network.check_peers(*settings.clients, DEALER)
+        if cut_names(cut)[0] == INPUT and settings.epochs:
             raise ConfigError("a cut at the input would train on the clients' inputs in plain; choose a later cut")
-        self._rules = AnswerRules.checked(
-            answers=answers,
-            predictions=predictions_per_client,
-            directory=counts,
-            ports=session_ports,
-            labels=tail is not None and not is_u(cut),
-        )
-        if tail is not None and not schedule.epochs:
+        check_answer_rules(serving.rules, labels=tail is not None and not is_u(cut))
+        if tail is not None and not settings.epochs:
             check_unchanged([tail], "tail")
         # A count that cannot be read or written is to be known before the run, not after it.
-        self._rules.book()
+        open_book(serving.rules)
         self.tail = tail
         self.cut = cut
-        self._schedule = schedule
-        self._keys = keys
-        self._peers = dict(peers)
-        self._dealer_address = dealer
-        self._timeout = timeout
-        self._join_timeout = join_timeout
-        self._stay = stay
-        self._calibration = calibration
-        if not 0 <= answer_bits <= PRECISION_BITS:
-            raise ConfigError(f"answer_bits must lie between 0 and {PRECISION_BITS}, not {answer_bits}")
-        self._answer_bits = answer_bits
-        self._processors = processors
-        self._report = report
+        self._settings = settings
+        self._network = network
+        self._serving = serving
+        self._processors = runtime.processors
+        self._report = runtime.report
         self._stop = threading.Event()
         self._routes: dict[str, Sender] = {}
         self._left: set[str] = set()
@@ -177,54 +129,48 @@ class Server:
         self._ended: set[str] = set()
         self._looked = 0.0
         self._missing_since: dict[str, float] = {}
-        self._keeps = checkpoints is not None
+        self._keeps = storage.checkpoints is not None
         self._progress = self._told = time.monotonic()
-        self._halves = Halves(schedule) if schedule.halves else None
+        self._halves = Halves(settings) if settings.in_parts else None
         # Sessions that wait for other clients, and since when.
-        self._wishes: list[Incoming[ServerBody]] = []
+        self._wishes: list[Incoming[Message]] = []
         self._wished = 0.0
-        self._contributors = Contributors(schedule, self._reply) if schedule.join else None
+        self._contributors = Contributors(settings, self._reply) if settings.join else None
         self._service: PredictionService | None = None
-        self._pool = pool
-        self._own_pool = pool is None
-        self._wire = Wire(keys, known=self._peers)
+        self._pool = serving.pool
+        self._wire = Wire(network.keys, known=network.peers)
         try:
-            allowed = {name: key for name, key in peers.items() if name in schedule.clients}
-            self._hub: Hub[ServerBody] = Hub(self._wire, address, allowed, server_codec)
-            self._dealer: Link[DealerBody] = Link(
+            allowed = {name: key for name, key in network.peers.items() if name in settings.clients}
+            self._hub: Hub[Message] = Hub(self._wire, network.address, allowed, server_codec)
+            self._dealer: Link[Message] = Link(
                 self._wire,
-                dealer,
+                network.dealer,
                 peer=DEALER,
-                peer_key=peers[DEALER],
+                peer_key=network.peers[DEALER],
                 codec=dealer_codec,
-                timeout=timeout,
-                others=peers,
+                timeout=network.timeouts.timeout,
+                others=network.peers,
             )
         except BaseException:
             self._wire.close()
             raise
         self.address = self._hub.address
         try:
-            self._run = Run(
+            self._run = ServerRun(
                 nn.Identity() if tail is None else tail,
                 cut=cut,
-                schedule=schedule,
-                send=self._reply,
-                ask_dealer=self._ask_dealer,
-                report=report,
-                traffic=self._bytes,
-                timeout=timeout,
-                round_timeout=round_timeout,
-                join_timeout=join_timeout,
-                checkpoints=None if checkpoints is None else Checkpoints(checkpoints),
-                seed=seed,
+                settings=settings,
+                timeouts=network.timeouts,
+                checkpoints=None if storage.checkpoints is None else Checkpoints(storage.checkpoints),
+                seed=runtime.seed,
+                report=with_traffic(runtime.report, self._bytes),
             )
         except BaseException:
             self._close()
             raise
 
     def serve(self, *, on_trained: Callable[[], None] = lambda: None) -> None:
-        """Run the schedule, then answer predictions until every client has left (or `stop`, with `stay`).
+        """Run the training, then answer predictions until every client has left (or `stop`, with `stay`).
 
         Args:
             on_trained: called once when the last round is over and the tail is final, before predictions are answered.
@@ -234,7 +180,7 @@ class Server:
         """
         self._report(Listening(SERVER, self.address))
         self._progress = time.monotonic()
-        incoming: Incoming[ServerBody] | None = None
+        incoming: Incoming[Message] | None = None
         finished = self._run.finished
         try:
             self._ready_workers()
@@ -265,7 +211,7 @@ class Server:
             self._tell_all(RefusedError("the server failed; see its log"))
             raise
         finally:
-            if self._pool is not None and self._own_pool:
+            if self._pool is not None and self._serving.pool is None:
                 self._pool.close()
             self._close()
 
@@ -287,7 +233,7 @@ class Server:
         """Let `serve` return; safe from any thread or signal handler."""
         self._stop.set()
 
-    def _answer(self, incoming: Incoming[ServerBody]) -> None:
+    def _answer(self, incoming: Incoming[Message]) -> None:
         try:
             self._handle(incoming)
         except SplitsecError as error:
@@ -301,12 +247,29 @@ class Server:
             )
             self._hub.refuse(incoming.sender, RefusedError("the server could not handle the message; see its log"))
 
-    def _reply(self, name: str, body: ServerBody, tensors: Sequence[torch.Tensor]) -> None:
+    def _reply(self, name: str, body: Message, tensors: NamedTensors = NO_TENSORS) -> None:
         self._hub.send(self._routes[name], body, tensors)
 
-    def _ask_dealer(self, body: DealerBody) -> tuple[DealerBody, list[torch.Tensor]]:
+    def _deliver(self, out: Iterable[Outgoing]) -> None:
+        """Send what the run says; what it asks the dealer is answered before anything else happens."""
+        later: list[Iterable[Outgoing]] = []
+        for outgoing in out:
+            if outgoing.to != DEALER:
+                self._reply(outgoing.to, outgoing.body, outgoing.tensors)
+                continue
+            try:
+                body, tensors = self._ask_dealer(outgoing.body)
+            except SplitsecError as error:
+                later.append(self._run.dealer_failed(error, now=time.monotonic()))
+            else:
+                later.append(self._run.handle(DEALER, body, tensors, now=time.monotonic()))
+        # In the order in which they were said.
+        for answers in later:
+            self._deliver(answers)
+
+    def _ask_dealer(self, body: Message) -> tuple[Message, NamedTensors]:
         """Ask the dealer, and wait for it as long as for clients to come: it may be started again meanwhile."""
-        patience = max(self._timeout, self._join_timeout)
+        patience = max(self._network.timeouts.timeout, self._network.timeouts.join_timeout)
         return self._dealer.request_again(body, patience=patience, meanwhile=self._keep_waiting)
 
     def _bytes(self) -> tuple[int, int]:
@@ -324,22 +287,22 @@ class Server:
 
     def _keep_waiting(self) -> None:
         """Tell those who wait for others, every few seconds, that they are not forgotten."""
-        if time.monotonic() - self._told < min(5.0, self._timeout / 4):
+        if time.monotonic() - self._told < min(5.0, self._network.timeouts.timeout / 4):
             return
         self._told = time.monotonic()
         served = [] if self._contributors is None else self._contributors.names
         served = served + [wish.sender.name for wish in self._wishes]
         for name in served if self._run.finished else self._run.waiting:
             if name not in self._left:
-                self._reply(name, Waiting(), [])
+                self._reply(name, Waiting())
 
-    def _handle(self, incoming: Incoming[ServerBody]) -> None:
+    def _handle(self, incoming: Incoming[Message]) -> None:
         name = incoming.sender.name
         match incoming.body:
             case Half():
                 if self._halves is None:
                     raise RefusedError("this server wants no parts of a model")
-                self._halves.take(name, incoming.body, incoming.tensors)
+                self._halves.take(name, incoming.body, incoming.tensors["weights"])
                 self._routes[name] = incoming.sender
                 self._service = None
                 self._hub.send(incoming.sender, Done())
@@ -354,7 +317,7 @@ class Server:
                 self._open(incoming, incoming.body)
             case Calibration():
                 self._routes[name] = incoming.sender
-                self._calibrate(name, incoming.tensors)
+                self._calibrate(name, incoming.tensors["activations"])
             case Serve():
                 self._check_belongs(name, incoming.body)
                 self._contributing().serve(name, incoming.body)
@@ -366,7 +329,7 @@ class Server:
                 self._left.add(name)
                 self._hub.send(incoming.sender, Done())
                 if not self._run.finished:
-                    self._run.gone(name, now=time.monotonic())
+                    self._deliver(self._run.gone(name, now=time.monotonic()))
                 self._end_contributions()
             case Hello():
                 before = self._routes.get(name)
@@ -395,7 +358,7 @@ class Server:
         name = sender.name
         if before is None or before.route == sender.route or name in self._left:
             return
-        if self._hub.is_there(before, Waiting()):
+        if not self._hub.has_ended(before, Waiting()):
             raise RefusedError(
                 f"another process with the name and the key of {name} is connected already: end one of the two, or "
                 "give each client a name and a key of its own (splitsec keys); if it was this one's earlier start, "
@@ -405,10 +368,10 @@ class Server:
     def _look_for_gone(self) -> None:
         """Wait no longer for clients whose process has ended without a word."""
         now = time.monotonic()
-        if self._stay or not self._schedule.epochs or now - self._looked < PROBE_SECONDS:
+        if self._serving.rules.stay or not self._settings.epochs or now - self._looked < PROBE_SECONDS:
             return
         self._looked = now
-        for name in set(self._schedule.clients) - self._left - self._ended:
+        for name in set(self._settings.clients) - self._left - self._ended:
             route = self._routes.get(name)
             if route is not None and self._hub.is_there(route, Waiting()):
                 self._missing_since.pop(name, None)
@@ -424,9 +387,9 @@ class Server:
             self._left.add(name)
             self._end_contributions()
 
-    def _train(self, incoming: Incoming[ServerBody]) -> None:
+    def _train(self, incoming: Incoming[Message]) -> None:
         began = time.monotonic()
-        self._run.take(incoming.sender.name, incoming.body, incoming.tensors, now=began)
+        self._deliver(self._run.handle(incoming.sender.name, incoming.body, incoming.tensors, now=began))
         self._run.refresh(began, time.monotonic())
         self._ready_workers()
 
@@ -436,7 +399,7 @@ class Server:
         for wish in wishes:
             self._answer(wish)
 
-    def _open(self, incoming: Incoming[ServerBody], wanted: OpenSession) -> None:
+    def _open(self, incoming: Incoming[Message], wanted: OpenSession) -> None:
         name = incoming.sender.name
         contributors = self._contributors
         if contributors is not None and len(wanted.shape) != 2:
@@ -452,34 +415,34 @@ class Server:
         service = self._prediction_service()
         if contributors is None:
             try:
-                self._reply(name, service.open(name, wanted)[0], [])
-            except CalibrationNeeded:
-                self._reply(name, NeedsCalibration(), [])
+                self._reply(name, service.open(name, wanted)[0])
+            except CalibrationNeededError:
+                self._reply(name, NeedsCalibration())
             return
         shares = contributors.shares(name, wanted.shape[1])
         try:
-            opened, port = service.open(name, wanted, join=self._schedule.join or "", shares=shares)
-        except CalibrationNeeded:
+            opened, port = service.open(name, wanted, join=self._settings.join or "", shares=shares)
+        except CalibrationNeededError:
             raise RangeError(
                 "the tail's weights guarantee no ranges, and activations of several clients cannot be measured on "
                 "noise: give the server a calibration of joined activations"
             ) from None
         contributors.opened(name, opened, port)
-        self._reply(name, opened, [])
+        self._reply(name, opened)
 
-    def _calibrate(self, name: str, tensors: Sequence[torch.Tensor]) -> None:
+    def _calibrate(self, name: str, activations: torch.Tensor) -> None:
         """Measure ranges on the activations that a client's front makes of noise."""
-        if len(tensors) != 1 or not 1 <= len(tensors[0]) <= MOST_CALIBRATION:
+        if not 1 <= len(activations) <= MOST_CALIBRATION:
             raise MessageError(f"a calibration has from 1 to {MOST_CALIBRATION} activations")
-        expect_tensor(tensors[0], what="the calibration", dtype=torch.float32, shape=[None] * tensors[0].dim())
         # Ranges of larger values would open more digits of the weights.
-        check_range(tensors[0], limit=DEFAULT_LIMIT, what="the calibration", why="what noise may become in a front")
-        self._prediction_service().calibrate(name, tensors[0])
-        self._reply(name, Done(), [])
+        check_range(activations, limit=DEFAULT_LIMIT, what="the calibration", why="what noise may become in a front")
+        self._prediction_service().calibrate(name, activations)
+        self._reply(name, Done())
 
     def _check_belongs(self, name: str, asked: OpenSession | Serve) -> None:
         if self.tail is not None:
-            check_belongs(name, asked, origin_of(self.tail))
+            front = Origin(mark=asked.mark, run=asked.run, rounds=asked.rounds)
+            check_belongs(name, front, origin_of(self.tail))
 
     def _contributing(self) -> Contributors:
         if self._contributors is None:
@@ -491,14 +454,14 @@ class Server:
         if self._contributors is None:
             return
         names = self._contributors.names
-        if all(name in self._left or name in names for name in self._schedule.clients):
+        if all(name in self._left or name in names for name in self._settings.clients):
             for name in set(names) - self._left:
-                self._reply(name, Done(), [])
+                self._reply(name, Done())
 
     def _ready_workers(self) -> None:
         """Start what workers come from: it takes seconds, so during the last round rather than after it."""
         run = self._run
-        if self._pool is None and (run.finished or (run.round is not None and run.round + 1 >= run.rounds)):
+        if self._pool is None and (run.finished or (run.number is not None and run.number + 1 >= run.rounds)):
             self._pool = WorkerPool()
 
     def _prediction_service(self) -> PredictionService:
@@ -509,46 +472,43 @@ class Server:
             self._service = PredictionService(
                 Programs(
                     self.tail,
-                    calibration=self._calibration,
-                    answer_bits=self._answer_bits,
-                    given=None if self._halves is None else self._halves.whole(),
+                    calibration=self._serving.calibration,
+                    answer_bits=self._serving.rules.answer_bits,
+                    whole=None if self._halves is None else self._halves.whole(),
                 ),
                 pool=self._pool,
-                clients=self._schedule.clients,
-                keys=self._keys,
+                clients=self._settings.clients,
+                network=SessionNetwork(
+                    self._network.keys,
+                    self._network.peers,
+                    dealer=self._network.dealer,
+                    host=urlsplit(self.address).hostname or "127.0.0.1",
+                    timeout=self._network.timeouts.timeout,
+                ),
                 processors=self._processors,
-                peers=self._peers,
-                dealer_address=self._dealer_address,
-                host=urlsplit(self.address).hostname or "127.0.0.1",
-                timeout=self._timeout,
-                rules=self._rules,
+                rules=self._serving.rules,
             )
         return self._service
 
     def _everybody_left(self) -> bool:
         left = self._left | self._ended if self._run.finished else self._left
-        return not self._stay and left >= set(self._schedule.clients)
+        return not self._serving.rules.stay and left >= set(self._settings.clients)
 
     def _check_time(self) -> None:
         now = time.monotonic()
         active = self._service is not None and self._service.active
         if not self._run.finished:
-            self._run.tick(now)
+            self._deliver(self._run.tick(now))
             return
         self._look_for_gone()
         if self._halves is not None and self._halves.missing:
             # Clients train by themselves, silently and as long as they like; but somebody may wait for the others.
-            if not self._wishes or now - self._wished < self._join_timeout:
+            if not self._wishes or now - self._wished < self._network.timeouts.join_timeout:
                 return
             names = ", ".join(self._halves.missing)
-            raise PartyTimeoutError(f"{names} gave no part of the model within {self._join_timeout:g} s")
-        elif not self._stay and now - self._progress > IDLE_SECONDS and not active:
-            missing = sorted(set(self._schedule.clients) - self._left)
+            raise PartyTimeoutError(
+                f"{names} gave no part of the model within {self._network.timeouts.join_timeout:g} s"
+            )
+        elif not self._serving.rules.stay and now - self._progress > IDLE_SECONDS and not active:
+            missing = sorted(set(self._settings.clients) - self._left)
             raise PartyTimeoutError(f"{', '.join(missing)} neither asked nor left for {IDLE_SECONDS:g} s")
-
-
-def _check_schedule(schedule: Schedule, peers: Mapping[str, bytes]) -> None:
-    check_schedule(schedule)
-    missing = [name for name in (*schedule.clients, DEALER) if name not in peers]
-    if missing:
-        raise AuthenticationError(f"no public key of {', '.join(missing)}; put NAME.key into the key directory")

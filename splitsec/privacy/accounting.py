@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TypeAlias
 
 from splitsec.errors import BudgetError, ConfigError
-from splitsec.privacy.rules import Accountant, check_delta, check_epsilon
+from splitsec.settings.privacy import Accountant, check_delta, check_epsilon
 
 # Noise multiplier, sampling rate, steps.
 History: TypeAlias = Sequence[tuple[float, float, int]]
@@ -22,13 +22,13 @@ MOST_EXACT = 200.0
 
 
 def epsilon_of(history: History, *, delta: float, accountant: Accountant = "prv") -> float:
-    """The epsilon of all steps together at `delta`, as Opacus gives it; infinite where there is no noise."""
-    taken = [(noise, rate, steps) for noise, rate, steps in history if steps]
-    if not taken:
+    """Return the epsilon of all steps together at `delta`, as Opacus gives it; infinite where there is no noise."""
+    counted = [(noise, rate, steps) for noise, rate, steps in history if steps]
+    if not counted:
         return 0.0
-    if min(noise for noise, _, _ in taken) <= 0:
+    if min(noise for noise, _, _ in counted) <= 0:
         return math.inf
-    return _epsilon(tuple(taken), delta, accountant)
+    return _epsilon(tuple(counted), delta, accountant)
 
 
 @lru_cache(maxsize=4096)
@@ -45,28 +45,33 @@ def _epsilon(history: tuple[tuple[float, float, int], ...], delta: float, accoun
             bound = quick.get_epsilon(delta=delta, alphas=[2, 3, 4, 6, 8, 12, 16, 24, 32, 64])
         if bound > MOST_EXACT:
             return _epsilon(history, delta, "rdp")
-    made = create_accountant(mechanism=accountant)
-    made.history = list(history)
+    counter = create_accountant(mechanism=accountant)
+    counter.history = list(history)
     with warnings.catch_warnings():
         # PRV takes logarithms of zero where the loss is minus infinity, and means it.
         warnings.simplefilter("ignore")
-        return float(made.get_epsilon(delta=delta))
+        return float(counter.get_epsilon(delta=delta))
 
 
 def noise_for(*, epsilon: float, delta: float, rate: float, steps: int, accountant: Accountant = "prv") -> float:
-    """The least noise multiplier, to within 0.01 of epsilon, with which so many steps keep the budget.
+    """Return the least noise multiplier, to within 0.01 of epsilon, with which `steps` steps keep the budget.
 
     Raises:
         ConfigError: no noise would be enough.
     """
     check_epsilon(epsilon)
     check_delta(delta)
+    return _least_noise(epsilon, delta, rate, steps, accountant)
+
+
+@lru_cache(maxsize=256)
+def _least_noise(epsilon: float, delta: float, rate: float, steps: int, accountant: Accountant) -> float:
     from opacus.accountants.utils import get_noise_multiplier
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = get_noise_multiplier(
+            multiplier = get_noise_multiplier(
                 target_epsilon=epsilon,
                 target_delta=delta,
                 sample_rate=rate,
@@ -76,7 +81,7 @@ def noise_for(*, epsilon: float, delta: float, rate: float, steps: int, accounta
             )
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"no noise keeps epsilon {epsilon:g} over {steps} steps at delta {delta:g}") from error
-    return float(found)
+    return float(multiplier)
 
 
 def steps_allowed(
@@ -112,7 +117,7 @@ def steps_allowed(
 
 
 def check_left(steps: int, *, spent: int, allowed: int, epsilon: float, delta: float) -> None:
-    """Raise `BudgetError` unless so many steps are left of those that the budget allows."""
+    """Raise `BudgetError` unless `steps` steps are left of those that the budget allows."""
     if spent + steps > allowed:
         raise BudgetError(
             f"the budget of epsilon {epsilon:g} at delta {delta:g} is spent: {spent} of {allowed} steps are taken, and "

@@ -21,7 +21,7 @@ from splitsec.files import whole_file
 from splitsec.mpc.prg import fresh_seed
 from splitsec.privacy.accounting import epsilon_of
 from splitsec.privacy.ledger import NOISY, Ledger, read_ledger
-from splitsec.privacy.rules import Accountant
+from splitsec.settings.privacy import Accountant
 
 SALT = "ledger-salt"
 # Two different records of a million look alike with a probability below 10^-7.
@@ -55,8 +55,9 @@ class RunHistory:
         return name
 
     def sharing(self, data: str, *, run: str) -> list[Ledger]:
-        """Ledgers of other runs that had a record in common with the data of this name; and those of which nobody can
-        tell, because their fingerprints are gone or were made with another salt.
+        """Return ledgers of other runs that had a record in common with the data of this name.
+
+        Those count as well whose fingerprints are gone, or were made with another salt: nothing can be told of them.
 
         Args:
             run: the run that is not counted.
@@ -70,18 +71,20 @@ class RunHistory:
 
     def groups(self, ledgers: Iterable[Ledger]) -> list[list[Ledger]]:
         """Ledgers of the directory, grouped so that runs with a record in common are in one group."""
-        found: list[list[Ledger]] = []
+        groups: list[list[Ledger]] = []
         for ledger in ledgers:
             own = self._records(ledger.data)
-            joined = [one for one in found if any(self._may_share(own, ledger.data, other.data) for other in one)]
-            found = [one for one in found if one not in joined] + [[*(each for one in joined for each in one), ledger]]
-        return found
+            joined = [one for one in groups if any(self._may_share(own, ledger.data, other.data) for other in one)]
+            groups = [one for one in groups if one not in joined] + [
+                [*(each for one in joined for each in one), ledger]
+            ]
+        return groups
 
     def _may_share(self, own: NDArray[np.uint64] | None, data: str, other: str) -> bool:
         if data == other or own is None or data.split("-")[0] != other.split("-")[0]:
             return True
-        theirs = self._records(other)
-        return theirs is None or bool(np.intersect1d(own, theirs, assume_unique=True).size)
+        other_records = self._records(other)
+        return other_records is None or bool(np.intersect1d(own, other_records, assume_unique=True).size)
 
     def _records(self, data: str) -> NDArray[np.uint64] | None:
         path = self._path(data)
@@ -110,7 +113,7 @@ class RunHistory:
 
 
 def shared_runs(place: Path) -> list[list[Ledger]]:
-    """Groups of two and more runs below a directory that had a record in common."""
+    """Return groups of two and more runs below a directory that had a record in common."""
     directories = sorted({path.parent for path in place.rglob("ledger-*.json")})
     groups = [
         group

@@ -12,7 +12,7 @@ import msgspec
 from splitsec.errors import ConfigError, MessageError, first_line
 from splitsec.files import whole_file
 from splitsec.privacy.accounting import epsilon_of
-from splitsec.privacy.rules import Accountant
+from splitsec.settings.privacy import Accountant
 
 # Mechanisms, by the names that ledgers have them under.
 RECORD = "DP-SGD"
@@ -78,12 +78,14 @@ class Ledger(msgspec.Struct, forbid_unknown_fields=True):
 
     @property
     def spent(self) -> float:
-        """Epsilon of the mechanism that the budget is for; 0 where nothing has been spent."""
+        """Return the epsilon of the mechanism that the budget is for; 0 where nothing has been spent."""
         return max((one.epsilon or 0.0 for one in self.entries if one.mechanism in (RECORD, CLIENT)), default=0.0)
 
     def against_another_client(self) -> float | None:
-        """What has been spent against one other client, which knows its own share of the noise and can take it off;
-        None where noise does not come in shares."""
+        """Return the epsilon against one other client, which knows its own share of the noise and can take it off.
+
+        None where noise does not come in shares.
+        """
         for one in self.entries:
             shares = one.parameters.get("shares", 0)
             if shares > 1:
@@ -102,7 +104,7 @@ class Ledger(msgspec.Struct, forbid_unknown_fields=True):
         parameters: dict[str, float],
         accountant: Accountant | None = None,
     ) -> float:
-        """Note so many more steps of a mechanism; returns its epsilon so far.
+        """Note more steps of a mechanism; return its epsilon so far.
 
         Args:
             accountant: another than the ledger's.
@@ -150,16 +152,16 @@ def ledger_path(directory: Path, run: str) -> Path:
 
 
 def find_ledgers(place: Path) -> list[Ledger]:
-    """The ledger of a file, or all below a directory; raises `ConfigError` if there is none."""
+    """Return the ledger of a file, or all below a directory; raises `ConfigError` if there is none."""
     if place.is_file():
         return [read_ledger(place)]
-    found = sorted(place.rglob("ledger-*.json"))
-    if not found:
+    paths = sorted(place.rglob("ledger-*.json"))
+    if not paths:
         raise ConfigError(
             f"no ledger in {place}: point to the directory of a run with a privacy budget, such as the one of "
             "splitsec demo --dp-epsilon 3 --checkpoints DIR"
         )
-    return [read_ledger(path) for path in found]
+    return [read_ledger(path) for path in paths]
 
 
 def plot_ledgers(ledgers: Sequence[Ledger], path: Path) -> None:

@@ -16,7 +16,7 @@ STEPS_IN_STD = 1 << 16
 
 
 def grid_step(std: float, steps: int = STEPS_IN_STD) -> float:
-    """The step of a grid for noise of this standard deviation: a power of two, so that scaling by it is exact."""
+    """Return the step of a grid for noise of this standard deviation: a power of two, so that scaling is exact."""
     return 2.0 ** (math.floor(math.log2(std)) - int(math.log2(steps)))
 
 
@@ -58,21 +58,21 @@ def discrete_gaussian(stream: Stream, count: int, std: float) -> torch.Tensor:
     if not 0 < std < 2.0**52:
         raise ValueError(f"a discrete Gaussian needs a standard deviation between 0 and 2^52, not {std:g}")
     scale = math.floor(std) + 1
-    found = np.empty(count, dtype=np.int64)
+    drawn = np.empty(count, dtype=np.int64)
     filled = 0
     while filled < count:
         # Somewhat more than a half is kept.
         tried = _discrete_laplace(stream, int(1.8 * (count - filled)) + 16, scale)
         kept = tried[_happens(stream, (np.abs(tried).astype(np.float64) - std**2 / scale) ** 2 / (2 * std**2))]
         kept = kept[: count - filled]
-        found[filled : filled + len(kept)] = kept
+        drawn[filled : filled + len(kept)] = kept
         filled += len(kept)
-    return torch.from_numpy(found)
+    return torch.from_numpy(drawn)
 
 
 def _discrete_laplace(stream: Stream, count: int, scale: int) -> NDArray[np.int64]:
     """Values with probability proportional to exp(-|x| / scale); the same paper, algorithm 2."""
-    found: list[NDArray[np.int64]] = []
+    drawn: list[NDArray[np.int64]] = []
     filled = 0
     while filled < count:
         tries = 2 * (count - filled) + 16
@@ -89,13 +89,13 @@ def _discrete_laplace(stream: Stream, count: int, scale: int) -> NDArray[np.int6
         negative = stream.bytes(len(value)) & 1 == 1
         # Minus zero is rejected, so that zero is not twice as likely.
         value = np.where(negative, -value, value)[~(negative & (value == 0))]
-        found.append(value)
+        drawn.append(value)
         filled += len(value)
-    return np.concatenate(found)[:count]
+    return np.concatenate(drawn)[:count]
 
 
 def _happens(stream: Stream, gamma: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """True with probability exp(-gamma)."""
+    """Return True with probability exp(-gamma)."""
     words = (_words(stream, len(gamma)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return words < np.exp(-gamma)
 

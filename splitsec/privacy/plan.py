@@ -8,7 +8,7 @@ import msgspec
 
 from splitsec.errors import ConfigError
 from splitsec.privacy.accounting import epsilon_of, noise_for, steps_allowed
-from splitsec.privacy.rules import GradientNoise, Privacy, check_delta
+from splitsec.settings.privacy import GradientNoise, Privacy, check_delta
 
 
 class PrivacyPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,16 +27,16 @@ class PrivacyPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     per_epoch: int
 
     def epsilon(self, rules: Privacy, steps: int) -> float:
-        """What so many steps of the mechanism have spent."""
+        """Return the epsilon of `steps` steps of the mechanism."""
         history = [(self.noise, self.rate, steps)]
         return epsilon_of(history, delta=rules.delta, accountant=rules.accountant)
 
     def front(self, rules: Privacy) -> GradientNoise:
-        """What the client does: clip to its part, or to the whole where steps are summed, with noise for the whole."""
+        """Return how the client steps: clipped to its part, or to the whole where steps are summed."""
         return GradientNoise(rules.clip if rules.sums_steps else rules.front_clip, self.noise * rules.clip)
 
     def tail(self, rules: Privacy) -> GradientNoise:
-        """What the server does."""
+        """Return how the server steps."""
         return GradientNoise(rules.clip if rules.sums_steps else rules.tail_clip, self.noise * rules.clip)
 
     def allowed(self, rules: Privacy, most: int) -> int:
@@ -44,21 +44,23 @@ class PrivacyPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return steps_allowed(
             noise=self.noise,
             rate=self.rate,
-            epsilon=rules.epsilon,
+            epsilon=rules.epsilon or 0.0,
             delta=rules.delta,
             accountant=rules.accountant,
             most=most,
         )
 
 
-def make_plan(rules: Privacy, *, samples: int, clients: int, batch_size: int, every: int, rounds: int) -> PrivacyPlan:
-    """The plan of a run.
+def make_plan(
+    rules: Privacy, *, samples: int, clients: int, batch_size: int, every: int | None, rounds: int
+) -> PrivacyPlan:
+    """Return the plan of a run.
 
     By record, `samples` are sampled at the rate at which an epoch is one pass over them in batches of `batch_size` a
     client; by client, all take part in each round, which is one step.
 
     Args:
-        every: steps in a round; 0 for an epoch.
+        every: steps in a round; None for an epoch.
 
     Raises:
         ConfigError: delta is above 1 over the number of those whom it is to protect.
@@ -73,6 +75,6 @@ def make_plan(rules: Privacy, *, samples: int, clients: int, batch_size: int, ev
     if not rounds:
         raise ConfigError("a run without rounds spends no budget: leave epsilon out")
     noise = rules.noise or noise_for(
-        epsilon=rules.epsilon, delta=rules.delta, rate=rate, steps=steps * rounds, accountant=rules.accountant
+        epsilon=rules.epsilon or 0.0, delta=rules.delta, rate=rate, steps=steps * rounds, accountant=rules.accountant
     )
     return PrivacyPlan(noise, rate, steps, per_epoch)

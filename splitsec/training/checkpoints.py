@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from splitsec.errors import ConfigError, first_line
 from splitsec.files import whole_file
+from splitsec.settings.run import RunSettings
+from splitsec.settings.setting import identity
+from splitsec.tensors import write_tensors
 
 KEPT = 2
 _NAME = re.compile(r"round-(\d{6})\.json\Z")
@@ -35,9 +38,9 @@ class Checkpoints:
             raise ConfigError(f"cannot keep checkpoints in {directory}: {error.strerror}") from None
 
     def rounds(self) -> tuple[int, ...]:
-        """The rounds at whose beginning the party can go on, in order."""
-        found = (_NAME.match(path.name) for path in self.directory.iterdir())
-        return tuple(sorted(int(match[1]) for match in found if match))
+        """Return the rounds at whose beginning the party can go on, in order."""
+        matches = (_NAME.match(path.name) for path in self.directory.iterdir())
+        return tuple(sorted(int(match[1]) for match in matches if match))
 
     def save(self, number: int, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
         """Write the checkpoint of a round, and remove those before the last two.
@@ -57,9 +60,7 @@ class Checkpoints:
             ) from None
 
     def _write(self, number: int, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-        with whole_file(self._path(number, "safetensors")) as partial:
-            # Clones, since safetensors refuses tensors that share memory.
-            save_file({name: one.detach().contiguous().clone() for name, one in tensors.items()}, partial)
+        write_tensors(self._path(number, "safetensors"), tensors)
         with whole_file(self._path(number, "json")) as partial:
             partial.write_text(json.dumps({"round": number, **facts}, indent=2) + "\n")
         for old in [one for one in self.rounds() if one > number] + list(self.rounds()[:-KEPT]):
@@ -91,7 +92,7 @@ class MemoryCheckpoints(Checkpoints):
         self._kept: dict[int, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {}
 
     def rounds(self) -> tuple[int, ...]:
-        """The rounds at whose beginning the party can go on, in order."""
+        """Return the rounds at whose beginning the party can go on, in order."""
         return tuple(sorted(self._kept))
 
     def save(self, number: int, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
@@ -107,7 +108,7 @@ class MemoryCheckpoints(Checkpoints):
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
-    """An optimizer's state as named tensors."""
+    """Return an optimizer's state as named tensors."""
     if optimizer is None:
         return {}
     state = optimizer.state_dict()["state"]
@@ -125,3 +126,26 @@ def restore_optimizer(optimizer: torch.optim.Optimizer | None, tensors: Mapping[
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = tensor.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def identity_of(cut: str, settings: RunSettings) -> dict[str, Any]:
+    """Return the settings that identify a run: it goes on from a checkpoint only where they are all equal.
+
+    That is every setting but those that may grow, such as the number of epochs.
+    """
+    return {"cut": cut, **identity(settings)}
+
+
+def check_identity(before: Mapping[str, Any], now: Mapping[str, Any], directory: object) -> None:
+    """Raise `ConfigError` naming the first setting that has changed since a checkpoint was written.
+
+    Args:
+        before, now: what `identity_of` gave then and gives now.
+        directory: where the checkpoint is, for the message.
+    """
+    for key, value in now.items():
+        if before.get(key) != value:
+            raise ConfigError(
+                f"the checkpoints in {directory} are of another run: {key} is {before.get(key)!r} there and {value!r} "
+                "here; set it back to go on with that run, or remove the checkpoints to begin anew"
+            )

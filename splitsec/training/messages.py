@@ -1,51 +1,51 @@
-"""What client, server and dealer say to each other outside prediction sessions."""
+"""Messages of training: between clients and server, and of both with the dealer."""
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, ClassVar, TypeAlias
 
 import msgspec
+import torch
 from msgspec import Meta
 
-from splitsec.mpc.context import ComparisonKind
-from splitsec.mpc.messages import (
-    Corrections,
-    DealQuery,
+from splitsec.cut.origin import Origin
+from splitsec.mpc.session.messages import (
     Done,
-    JoinSession,
-    LeaveSession,
-    More,
-    SessionSeed,
-    ShareWeights,
-    WeightShares,
 )
-from splitsec.mpc.program import Program, Reveal
+from splitsec.privacy.dp_updates import NoiseShares
 from splitsec.privacy.plan import PrivacyPlan
-from splitsec.privacy.updates import NoiseShares
-from splitsec.training.schedule import Schedule
-from splitsec.transport.codec import Codec, Message, Refused
+from splitsec.settings.run import RunSettings
+from splitsec.training.intersection import POINT_BYTES
+from splitsec.transport.codec import Message, Refused
 from splitsec.transport.fields import (
     Identifier,
     Number,
     OptionalIdentifier,
     OptionalName,
     PartyName,
-    Port,
     Seed,
     ShortText,
     Sizes,
     Start,
     Text,
 )
+from splitsec.transport.tensor_specs import Optional, Several, Tensors, TensorSpec
 
-PROTOCOL = 5
+# What an activation or a gradient becomes on the way, see `compression`: each tensor has an entry for every row.
+CODED = Several(
+    TensorSpec((torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.uint8), ("rows", ...)), least=1, most=4
+)
+ROW_NORMS = Optional(TensorSpec(torch.float32, ("rows",)))
+# A client's values one after the other: combined in the open, and in the ring under a mask or a pad.
+COMBINED = TensorSpec(torch.float64, ("values",))
+MASKED = TensorSpec(torch.int64, ("values",))
 
 
 class ColumnsPart(msgspec.Struct, frozen=True, array_like=True):
-    """What a client with columns takes part in: whether it has labels; whether it wants to train, and whether its front
-    is trained already; whether it asks for predictions, None where that is decided later.
+    """Part of a client with columns in a run.
 
-    `mark`, `run` and `rounds` say where its front comes from, as in `OpenSession`.
+    It has `labels` or not, it `trains` or comes with a front that is `trained` already, and it `asks` for predictions,
+    None where that is decided later. `mark`, `run` and `rounds` say where its front comes from, as in `OpenSession`.
     """
 
     labels: bool
@@ -56,15 +56,21 @@ class ColumnsPart(msgspec.Struct, frozen=True, array_like=True):
     run: OptionalIdentifier = ""
     rounds: Number = 0
 
+    @property
+    def origin(self) -> Origin:
+        """Return where its front comes from."""
+        return Origin(mark=self.mark, run=self.run, rounds=self.rounds)
+
 
 class Hello(Message, frozen=True):
-    """Client to server: who wants to take part.
+    """Client to server: the request to take part.
 
-    `segments` names and shapes what is combined, `begins` is a digest of its first values; `parameters` of the
-    `values` are parameters. `rounds` are those at whose beginning the client can go on: 0, or its checkpoints, which
-    are of run `run` and have these `marks` (see `Origin`). `shape` is that of one row's activation, so that what does
-    not fit is refused before any round begins; empty where the client cannot know it yet. `architecture` is a digest of
-    the shapes of the whole model, where the client knows it. `columns` is what a client with columns takes part in.
+    `segments` are names and shapes of the tensors that are combined, `begins` is a digest of their first values;
+    `parameters` of the `values` are parameters. `rounds` are those at whose beginning the client can go on: 0, or its
+    checkpoints, which are of run `run` and have these `marks` (see `Origin`). `shape` is that of one row's activation,
+    so that one that does not fit is refused before any round begins; empty where the client cannot know it yet.
+    `architecture` is a digest of the shapes of the whole model, where the client knows it. `columns` is the part of a
+    client with columns.
     """
 
     protocol: int
@@ -84,43 +90,49 @@ class Hello(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """Server to client: the run begins, for this client with `round` of `rounds`; `start` is new each time that the
-    server starts.
+    """Server to client: the run begins, for this client with `round` of `rounds`.
 
-    With one vector (float64), the last combined segments, for a client that cannot go on by itself; a client that
-    comes back in the middle of a round waits for `Combined`. Where the schedule has a budget, `plan` is how it is kept.
-    `mark` is that of the segments after the last round, for a client that comes when all is over.
+    `start` is new each time that the server starts. `combined` are the last combined segments, for a client that cannot
+    go on by itself; a client that comes back in the middle of a round waits for `Combined`. Where the run has a budget,
+    `plan` is how it is kept. `mark` is that of the segments after the last round, for a client that comes when all is
+    over.
     """
 
     run: Identifier
     start: Start
-    schedule: Schedule
+    settings: RunSettings
     round: Number
     rounds: Number
     wait: bool = False
     plan: PrivacyPlan | None = None
     mark: OptionalIdentifier = ""
+    tensors: ClassVar[Tensors] = Tensors(combined=Optional(COMBINED))
 
 
 class Points(Message, frozen=True):
-    """A client's points (uint8) in private set intersection: to the server, which sends them to those whom they have
-    not met."""
+    """Client to server, and server to the next client: a client's points in private set intersection.
+
+    The server passes them on to each client that has not multiplied them yet.
+    """
 
     owner: PartyName
+    tensors: ClassVar[Tensors] = Tensors(points=TensorSpec(torch.uint8, ("points", POINT_BYTES)))
 
 
 class Places(Message, frozen=True):
-    """Server to client: which of its points are common to all (int64)."""
+    """Server to client: which of its points are common to all."""
+
+    tensors: ClassVar[Tensors] = Tensors(places=TensorSpec(torch.int64, ("places",)))
 
 
 class Aligned(Message, frozen=True):
-    """Client to server: it has found so many common rows; server to client: so have all, and the rounds begin."""
+    """Client to server: the number of common rows that it has; server to client: all have it, and the rounds begin."""
 
     rows: Number
 
 
 class Batch(Message, frozen=True):
-    """Client to server, with the activation (see `compression`) and, unless the cut is a U, the labels (int64).
+    """Client to server: the activation of a step's rows (see `compression`), and their labels unless the cut is a U.
 
     `shape` is that of one row's activation.
     """
@@ -128,61 +140,73 @@ class Batch(Message, frozen=True):
     round: Number
     step: Number
     shape: Sizes
+    tensors: ClassVar[Tensors] = Tensors(activation=CODED, labels=Optional(TensorSpec(torch.int64, ("rows",))))
 
 
 class Output(Message, frozen=True):
-    """Server to client of a U, with the tail's output for its activation (float32)."""
+    """Server to client of a U: the tail's output for its activation."""
 
     round: Number
     step: Number
+    tensors: ClassVar[Tensors] = Tensors(output=TensorSpec(torch.float32, ("rows", ...)))
 
 
 class HeadGradient(Message, frozen=True):
-    """Client of a U to server, with the gradient of its mean loss by the tail's output (float32); for differential
-    privacy by record that of each row's own loss."""
+    """Client of a U to server: the gradient of its mean loss with respect to the tail's output.
+
+    For differential privacy by record it is that of each row's own loss.
+    """
 
     round: Number
     step: Number
+    tensors: ClassVar[Tensors] = Tensors(gradient=TensorSpec(torch.float32, ("rows", ...)))
 
 
 class Gradient(Message, frozen=True):
-    """Server to client, with the gradient of the client's mean loss by its activation (see `compression`), or for
-    differential privacy by record that of each row's own loss, and with steps that are summed also the norms of each
-    row's gradient at the tail (float32); of a U the server knows neither loss nor correct labels
-    and says 0."""
+    """Server to client: the gradient of the client's mean loss with respect to its activation (see `compression`).
+
+    For differential privacy by record it is that of each row's own loss. With steps that are summed, `row_norms` are
+    those of each row's gradient at the tail. Of a U the server knows neither loss nor correct labels and says 0.
+    """
 
     round: Number
     step: Number
     loss: float
     correct: int
+    tensors: ClassVar[Tensors] = Tensors(gradient=CODED, row_norms=ROW_NORMS)
 
 
 class Upload(Message, frozen=True):
-    """Client to server at the end of its round, with its segments under a mask (int64) if they are combined; with steps
-    that are summed it is the gradient that is under the mask, and the norms of each row's gradient come with it
-    (float32)."""
+    """Client to server at the end of its round: its segments under a mask, if they are combined.
+
+    In a relay they are under a pad, once for each client that gets them. With steps that are summed it is the gradient
+    that is under the mask, and `row_norms` are those of each row's gradient.
+    """
 
     round: Number
+    tensors: ClassVar[Tensors] = Tensors(masked=Several(MASKED), row_norms=ROW_NORMS)
 
 
 class Missed(Message, frozen=True):
-    """Server to client: the round goes on without you."""
+    """Server to client: the round goes on without it."""
 
     round: Number
 
 
 class Return(Message, frozen=True):
-    """Client to server, to `Missed`: it is there again and waits for the segments that the others make."""
+    """Client to server, in answer to `Missed`: it is there again and waits for the end of the round."""
 
     round: Number
 
 
 class Combined(Message, frozen=True):
-    """Server to client at the end of a round, with the average (float64). In a relay `holder` has the newest segments:
-    to whom it has handed them they come along (int64) under the pad with the number `pad`, and it is to hand them to
-    those in `owed` as well; `lost` if it was started again without them. With a privacy budget the loss and the
-    accuracy are 0: they are not covered by it.
-    `mark` is that of the segments as they are now, see `Origin`; empty where nobody keeps them."""
+    """Server to client at the end of a round: the `combined` segments.
+
+    In a relay `holder` has the newest segments: for a client to which it has handed them they are `sealed`, under the
+    pad with the number `pad`, and it is to hand them to those in `owed` as well; `lost` if it was started again without
+    them. With a privacy budget the loss and the accuracy are 0, since the budget does not cover them. `mark` is that of
+    the segments as they are now, see `Origin`; empty where no party keeps them.
+    """
 
     round: Number
     loss: float
@@ -193,110 +217,22 @@ class Combined(Message, frozen=True):
     lost: bool = False
     owed: tuple[PartyName, ...] = ()
     mark: OptionalIdentifier = ""
+    tensors: ClassVar[Tensors] = Tensors(combined=Optional(COMBINED), sealed=Optional(MASKED))
 
 
 class Handed(Message, frozen=True):
-    """In a relay, holder to server, with the newest segments under a pad for each client that was owed them (int64);
-    and server to such a client, with its own. `pad` is the pads' number."""
+    """In a relay, holder to server: the newest segments under a pad for each client that was owed them.
+
+    The server passes on to each such client those for it alone. `pad` is the pads' number.
+    """
 
     holder: PartyName
     pad: Number
-
-
-class OpenSession(Message, frozen=True):
-    """Client to server: an encrypted prediction session for activations of this shape.
-
-    `reveal` is what the client gets, `checked` whether every layer's range is checked, `comparison` how values are
-    compared. `mark`, `run` and `rounds` say where the client's front comes from, see `Origin`.
-    """
-
-    shape: Sizes
-    pair_seed: Seed
-    reveal: Reveal = "logits"
-    checked: bool = False
-    comparison: ComparisonKind = "tables"
-    mark: OptionalIdentifier = ""
-    run: OptionalIdentifier = ""
-    rounds: Number = 0
-
-    def __repr__(self) -> str:
-        return f"OpenSession(shape={self.shape})"
-
-
-class Share(msgspec.Struct, frozen=True, array_like=True):
-    """Where in the joined activation a client's features are."""
-
-    client: PartyName
-    start: Number
-    width: Number
-
-
-class Half(Message, frozen=True):
-    """Client to server: its part of a model, compiled for several batch sizes; with weight and bias of each step that
-    has some under the mask of `token` (int64), the same for all programs."""
-
-    token: Identifier
-    programs: Annotated[tuple[Program, ...], Meta(max_length=16)]
-
-
-class SessionOpened(Message, frozen=True):
-    """Server to client: the port on which the session listens, and the program to run; where activations are joined,
-    whose features are where; where predictions are counted, how many rows the client has `left`."""
-
-    session: Identifier
-    port: Port
-    program: Program
-    shares: tuple[Share, ...] = ()
-    left: int | None = None
-
-
-class Serve(Message, frozen=True):
-    """Client whose columns are joined to server: it will contribute its activation, of so many features, to the
-    predictions that others ask for, until the server says `Done`. `mark`, `run` and `rounds` as in `OpenSession`."""
-
-    features: Number
-    mark: OptionalIdentifier = ""
-    run: OptionalIdentifier = ""
-    rounds: Number = 0
-
-
-class Ask(Message, frozen=True):
-    """Client to server: the next query of its session is about these of the aligned rows."""
-
-    session: Identifier
-    query: Number
-    rows: tuple[Number, ...]
-
-
-class Contribute(Message, frozen=True):
-    """Server to client: give a share of the activation of these rows to the session of client `asker` that listens on
-    this port, encoded with `precision` bits and below `limit`."""
-
-    session: Identifier
-    port: Port
-    query: Number
-    rows: tuple[Number, ...]
-    precision: int
-    limit: float
-    asker: PartyName
-
-
-class Contribution(Message, frozen=True):
-    """Client to a session's worker, with its activation under a mask that the asking client knows (int64)."""
-
-    query: Number
-
-
-class NeedsCalibration(Message, frozen=True):
-    """Server to client, to `OpenSession`: the weights guarantee no ranges; send activations of agreed noise."""
-
-
-class Calibration(Message, frozen=True):
-    """Client to server, with the activations (float32) that its front makes of noise that all parties could make."""
+    tensors: ClassVar[Tensors] = Tensors(sealed=Several(MASKED, least=1))
 
 
 class GaveUp(Message, frozen=True):
-    """Client to server: it ends before its time; `reason` is said without any value of its own."""
+    """Client to server: it ends before its time; `reason` holds none of its values."""
 
     reason: ShortText
 
@@ -308,66 +244,25 @@ class SeedsLost(Message, frozen=True):
 
 
 class NewSeeds(Message, frozen=True):
-    """Server to client: the run has a new start at the dealer. Ask it for seeds for the rounds from `round` on, and
-    upload once more what was uploaded for that round."""
+    """Server to client: the run has a new start at the dealer.
+
+    The client is to ask it for seeds of the rounds from `round` on, and to repeat the upload of that round under them.
+    """
 
     start: Start
     round: Number
 
 
 class GreetAgain(Message, frozen=True):
-    """Server to client: the round begins anew, since too few would be left for it; say hello as at the beginning."""
+    """Server to client: the round begins anew, since too few would be left; the client is to say `Hello` again."""
 
 
 class Waiting(Message, frozen=True):
-    """Server to client, every few seconds: your message is here, others' are not yet."""
-
-
-class Leave(Message, frozen=True):
-    """Client to server: nothing more will come."""
-
-
-ServerBody: TypeAlias = (
-    Hello
-    | Welcome
-    | Points
-    | Places
-    | Aligned
-    | Batch
-    | Output
-    | HeadGradient
-    | Gradient
-    | Upload
-    | Missed
-    | Return
-    | Combined
-    | Handed
-    | NeedsCalibration
-    | Calibration
-    | GaveUp
-    | SeedsLost
-    | NewSeeds
-    | GreetAgain
-    | Waiting
-    | OpenSession
-    | Half
-    | SessionOpened
-    | Serve
-    | Ask
-    | Contribute
-    | Leave
-    | Done
-    | Refused
-)
-# Programs travel to clients, and where these give a model in parts also from them.
-server_codec: Codec[ServerBody] = Codec(ServerBody, header_bytes=1 << 22)
-
-ContributionBody: TypeAlias = Contribution | Refused
-contribution_codec: Codec[ContributionBody] = Codec(ContributionBody, header_bytes=1 << 10)
+    """Server to client, every few seconds: its message is here, and those of others are not yet."""
 
 
 class Opened(msgspec.Struct, frozen=True, array_like=True):
-    """The clients whose masks were opened together in a round."""
+    """Clients whose masks were opened together in a round."""
 
     round: Number
     clients: tuple[PartyName, ...]
@@ -387,9 +282,11 @@ class BeginRun(Message, frozen=True):
 
 
 class JoinRun(Message, frozen=True):
-    """Client to dealer: a seed for this run, from this round on, and one that it shares with each of `partners`; and
-    the noise that sums of the run carry, if any. `once` is random in each request, so that one that is sent again is
-    told from one of a client that was started again."""
+    """Client to dealer: the request for a seed for this run, from this round on, and for one with each of `partners`.
+
+    `noise` is what sums of the run carry, if any. `once` is random in each request, so that one that is sent again is
+    told from one of a client that was started again.
+    """
 
     run: Identifier
     start: Start
@@ -400,8 +297,10 @@ class JoinRun(Message, frozen=True):
 
 
 class RunSeed(Message, frozen=True):
-    """Dealer to client: its own seed, and those of its pairs in the order that it asked for; travels only inside
-    CURVE."""
+    """Dealer to client: its own seed, and those of its pairs in the order that it asked for.
+
+    Travels only inside CURVE.
+    """
 
     seed: Seed
     pairs: tuple[Seed, ...] = ()
@@ -411,7 +310,7 @@ class RunSeed(Message, frozen=True):
 
 
 class OpenMasks(Message, frozen=True):
-    """Server to dealer: the sum of the masks of these clients in this round."""
+    """Server to dealer: the request for the sum of the masks of these clients in this round."""
 
     run: Identifier
     start: Start
@@ -421,50 +320,40 @@ class OpenMasks(Message, frozen=True):
 
 
 class MaskSum(Message, frozen=True):
-    """Dealer to server, with one int64 vector."""
+    """Dealer to server: the sum of the masks that it was asked to open."""
 
     round: Number
+    tensors: ClassVar[Tensors] = Tensors(mask_sum=TensorSpec(torch.int64, ("values",)))
 
 
 class Unseeded(Message, frozen=True):
-    """Dealer to server, to `OpenMasks`: these clients have no seed for the round, so nothing was opened."""
+    """Dealer to server, in answer to `OpenMasks`: these clients have no seed for the round, so nothing was opened."""
 
     round: Number
     clients: tuple[PartyName, ...]
 
 
-class OwnWeights(Message, frozen=True):
-    """Client to dealer: a seed to mask weights with that nobody else is to know."""
-
-
-class OwnerSeed(Message, frozen=True):
-    """Dealer to client: the seed, and the token by which it is named; travels only inside CURVE."""
-
-    token: Identifier
-    seed: Seed
-
-    def __repr__(self) -> str:
-        return "OwnerSeed(...)"
-
-
-DealerBody: TypeAlias = (
-    OwnWeights
-    | OwnerSeed
-    | ShareWeights
-    | WeightShares
-    | BeginRun
-    | JoinRun
-    | RunSeed
-    | OpenMasks
-    | MaskSum
-    | Unseeded
-    | JoinSession
-    | SessionSeed
-    | DealQuery
-    | More
-    | Corrections
-    | LeaveSession
-    | Done
-    | Refused
+# Messages between clients and server in training.
+TrainingBody: TypeAlias = (
+    Hello
+    | Welcome
+    | Points
+    | Places
+    | Aligned
+    | Batch
+    | Output
+    | HeadGradient
+    | Gradient
+    | Upload
+    | Missed
+    | Return
+    | Combined
+    | Handed
+    | GaveUp
+    | SeedsLost
+    | NewSeeds
+    | GreetAgain
+    | Waiting
 )
-dealer_codec: Codec[DealerBody] = Codec(DealerBody)
+# Messages of both with the dealer in training.
+TrainingDealerBody: TypeAlias = BeginRun | JoinRun | RunSeed | OpenMasks | MaskSum | Unseeded | Done | Refused

@@ -10,12 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from splitsec.errors import MessageError, first_line
-from splitsec.privacy.rules import GradientNoise
-from splitsec.training.loop import StepResult, call_with_rows, check_labels, make_optimizer, mean_of
-from splitsec.training.randomness import OwnRandomness
+from splitsec.randomness import OwnRandomness
+from splitsec.settings.privacy import GradientNoise
+from splitsec.training.step import StepResult, call_with_rows, check_labels, make_optimizer, mean_of
 
 if TYPE_CHECKING:
-    from splitsec.privacy.record import PrivateStep
+    from splitsec.privacy.dp_sgd import PrivateStep
 
 
 class TailTrainer:
@@ -40,8 +40,9 @@ class TailTrainer:
         self._step: tuple[torch.Tensor, torch.Tensor, list[int]] | None = None
 
     def protect(self, noise: GradientNoise, *, jointly: bool = False) -> None:
-        """Learn with differential privacy by record. The gradients that clients send and get are from now on those of
-        each sample's own loss.
+        """Learn with differential privacy by record.
+
+        The gradients that clients send and get are from now on those of each sample's own loss.
 
         Args:
             jointly: clip the gradients of both sides together: a step is taken at the end of its round, when the
@@ -49,7 +50,7 @@ class TailTrainer:
         """
         self._by_sample, self._jointly = True, jointly
         if self.optimizer is not None:
-            from splitsec.privacy.record import PrivateStep
+            from splitsec.privacy.dp_sgd import PrivateStep
 
             self._private = PrivateStep([self.tail], self.optimizer, noise)
 
@@ -65,7 +66,10 @@ class TailTrainer:
         check_labels(labels, shape[1])
 
     def check_activation(self, activation: torch.Tensor) -> torch.Size:
-        """The shape of the tail's output for one sample; raises `MessageError` where it cannot take this activation."""
+        """Return the shape of the tail's output for one sample.
+
+        Raises `MessageError` where it cannot take this activation.
+        """
         if activation.shape[1:] in self._checked:
             return self._checked[activation.shape[1:]]
         was_training = self.tail.training
@@ -83,7 +87,7 @@ class TailTrainer:
         return output.shape
 
     def forward(self, activations: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The tail's output for the activations of a step, by client name, float32; `backward` is due next."""
+        """Return the tail's output for the activations of a step, by client name, float32; `backward` is due next."""
         self.tail.train()
         counts = [len(one) for one in activations.values()]
         whole = torch.cat(list(activations.values())).requires_grad_()
@@ -138,7 +142,7 @@ class TailTrainer:
             self.optimizer.zero_grad()
 
     def _learn(self, counts: Mapping[str, int]) -> None:
-        """Step by the gradients that a backward pass of so many samples of each client has left."""
+        """Take a step with the gradients of a backward pass; `counts` are the samples of each client."""
         if self._jointly:
             rows = sum(counts.values())
             norms = torch.zeros(rows) if self._private is None else self._private.norms(rows)
@@ -150,10 +154,10 @@ class TailTrainer:
             self.optimizer.step()
 
     def begin_round(self, samples: Mapping[str, int]) -> None:
-        """A round of these clients begins."""
+        """Begin a round of these clients."""
 
     def end_round(self, participants: Mapping[str, torch.Tensor | None]) -> None:
-        """A round is over, and these clients' segments are combined.
+        """End a round, in which these clients' segments are combined.
 
         Args:
             participants: by name, the norms of each row's gradient at the front where the step waits for them.
@@ -176,5 +180,5 @@ class TailTrainer:
 
 
 def _gradient_of(activation: torch.Tensor) -> torch.Tensor:
-    """The gradient that came back for an activation; zeros if the tail detaches what it is given."""
+    """Return the gradient that came back for an activation; zeros if the tail detaches what it is given."""
     return torch.zeros_like(activation) if activation.grad is None else activation.grad

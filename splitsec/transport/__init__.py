@@ -1,13 +1,16 @@
 """ZeroMQ channels: keys, authentication, framing, counters."""
 
-from splitsec.transport.codec import Codec, Message, Refused, expect_tensor
+from splitsec.transport.codec import Codec, Message, Refused, expect_shape
 from splitsec.transport.hub import Hub, Incoming, Sender
 from splitsec.transport.keys import KeyPair, load_key_pair, load_public_key, load_public_keys, make_keys
+from splitsec.transport.link import Link, ReconnectedError
 from splitsec.transport.peer import Peer
 from splitsec.transport.presence import Presence
-from splitsec.transport.sockets import TRAINING_SPIN_SECONDS, Link, Reconnected, Traffic, Wire
+from splitsec.transport.sockets import TRAINING_SPIN_SECONDS, Traffic, Wire
+from splitsec.transport.tensor_specs import NO_TENSORS, NamedTensors
 
 __all__ = [
+    "NO_TENSORS",
     "TRAINING_SPIN_SECONDS",
     "Codec",
     "Hub",
@@ -15,14 +18,15 @@ __all__ = [
     "KeyPair",
     "Link",
     "Message",
+    "NamedTensors",
     "Peer",
     "Presence",
-    "Reconnected",
+    "ReconnectedError",
     "Refused",
     "Sender",
     "Traffic",
     "Wire",
-    "expect_tensor",
+    "expect_shape",
     "load_key_pair",
     "load_public_key",
     "load_public_keys",

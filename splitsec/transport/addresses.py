@@ -12,14 +12,14 @@ MOST_PORT = 65535
 
 
 def host_and_port(address: str, *, listen: bool = False, what: str = "the address") -> tuple[str, str]:
-    """The two parts of an address.
+    """Return the two parts of an address.
 
     Args:
         listen: it is one to listen on, where host and port may be `*`, for all interfaces and a free port.
         what: what the address is called in an error, such as `server`.
 
     Raises:
-        AddressError: it is none; says what is wrong, and how one looks.
+        AddressError: it is no address; says what is wrong, and what an address looks like.
     """
     said = f"{what} '{address}'"
     if "://" not in address:
@@ -34,11 +34,11 @@ def host_and_port(address: str, *, listen: bool = False, what: str = "the addres
         raise AddressError(f"{said} is not tcp://HOST:PORT, such as tcp://server.example:5555")
     host, port = match["host"], match["port"]
     if not (listen and host == "*") and not _is_host(host):
-        wants = "a name or an IPv4 address" + (", or * for all interfaces" if listen else "")
-        raise AddressError(f"{said} has the host '{host}', which cannot be; write {wants}")
+        choices = "a name or an IPv4 address" + (", or * for all interfaces" if listen else "")
+        raise AddressError(f"{said} has the host '{host}', which cannot be; write {choices}")
     if not (listen and port == "*") and not (port.isascii() and port.isdigit() and 1 <= int(port) <= MOST_PORT):
-        wants = f"a number from 1 to {MOST_PORT}" + (", or * for a free one" if listen else "")
-        raise AddressError(f"{said} has the port '{port}', which cannot be; write {wants}")
+        choices = f"a number from 1 to {MOST_PORT}" + (", or * for a free one" if listen else "")
+        raise AddressError(f"{said} has the port '{port}', which cannot be; write {choices}")
     return host, port
 
 

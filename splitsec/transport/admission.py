@@ -1,9 +1,9 @@
-"""How many connections may be open without having shown a key.
+"""A limit to the connections that have not shown a key yet.
 
-Until a peer has shown its key it may hold a descriptor and up to one frame of memory, so a bound socket keeps only so
-many of these, and closes the oldest for a newer one. ZeroMQ says which descriptor it has accepted and not whose
-handshake has succeeded; that is read from the kernel: before its end of the handshake a CURVE server sends at most
-its greeting (64 bytes), WELCOME (170) and a refusal, and afterwards READY as well (RFC 26/CURVEZMQ).
+Until a peer has shown its key it may hold a descriptor and up to one frame of memory, so a bound socket keeps at most
+`MOST_UNKNOWN` such connections, and closes the oldest for a newer one. ZeroMQ says which descriptor it has accepted and
+not whose handshake has succeeded; that is read from the kernel: before its end of the handshake a CURVE server sends at
+most its greeting (64 bytes), WELCOME (170) and a refusal, and afterwards READY as well (RFC 26/CURVEZMQ).
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class Admission:
             self._unknown[descriptor] = os.fstat(descriptor).st_ino
         if len(self._unknown) <= self._most:
             return
-        self._unknown = {one: inode for one, inode in self._unknown.items() if not _known(one, inode)}
+        self._unknown = {
+            descriptor: inode for descriptor, inode in self._unknown.items() if not _known(descriptor, inode)
+        }
         while len(self._unknown) > self._most:
             oldest = next(iter(self._unknown))
             _shut(oldest, self._unknown.pop(oldest))
@@ -84,7 +86,7 @@ class Admission:
 
 
 def _known(descriptor: int, inode: int) -> bool:
-    """Whether a connection has shown its key, or is gone; also where the kernel does not say."""
+    """Return whether a connection has shown its key or is gone; true also where the kernel does not say."""
     try:
         if os.fstat(descriptor).st_ino != inode:
             return True

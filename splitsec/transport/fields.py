@@ -1,4 +1,4 @@
-"""Types of message fields: what a decoder takes, so that nothing behind it sees a longer text or a larger number."""
+"""Types of message fields with their limits: no code behind a decoder sees a longer text or a larger number."""
 
 from __future__ import annotations
 

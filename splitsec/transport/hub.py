@@ -7,29 +7,31 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import torch
 import zmq
 
 from splitsec.errors import MessageError
-from splitsec.transport.codec import Codec, Refused
+from splitsec.transport.codec import Codec, Message, Refused
 from splitsec.transport.sockets import SPIN_SECONDS, Traffic, Wire, spin_until_readable
+from splitsec.transport.tensor_specs import NO_TENSORS, NamedTensors
 
 log = logging.getLogger(__name__)
-BodyT = TypeVar("BodyT")
+BodyT = TypeVar("BodyT", bound=Message)
 # For one party, beyond what its connection holds (see `sockets.HIGH_WATER`).
 MOST_WAITING = 1024
 MOST_WAITING_BYTES = 1 << 28
 WAIT_SECONDS = 60.0
 RETRY_SECONDS = 0.02
+# How long the earlier connection of a party that connects anew may take to end.
+END_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Sender:
-    """Who sent a message: the party's name, from its key, and where a reply goes."""
+    """Sender of a message: the party's name, from its key, and the route of a reply."""
 
     name: str
     route: bytes
@@ -51,7 +53,7 @@ class Incoming(Generic[BodyT]):
 
     sender: Sender
     body: BodyT
-    tensors: list[torch.Tensor] = field(repr=False)
+    tensors: NamedTensors = field(repr=False)
 
 
 class Hub(Generic[BodyT]):
@@ -81,7 +83,11 @@ class Hub(Generic[BodyT]):
     def receive(
         self, timeout: float, *, spin: bool = False, spin_seconds: float = SPIN_SECONDS
     ) -> Incoming[BodyT] | None:
-        """The next well-formed message, or None after `timeout` seconds or a `wake`; `spin` as in `Peer.receive`."""
+        """Return the next well-formed message, or None after `timeout` seconds or a `wake`.
+
+        Args:
+            spin: as in `Peer.receive`.
+        """
         deadline = time.monotonic() + timeout
         if spin:
             spin_until_readable(self._socket, spin_seconds)
@@ -114,7 +120,7 @@ class Hub(Generic[BodyT]):
         """Let a `receive` that waits return; the one method that any thread may call."""
         os.eventfd_write(self._wake, 1)
 
-    def send(self, to: Sender, body: BodyT | Refused, tensors: Sequence[torch.Tensor] = ()) -> None:
+    def send(self, to: Sender, body: BodyT | Refused, tensors: NamedTensors = NO_TENSORS) -> None:
         """Send to a party that has been heard from; one that is gone is logged, not an error. Never blocks."""
         frames = self._codec.encode(body, tensors)  # type: ignore[arg-type]
         waiting = self._waiting.get(to.route)
@@ -129,7 +135,7 @@ class Hub(Generic[BodyT]):
         waiting.size += sum(len(frame) for frame in frames)
 
     def is_there(self, to: Sender, body: BodyT) -> bool:
-        """Whether a party's connection is still open; `body` is a message that it may get at any time."""
+        """Return whether a party's connection is still open; `body` is a message that it may get at any time."""
         try:
             self._socket.send_multipart([to.route, *self._codec.encode(body)], zmq.NOBLOCK)
         except zmq.Again:
@@ -140,8 +146,21 @@ class Hub(Generic[BodyT]):
             return False
         return True
 
+    def has_ended(self, to: Sender, body: BodyT, *, within: float = END_SECONDS) -> bool:
+        """Return whether a party's connection is closed, or closes within `within` seconds; `body` is as in `is_there`.
+
+        The end of a connection is heard in another thread than its messages, so the first message of a party's next
+        connection may come before it.
+        """
+        deadline = time.monotonic() + within
+        while self.is_there(to, body):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(RETRY_SECONDS)
+        return True
+
     def _try(self, to: Sender, frames: list[Any]) -> bool:
-        """Whether a message was handed to the party's connection, or the party is gone, which is logged."""
+        """Return whether a message was handed to the party's connection, or the party is gone, which is logged."""
         try:
             self._socket.send_multipart([to.route, *frames], zmq.NOBLOCK, copy=False)
         except zmq.Again:
@@ -157,7 +176,7 @@ class Hub(Generic[BodyT]):
         return True
 
     def _flush(self) -> None:
-        """Send what waits, as far as connections take it."""
+        """Send the messages that wait, as far as connections take them."""
         for waiting in list(self._waiting.values()):
             while waiting.messages and self._try(waiting.to, waiting.messages[0]):
                 waiting.size -= sum(len(frame) for frame in waiting.messages.popleft())
@@ -172,15 +191,16 @@ class Hub(Generic[BodyT]):
         self._waiting.pop(waiting.to.route, None)
 
     def is_waiting(self, to: Sender) -> bool:
-        """Whether messages wait here since a party's connection takes none; any thread may ask."""
+        """Return whether messages wait here since a party's connection takes none; any thread may ask."""
         return to.route in self._waiting
 
     def refuse(self, to: Sender, error: Exception) -> None:
         """Tell a party why its message was refused, and log it."""
         log.warning("refused a message of %s: %s", to.name, error)
-        self.send(to, Refused(reason=str(error), error=type(error).__name__))
+        self.send(to, Refused.of(error))
 
     def close(self) -> None:
+        """Close the socket; messages that wait are sent as far as connections take them."""
         self._flush()
         self._admission.stop()
         self._socket.close()

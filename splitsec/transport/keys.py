@@ -34,7 +34,7 @@ class KeyPair:
 
 
 def fingerprint(public: bytes) -> str:
-    """Sixteen hexadecimal digits that people can compare in the place of a public key."""
+    """Return sixteen hexadecimal digits that people can compare in the place of a public key."""
     return hashlib.sha256(public).hexdigest()[:16]
 
 
@@ -48,9 +48,13 @@ def check_party_name(name: str) -> str:
 
 
 def make_keys(directory: Path, names: Iterable[str]) -> list[Path]:
-    """Write a fresh key pair for each name; refuses to replace a key that exists.
+    """Write a fresh key pair for each name.
 
-    Returns the paths of the public keys. Raises `ConfigError` if one of them is there already.
+    Returns:
+        The paths of the public keys.
+
+    Raises:
+        ConfigError: a key of one of these names exists already, which is not replaced; or the directory cannot be made.
     """
     names = [check_party_name(name) for name in names]
     try:
@@ -67,8 +71,8 @@ def make_keys(directory: Path, names: Iterable[str]) -> list[Path]:
     try:
         for name in names:
             public, secret = zmq.auth.create_certificates(str(directory), name)
-            os.chmod(secret, 0o600)
-            os.chmod(public, 0o644)
+            Path(secret).chmod(0o600)
+            Path(public).chmod(0o644)
             written.append(Path(public))
     finally:
         os.umask(previous_umask)
@@ -78,7 +82,7 @@ def make_keys(directory: Path, names: Iterable[str]) -> list[Path]:
 def load_key_pair(directory: Path, name: str) -> KeyPair:
     """Read the secret key of party `name`; raises `AuthenticationError` where it is missing or unreadable."""
     path = directory / f"{name}.key_secret"
-    _check_kept_secret(path)
+    _check_secrecy(path)
     try:
         public, secret = zmq.auth.load_certificate(path)
         _check_keys(public, *([] if secret is None else [secret]))
@@ -93,13 +97,13 @@ def load_key_pair(directory: Path, name: str) -> KeyPair:
 
 
 def _check_keys(*keys: bytes) -> None:
-    """Raise `ValueError` for what is no key: ZeroMQ says so only when a socket is made."""
+    """Raise `ValueError` for bytes that are no key: ZeroMQ says so only when a socket is made."""
     for key in keys:
         if len(key) != 40 or len(z85.decode(key)) != 32:
             raise ValueError("a key has 40 characters of Z85")
 
 
-def _check_kept_secret(path: Path) -> None:
+def _check_secrecy(path: Path) -> None:
     """Raise `AuthenticationError` for a key file that others than its owner can open, as ssh does."""
     try:
         mode = path.stat().st_mode

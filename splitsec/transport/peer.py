@@ -9,17 +9,18 @@ import logging
 import struct
 import time
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import zmq
 
 from splitsec.errors import MessageError, PartyTimeoutError
-from splitsec.transport.codec import FRAME_BYTES, Codec, Refused, in_frames
-from splitsec.transport.sockets import SPIN_SECONDS, Traffic, error_from, spin_until_readable
+from splitsec.transport.codec import FRAME_BYTES, Codec, Message, Refused, error_from, in_frames
+from splitsec.transport.sockets import SPIN_SECONDS, Traffic, spin_until_readable
+from splitsec.transport.tensor_specs import NO_TENSORS, NamedTensors
 
 log = logging.getLogger(__name__)
-BodyT = TypeVar("BodyT")
+BodyT = TypeVar("BodyT", bound=Message)
 # A raw frame begins with a byte that no msgpack message begins with, so the two kinds cannot be taken for each other.
 RAW_MARK = 0xC1
 RAW_START = bytes([RAW_MARK])
@@ -53,14 +54,15 @@ class Peer(Generic[BodyT]):
         self.traffic = Traffic()
         self._codec = codec
         self._socket = socket
-        self._held: list[zmq.Frame] | None = None
+        self._next: list[zmq.Frame] | None = None
         self.timeout = timeout
         self._watch = watch
         slice_ms = max(1, int(1000 * (timeout if watch is None else min(timeout, WATCH_SECONDS))))
         self._socket.setsockopt(zmq.RCVTIMEO, slice_ms)
         self._socket.setsockopt(zmq.SNDTIMEO, slice_ms)
 
-    def send(self, body: BodyT, tensors: Sequence[torch.Tensor] = ()) -> None:
+    def send(self, body: BodyT, tensors: NamedTensors = NO_TENSORS) -> None:
+        """Send a message; raises `PartyTimeoutError` where the peer takes none for the time limit."""
         frames = self._codec.encode(body, tensors)
         self.traffic.messages_sent += 1
         self.traffic.bytes_sent += sum(len(frame) for frame in frames)
@@ -79,7 +81,7 @@ class Peer(Generic[BodyT]):
             self._patiently(lambda: self._socket.send_multipart(in_frames(frame), copy=False))
 
     def receive_raw(self, step: int, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """What the peer sent with `send_raw` in the same step: int64 tensors of the shapes of `like`.
+        """Return the tensors that the peer sent with `send_raw` in the same step: int64, of the shapes of `like`.
 
         Raises:
             MessageError: another message, another step or another size.
@@ -89,58 +91,62 @@ class Peer(Generic[BodyT]):
         if not _is_raw(frames):
             body, _ = self._decoded(frames)
             raise MessageError(f"{self.peer} sent {type(body).__name__} where masked values were due")
-        _, theirs = RAW_HEADER.unpack_from(frames[0].buffer)
+        _, sent_step = RAW_HEADER.unpack_from(frames[0].buffer)
         size = sum(len(frame.buffer) for frame in frames)
-        if theirs != step or size != expected:
+        if sent_step != step or size != expected:
             raise MessageError(
-                f"{self.peer} sent {size} bytes for step {theirs}; expected {expected} bytes for step {step}"
+                f"{self.peer} sent {size} bytes for step {sent_step}; expected {expected} bytes for step {step}"
             )
         data = frames[0].buffer if len(frames) == 1 else bytearray().join(frame.buffer for frame in frames)
         values = (
             torch.frombuffer(data, dtype=torch.int64, offset=RAW_HEADER.size) if expected > RAW_HEADER.size else None
         )
-        found, at = [], 0
+        tensors, at = [], 0
         for tensor in like:
             count = tensor.numel()
             empty = values is None or not count
-            found.append(torch.empty_like(tensor) if empty else values[at : at + count].view(tensor.shape))  # type: ignore[index]
+            tensors.append(torch.empty_like(tensor) if empty else values[at : at + count].view(tensor.shape))  # type: ignore[index]
             at += count
-        return found
+        return tensors
 
-    def receive(self, *, spin: bool = False) -> tuple[BodyT, list[torch.Tensor]]:
-        """The peer's next message; raises `PartyTimeoutError` naming the peer, or the error that it sent.
+    def receive(self, *, spin: bool = False) -> tuple[BodyT, dict[str, Any]]:
+        """Return the peer's next message.
 
         Args:
             spin: ask again and again for half a millisecond before going to sleep. A sleeping thread is woken through
-                ZeroMQ's own thread, which costs several times what the message takes (docs/performance.md).
+                ZeroMQ's own thread, which costs several times what the message takes (docs/reference/performance.md).
+
+        Raises:
+            PartyTimeoutError: nothing came; names the peer.
+            RefusedError, or the error that the peer names: it gave up.
         """
         return self._decoded(self._frames(spin=spin))
 
     def poll(self, timeout: float) -> bool:
-        """Whether a message comes within `timeout` seconds; it stays to be received."""
+        """Return whether a message comes within `timeout` seconds; it stays to be received."""
         if timeout <= SPIN_SECONDS:
             spin_until_readable(self._socket)
             timeout = 0
         return bool(self._socket.poll(int(timeout * 1000)))
 
     def next_is_raw(self) -> bool:
-        """Whether the peer's next message, which must be there, is a raw one; it stays to be received."""
-        self._held = self._frames(spin=False)
-        return _is_raw(self._held)
+        """Return whether the peer's next message, which must be there, is a raw one; it stays to be received."""
+        self._next = self._frames(spin=False)
+        return _is_raw(self._next)
 
     def _frames(self, *, spin: bool) -> list[zmq.Frame]:
-        if self._held is not None:
-            held, self._held = self._held, None
-            return held
+        if self._next is not None:
+            frames, self._next = self._next, None
+            return frames
         if spin:
             spin_until_readable(self._socket)
-        frames: list[zmq.Frame] = self._patiently(lambda: self._socket.recv_multipart(copy=False))
+        frames = self._patiently(lambda: self._socket.recv_multipart(copy=False))
         self.traffic.messages_received += 1
         self.traffic.rounds += 1
         self.traffic.bytes_received += sum(len(frame.buffer) for frame in frames)
         return frames
 
-    def _decoded(self, frames: list[zmq.Frame]) -> tuple[BodyT, list[torch.Tensor]]:
+    def _decoded(self, frames: list[zmq.Frame]) -> tuple[BodyT, dict[str, Any]]:
         body, tensors = self._codec.decode(frames)
         if isinstance(body, Refused):
             raise error_from(body, self.peer)
@@ -149,12 +155,13 @@ class Peer(Generic[BodyT]):
     def refuse(self, error: Exception) -> None:
         """Tell the peer that this end gives up; never raises."""
         try:
-            frames = self._codec.encode(Refused(reason=str(error), error=type(error).__name__))  # type: ignore[arg-type]
+            frames = self._codec.encode(Refused.of(error))  # type: ignore[arg-type]
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
         except zmq.ZMQError:
             log.debug("%s could not be told: %s", self.peer, error)
 
     def close(self) -> None:
+        """Close the socket."""
         self._socket.close()
 
     def _patiently(self, act: Callable[[], ResultT]) -> ResultT:
@@ -180,5 +187,5 @@ def _is_raw(frames: Sequence[zmq.Frame]) -> bool:
 
 
 def raw_frame(step: int, tensors: Sequence[torch.Tensor]) -> bytes:
-    """The bytes that `Peer.send_raw` sends."""
+    """Return the bytes that `Peer.send_raw` sends."""
     return b"".join((RAW_HEADER.pack(RAW_MARK, step), *(tensor.contiguous().numpy().data for tensor in tensors)))

@@ -1,4 +1,4 @@
-"""Whether the other end of a one-on-one socket is there, from ZeroMQ's own events.
+"""Whether the other end of a one-on-one socket is there, by ZeroMQ's own events.
 
 The kernel says at once when the process at the other end dies; ZeroMQ's heartbeats say within half a minute when its
 machine, or the network between, does.
@@ -19,10 +19,10 @@ CONNECT_SECONDS = 20.0
 
 
 class Presence:
-    """Counts the connections of a socket that was bound or connected with `events=EVENTS`. For the socket's thread.
+    """Connections of a socket that was bound or connected with `events=EVENTS`; for the socket's own thread.
 
     Attributes:
-        came: whether the peer has ever proved its key.
+        came: whether the peer has proved its key at any time.
     """
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
@@ -35,7 +35,7 @@ class Presence:
         self.came = False
 
     def absent(self) -> float:
-        """Seconds for which nobody has been connected, 0 if somebody is."""
+        """Return for how many seconds no peer has been connected, 0 if one is."""
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)
             if event["event"] == zmq.EVENT_ACCEPTED:

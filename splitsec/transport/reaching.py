@@ -37,11 +37,19 @@ PROBE_SECONDS = 1.0
 # Signature, version 3.1, mechanism, whether it is the server, filler: 64 bytes.
 _GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
 
-Found: TypeAlias = Literal["nobody", "no host", "no way", "silent", "closes", "foreign", "party"]
+# What a look at a port finds.
+Probed: TypeAlias = Literal["nobody", "no host", "no way", "silent", "closes", "foreign", "party"]
+_REASONS: dict[Probed, str] = {
+    "nobody": "nobody listens there: start it, or correct the address",
+    "no way": "no way leads there: is the address right, and does no firewall stand between?",
+    "closes": "every connection is closed at once: is it a gateway behind which nobody listens?",
+    "silent": "what listens there takes connections and says nothing: is the port another program's?",
+    "party": "a party listens there, but has not answered the handshake: is it overloaded?",
+}
 
 
 class Reaching:
-    """What is known about the way to one peer.
+    """Knowledge about the way to one peer.
 
     Args:
         connected: the socket, which is not used by another thread.
@@ -74,10 +82,10 @@ class Reaching:
         self._error: SplitsecError | None = None
 
     def look(self, left: float) -> None:
-        """Take notice of what has happened to the connection.
+        """Take notice of the events of the connection.
 
         Args:
-            left: seconds for which whoever asks will still wait, to be said once if there is something to wait for.
+            left: seconds for which the caller will still wait, to be logged once if the peer is not there.
 
         Raises:
             AuthenticationError: the peer does not know our key, or holds another than we know.
@@ -85,27 +93,27 @@ class Reaching:
         """
         while self._error is None and self.monitor.poll(0):
             event = recv_monitor_message(self.monitor, zmq.NOBLOCK)
-            self._error = self._taken(int(event["event"]), left)
+            self._error = self._note(int(event["event"]), left)
         if self._error is not None:
             raise self._error
 
     @property
     def there(self) -> bool:
-        """Whether the peer is connected."""
+        """Return whether the peer is connected."""
         return self._there
 
     @property
     def lost(self) -> bool:
-        """Whether the peer was connected and is not any more."""
+        """Return whether the peer was connected and is not any more."""
         return self._was_there and not self._there
 
     @property
     def failed(self) -> bool:
-        """Whether it is known that waiting is of no use."""
+        """Return whether it is known that waiting is of no use."""
         return self._error is not None
 
     def silence(self, seconds: float) -> SplitsecError:
-        """The error for a peer that has said nothing for so long: what a look at its port finds."""
+        """Return the error for a peer that has been silent for `seconds`, after a look at its port."""
         try:
             self.look(0)
         except SplitsecError as error:
@@ -114,25 +122,15 @@ class Reaching:
         waited = f"did not answer within {seconds:g} s"
         if self._there:
             return PartyTimeoutError(f"{where} {waited}, though it is connected: is it busy? Its log says what it does")
-        match probe(self._address):
-            case "nobody":
-                reason = "nobody listens there: start it, or correct the address"
-                if self._was_there:
-                    reason = "nobody listens there any more: has it ended?"
-            case "no host":
-                return self._no_host()
-            case "no way":
-                reason = "no way leads there: is the address right, and does no firewall stand between?"
-            case "closes":
-                reason = "every connection is closed at once: is it a gateway behind which nobody listens?"
-            case "silent":
-                reason = "what listens there takes connections and says nothing: is the port another program's?"
-            case "foreign":
-                return self._foreign()
-            case _ if self._failed:
-                return self._other_key()
-            case _:
-                reason = "a party listens there, but has not answered the handshake: is it overloaded?"
+        probed = probe(self._address)
+        if probed == "no host":
+            return unknown_host(self._peer, self._address)
+        if probed == "foreign":
+            return self._foreign()
+        if probed == "party" and self._failed:
+            return self._other_key()
+        ended = probed == "nobody" and self._was_there
+        reason = "nobody listens there any more: has it ended?" if ended else _REASONS[probed]
         return PartyTimeoutError(f"{where} {waited}: {reason}")
 
     def close(self) -> None:
@@ -140,7 +138,7 @@ class Reaching:
         self._connected.disable_monitor()
         self.monitor.close(0)
 
-    def _taken(self, event: int, left: float) -> SplitsecError | None:
+    def _note(self, event: int, left: float) -> SplitsecError | None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._there = self._was_there = True
             self.connections += 1
@@ -158,11 +156,11 @@ class Reaching:
             self._failed += 1
             if self._failed >= MOST_FAILED and time.monotonic() - self._first_failed >= FAILED_SECONDS:
                 # Whether it is a party at all, or a gateway whose party is still to start.
-                found = probe(self._address)
-                if found == "party":
+                probed = probe(self._address)
+                if probed == "party":
                     return self._other_key()
                 self._failed = 0
-                self._say(found, left)
+                self._say(probed, left)
         elif event == zmq.EVENT_CONNECT_RETRIED and not self._failed:
             self._say("lost" if self._was_there else "", left)
         elif event == zmq.EVENT_DISCONNECTED:
@@ -171,12 +169,12 @@ class Reaching:
                 return self._foreign()
         return None
 
-    def _say(self, found: str, left: float) -> None:
-        """One line, once, that and why this party waits."""
+    def _say(self, state: str, left: float) -> None:
+        """Log one line, once, that this party waits and why."""
         if self._told:
             return
-        found = found if found not in ("", "lost") else f"{found}{probe(self._address)}"
-        if found.endswith("party"):
+        state = state if state not in ("", "lost") else f"{state}{probe(self._address)}"
+        if state.endswith("party"):
             # It has come in the meantime.
             return
         self._told = True
@@ -185,13 +183,13 @@ class Reaching:
             "lostnobody": "nobody listens there any more",
             "no host": "its host name is not known",
             "closes": "the connection is closed at once",
-        }.get(found, "it cannot be reached yet")
+        }.get(state, "it cannot be reached yet")
         log.warning(
             "%s waits for %s at %s%s: %s",
             self._keys.name,
             self._peer,
             self._address,
-            # Who looks in again and again, with a moment each time, has a limit of its own.
+            # A caller that looks again and again, with a moment each time, has a limit of its own.
             f" for up to {left:.0f} s" if left >= 1 else "",
             why,
         )
@@ -209,7 +207,7 @@ class Reaching:
         )
 
     def _opens(self, key: bytes) -> bool:
-        """Whether the party at the address holds this key."""
+        """Return whether the party at the address holds this key."""
         trial = self._connected.context.socket(zmq.DEALER)
         events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
         try:
@@ -218,18 +216,15 @@ class Reaching:
             trial.curve_publickey, trial.curve_secretkey = self._keys.public, self._keys.secret
             monitor = trial.get_monitor_socket(events)
             trial.connect(self._address)
-            # A refusal of our key is sent by who could read it.
-            found = bool(monitor.poll(int(PROBE_SECONDS * 1000)))
+            # A refusal of our key comes only from a party that could read it, since it holds this one.
+            answered = bool(monitor.poll(int(PROBE_SECONDS * 1000)))
             trial.disable_monitor()
             monitor.close(0)
         except zmq.ZMQError:
             return False
         finally:
             trial.close(0)
-        return found
-
-    def _no_host(self) -> SplitsecError:
-        return unknown_host(self._peer, self._address)
+        return answered
 
     def _foreign(self) -> SplitsecError:
         return AddressError(
@@ -238,7 +233,7 @@ class Reaching:
 
 
 def unknown_host(peer: str, address: str) -> AddressError:
-    """The error for an address whose host name nobody knows."""
+    """Return the error for an address whose host name cannot be resolved."""
     host, _ = host_and_port(address)
     return AddressError(
         f"the host '{host}' in the address of {peer} is not known here: correct {address}, or let this machine "
@@ -247,7 +242,7 @@ def unknown_host(peer: str, address: str) -> AddressError:
 
 
 def check_host(peer: str, address: str) -> None:
-    """Raise `AddressError` for an address that is none, or whose host name cannot be resolved."""
+    """Raise `AddressError` for text that is no address, or whose host name cannot be resolved."""
     host, port = host_and_port(address)
     try:
         socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)
@@ -255,8 +250,8 @@ def check_host(peer: str, address: str) -> None:
         raise unknown_host(peer, address) from None
 
 
-def probe(address: str) -> Found:
-    """What is at an address: one connection, and the beginning of the handshake that parties speak."""
+def probe(address: str) -> Probed:
+    """Return what is at an address, by one connection and the beginning of the handshake that parties speak."""
     host, port = host_and_port(address)
     try:
         connection = socket.create_connection((host, int(port)), PROBE_SECONDS)
@@ -266,20 +261,23 @@ def probe(address: str) -> Found:
         return "nobody"
     except OSError:
         return "no way"
-    greeting = b""
     with connection:
         connection.settimeout(PROBE_SECONDS)
-        try:
-            connection.sendall(_GREETING)
-            while len(greeting) < len(_GREETING):
-                more = connection.recv(len(_GREETING) - len(greeting))
-                greeting += more
-                if greeting and not greeting.startswith(b"\xff"):
-                    return "foreign"
-                if not more:
-                    return "foreign" if greeting else "closes"
-        except TimeoutError:
-            return "foreign" if greeting else "silent"
-        except OSError:
-            return "closes"
-    return "party" if greeting[12:32].rstrip(b"\0") == b"CURVE" else "foreign"
+        return _greet(connection)
+
+
+def _greet(connection: socket.socket) -> Probed:
+    """Exchange greetings, and return what kind of listener answers."""
+    greeting, ended = b"", False
+    try:
+        connection.sendall(_GREETING)
+        while not ended and len(greeting) < len(_GREETING) and greeting[:1] in (b"", b"\xff"):
+            more = connection.recv(len(_GREETING) - len(greeting))
+            greeting, ended = greeting + more, not more
+    except TimeoutError:
+        return "foreign" if greeting else "silent"
+    except OSError:
+        return "closes"
+    if not greeting:
+        return "closes"
+    return "party" if not ended and greeting[:1] == b"\xff" and greeting[12:32].rstrip(b"\0") == b"CURVE" else "foreign"

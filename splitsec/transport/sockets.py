@@ -1,37 +1,30 @@
 """ZeroMQ sockets of a party: CURVE on every one, the peer's identity taken from its authenticated key.
 
-`Wire` owns a party's ZeroMQ context and decides which public keys may connect. From it come `Link` (connected, one
+`Wire` owns a party's ZeroMQ context and decides which public keys may connect. From it come `link.Link` (connected, one
 peer), `hub.Hub` (bound, many peers) and `peer.Peer` (one on one). Every wait has a time limit and says whom it waited
 for.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
 
-import torch
 import zmq
 import zmq.auth.thread
 
-from splitsec import errors
-from splitsec.errors import AddressError, PartyTimeoutError, RefusedError
+from splitsec.errors import AddressError
 from splitsec.transport.addresses import host_and_port
 from splitsec.transport.admission import HANDSHAKE_SECONDS, Admission
-from splitsec.transport.codec import FRAME_BYTES, Codec, Refused
+from splitsec.transport.codec import FRAME_BYTES
 from splitsec.transport.keys import KeyPair, fingerprint
-from splitsec.transport.reaching import EVENTS as WAY_EVENTS
-from splitsec.transport.reaching import Reaching, check_host
 
 log = logging.getLogger(__name__)
-BodyT = TypeVar("BodyT")
 # Of a frame with CURVE's own bytes around it. A peer may send as much before it has shown a key.
 MAX_FRAME_BYTES = FRAME_BYTES + 4096
 # Messages that wait in a socket for a peer to take them.
@@ -43,7 +36,7 @@ SILENCE_MS = 30_000
 CLOSE_SECONDS = 10.0
 SPIN_SECONDS = 0.0005
 # While training: a step takes longer than a round of a protocol, and a processor that has slept between two steps takes
-# twice as long for the next one (docs/performance.md).
+# twice as long for the next one (docs/reference/performance.md).
 TRAINING_SPIN_SECONDS = 0.003
 
 
@@ -61,10 +54,11 @@ class Traffic:
     rounds: int = 0
 
     def copy(self) -> Traffic:
+        """Return a reading that does not count on."""
         return Traffic(**vars(self))
 
     def since(self, earlier: Traffic) -> Traffic:
-        """The difference of two readings of one counter."""
+        """Return what was carried since an earlier reading."""
         return Traffic(**{name: value - getattr(earlier, name) for name, value in vars(self).items()})
 
 
@@ -124,8 +118,14 @@ class Wire:
             self._authenticator.configure_curve_callback(domain, self.gate)
 
     def bind(self, kind: int, address: str, domain: str, *, events: int = 0) -> tuple[zmq.Socket[bytes], str]:
-        """A bound CURVE server socket and its address with the port that was taken; `events` of it are watched from the
-        first on (`Socket.get_monitor_socket`)."""
+        """Return a bound CURVE server socket, and its address with the port that it got.
+
+        Args:
+            events: those of the socket that its monitor is to see (`Socket.get_monitor_socket`), from the first on.
+
+        Raises:
+            AddressError: the address is none, or its port is in use.
+        """
         host_and_port(address, listen=True)
         socket = self._socket(kind)
         if events:
@@ -147,7 +147,7 @@ class Wire:
         return socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def connect(self, kind: int, address: str, peer_key: bytes, *, events: int = 0) -> zmq.Socket[bytes]:
-        """A CURVE client socket that accepts only the peer that holds `peer_key`; `events` as in `bind`."""
+        """Return a CURVE client socket that accepts only the peer that holds `peer_key`; `events` as in `bind`."""
         socket = self._socket(kind)
         # The end that connects asks whether the other is there, and has it expect that. Not the other way round: ZeroMQ
         # 4.3.5 aborts the process when it is to ask a peer that has vanished while more of its messages wait than the
@@ -174,7 +174,7 @@ class Wire:
         return admission
 
     def close(self) -> None:
-        """Close all sockets; what was sent gets a second to leave."""
+        """Close all sockets; messages on their way have a second to leave."""
         for admission in self._admissions:
             admission.stop()
         self._authenticator.stop()
@@ -200,213 +200,9 @@ class Wire:
         return socket
 
 
-class Reconnected(Exception):
-    """A link was connected anew: the peer was started again, or what was on its way may be lost."""
-
-
-class Link(Generic[BodyT]):
-    """A connected socket to one party.
-
-    Args:
-        peer: its name.
-        timeout: seconds to wait for it.
-        others: public keys of other parties, to name the one whose address was given instead.
-
-    Raises:
-        AddressError: the address is none, or nobody knows its host.
-    """
-
-    def __init__(
-        self,
-        wire: Wire,
-        address: str,
-        *,
-        peer: str,
-        peer_key: bytes,
-        codec: Codec[BodyT],
-        timeout: float,
-        others: Mapping[str, bytes] | None = None,
-    ) -> None:
-        check_host(peer, address)
-        self.peer = peer
-        self.address = address
-        self.timeout = timeout
-        self.traffic = Traffic()
-        self._codec = codec
-        self._wire = wire
-        self._peer_key = peer_key
-        self._others = others
-        self._open()
-
-    def _open(self) -> None:
-        self._socket = self._wire.connect(zmq.DEALER, self.address, self._peer_key, events=WAY_EVENTS)
-        self._way = Reaching(
-            self._socket,
-            peer=self.peer,
-            address=self.address,
-            peer_key=self._peer_key,
-            keys=self._wire.keys,
-            others=self._others,
-        )
-        self._monitor = self._way.monitor
-        self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._monitor, zmq.POLLIN)
-        self._leaving = zmq.Poller()
-        self._leaving.register(self._socket, zmq.POLLOUT)
-        self._leaving.register(self._monitor, zmq.POLLIN)
-
-    def send(self, body: BodyT, tensors: Sequence[torch.Tensor] = ()) -> None:
-        """Hand a message to the socket, which sends it as soon as it can.
-
-        Raises:
-            PartyTimeoutError: the peer has taken nothing for the link's time limit, and too much waits for it.
-            AuthenticationError: the peer does not know our key.
-        """
-        frames = self._codec.encode(body, tensors)
-        deadline = time.monotonic() + self.timeout
-        while True:
-            try:
-                self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
-                break
-            except zmq.Again:
-                self._wait_to_send(deadline)
-        self.traffic.messages_sent += 1
-        self.traffic.bytes_sent += sum(len(frame) for frame in frames)
-
-    def _wait_to_send(self, deadline: float) -> None:
-        left = max(0, deadline - time.monotonic())
-        self._way.look(left)
-        ready: dict[Any, int] = dict(self._leaving.poll(int(left * 1000)))
-        if not ready:
-            raise PartyTimeoutError(
-                f"{self.peer} at {self.address} took no message for {self.timeout:g} s; is it running, and can it be "
-                "reached?"
-            )
-
-    @property
-    def connections(self) -> int:
-        """How often the peer has been connected so far, 1 before it ever was."""
-        with contextlib.suppress(errors.SplitsecError):
-            # What is wrong with the way is said by `receive`.
-            self._way.look(0)
-        return max(1, self._way.connections)
-
-    @property
-    def connected(self) -> bool:
-        """Whether the peer is connected now."""
-        with contextlib.suppress(errors.SplitsecError):
-            self._way.look(0)
-        return self._way.there
-
-    @property
-    def lost(self) -> bool:
-        """Whether the peer was connected and is not any more."""
-        return self._way.lost
-
-    def receive(
-        self,
-        timeout: float | None = None,
-        *,
-        spin: bool = False,
-        spin_seconds: float = SPIN_SECONDS,
-        connections: int | None = None,
-    ) -> tuple[BodyT, list[torch.Tensor]]:
-        """The peer's next message; `spin` as in `peer.Peer.receive`.
-
-        Args:
-            connections: what `connections` was when what is answered was sent; None not to compare.
-
-        Raises:
-            Reconnected: the peer has been connected anew since.
-            PartyTimeoutError: nothing came within `timeout` seconds (the link's own limit if None).
-            AuthenticationError: the peer does not know our key, or holds another than we know.
-            AddressError: what listens at the address is another party, or none.
-            RefusedError, or the error that the peer named: it refused our request.
-        """
-        limit = self.timeout if timeout is None else timeout
-        deadline = time.monotonic() + limit
-        if spin:
-            spin_until_readable(self._socket, spin_seconds)
-        while True:
-            left = 0 if self._way.failed else max(0, deadline - time.monotonic())
-            ready: dict[Any, int] = dict(self._poller.poll(int(left * 1000)))
-            if self._socket in ready:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-                self.traffic.messages_received += 1
-                self.traffic.rounds += 1
-                self.traffic.bytes_received += sum(len(frame.buffer) for frame in frames)
-                body, tensors = self._codec.decode(frames)
-                if isinstance(body, Refused):
-                    raise error_from(body, self.peer)
-                return body, tensors
-            if self._way.failed or self._monitor in ready:
-                self._way.look(left)
-                if connections is not None and self.connections > connections:
-                    raise Reconnected
-            elif not ready:
-                raise self._way.silence(limit)
-
-    def request(
-        self, body: BodyT, tensors: Sequence[torch.Tensor] = (), *, timeout: float | None = None, spin: bool = False
-    ) -> tuple[BodyT, list[torch.Tensor]]:
-        """Send, then wait for the answer."""
-        self.send(body, tensors)
-        return self.receive(timeout, spin=spin)
-
-    def renew(self) -> None:
-        """Connect anew, with a new socket: what the old one had still to send gets no answer that would be taken for
-        that to a later message."""
-        self._way.close()
-        self._socket.close(0)
-        self._open()
-
-    def request_again(
-        self, body: BodyT, *, patience: float, pause: float = 2.0, meanwhile: Callable[[], None] = lambda: None
-    ) -> tuple[BodyT, list[torch.Tensor]]:
-        """Send, then wait for the answer; send once more to a peer that was started again meanwhile.
-
-        Only for requests that may come twice.
-
-        Args:
-            patience: seconds to wait in all.
-            meanwhile: called every `pause` seconds.
-
-        Raises:
-            PartyTimeoutError: no answer came.
-        """
-        deadline = time.monotonic() + patience
-        connections = self.connections
-        self.send(body)
-        while True:
-            left = deadline - time.monotonic()
-            try:
-                return self.receive(max(0.0, min(pause, left)), connections=connections)
-            except Reconnected:
-                self.renew()
-                connections = self.connections
-                self.send(body)
-            except PartyTimeoutError:
-                if left <= pause:
-                    raise
-                meanwhile()
-
-    def close(self) -> None:
-        self._way.close()
-        self._socket.close()
-
-
 def spin_until_readable(socket: zmq.Socket[bytes], seconds: float = SPIN_SECONDS) -> None:
-    """Ask for a message again and again for so many seconds, or until there is one."""
+    """Ask for a message again and again until there is one, for `seconds` at most."""
     deadline = time.perf_counter() + seconds
     while not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN and time.perf_counter() < deadline:
         # Where there are fewer processors than busy threads, the one that brings the message must get to run.
         os.sched_yield()
-
-
-def error_from(refused: Refused, peer: str) -> errors.SplitsecError:
-    """The error that a peer's refusal stands for; unknown names become `RefusedError`."""
-    kind = getattr(errors, refused.error, None)
-    if not (isinstance(kind, type) and issubclass(kind, errors.SplitsecError)):
-        kind = RefusedError
-    return kind(f"{peer}: {refused.reason}")

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from splitsec.cut import SplitModel, check_split
-from splitsec.cut.samples import make_sample
 from splitsec.errors import CutError
 
 
@@ -87,9 +86,9 @@ def test_the_same_passes_and_leaves_everything_as_it_was() -> None:
             lambda x: x * 1.001,
             r"in eval mode its output differs by .*first layer that is given another value is '3', Linear",
         ),
-        (lambda x: x.detach(), "in eval mode the gradient by the input is none, which has one in the model"),
-        (lambda x: _Straight.apply(x, -1.0), "the gradient by the input has the other sign"),
-        (lambda x: _Straight.apply(x, 0.9), "the gradient by the input differs by"),
+        (lambda x: x.detach(), "in eval mode the gradient with respect to the input is none, which has one"),
+        (lambda x: _Straight.apply(x, -1.0), "the gradient with respect to the input has the other sign"),
+        (lambda x: _Straight.apply(x, 0.9), "the gradient with respect to the input differs by"),
         (lambda x: x[:2], "the batch must stay|it returns shape"),
         (lambda x: x + torch.nan, "its output differs"),
     ],
@@ -139,7 +138,7 @@ def test_a_parameter_that_gets_no_gradient_is_named() -> None:
     loose = copy.deepcopy(model[3])
     tail.add_module("3", loose)
     tail.get_submodule("3").weight.requires_grad_(False)
-    with pytest.raises(CutError, match=r"the gradient of '3\.weight' is none, which has one"):
+    with pytest.raises(CutError, match=r"the gradient with respect to '3\.weight' is none, which has one"):
         check_split(model, [front, tail], X, cut="2")
 
 
@@ -255,50 +254,6 @@ def test_results_that_a_kept_layer_gives_as_several_are_no_cut() -> None:
     assert split.cuts == ["a", "mul"]
     with pytest.raises(CutError, match="the value at cut 'two' is a tuple of 2 values and no tensor"):
         SplitModel(Model(), "two")
-
-
-def images(channels: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 3))
-
-
-@pytest.mark.parametrize(
-    ("model", "shape", "kind"),
-    [
-        (nn.Sequential(nn.Linear(7, 3)), (7,), torch.float32),
-        (images(2), (2, 8, 8), torch.float32),
-        (nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(64, 2)), (16,), torch.int64),
-        (
-            nn.Sequential(nn.Conv1d(3, 4, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 2)),
-            (3, 16),
-            torch.float32,
-        ),
-        (nn.Sequential(nn.Flatten(), nn.Linear(784, 2)), (784,), torch.float32),
-        (nn.Sequential(nn.Linear(4, 4).double()), (4,), torch.float64),
-    ],
-)
-def test_samples_are_made_as_the_first_layers_suggest(
-    model: nn.Module, shape: tuple[int, ...], kind: torch.dtype
-) -> None:
-    sample = make_sample(model)
-    assert sample is not None
-    assert (tuple(sample.shape[1:]), sample.dtype) == (shape, kind)
-    assert torch.equal(sample, make_sample(model))  # type: ignore[arg-type]
-
-
-def test_no_sample_is_made_where_nothing_tells_and_nothing_can_run() -> None:
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.w = nn.Parameter(torch.ones(3, 17))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.relu(x @ self.w).view(-1, 17)
-
-    assert make_sample(Odd()) is None
-    assert not SplitModel(Odd(), "relu").checked
-    assert SplitModel(Odd(), "relu", sample=torch.randn(2, 3)).checked
-    with torch.device("meta"):
-        assert make_sample(net()) is None
 
 
 class _Asks(nn.Module):

@@ -3,20 +3,9 @@ import torch
 import torchvision
 from torch import nn
 
-from splitsec.cut import SplitModel, build_segment, load_segment
+from splitsec.cut import SplitModel, build_segment
 from splitsec.errors import CutError
-from splitsec.models import digits_cnn
-
-
-class Functional(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.fc2, self.fc3 = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
-
-    def forward(self, x):  # type: ignore[no-untyped-def]
-        x = torch.relu(self.fc1(x))
-        y = self.fc2(x) + x
-        return self.fc3(torch.flatten(y, 1))
+from splitsec.models.demo import digits_cnn
 
 
 @pytest.mark.parametrize("name", SplitModel(digits_cnn(), "pool").cuts)
@@ -25,34 +14,6 @@ def test_every_cut_of_the_demo_model_gives_the_same_output_to_the_bit(name: str)
     split, x = SplitModel(model, name), torch.randn(3, 1, 8, 8)
     assert torch.equal(split(x), model(x))
     assert split.whole_state_dict().keys() == model.state_dict().keys()
-
-
-def test_functional_and_residual_models() -> None:
-    model = Functional()
-    assert SplitModel(model, "relu").cuts == ["fc1", "relu", "add", "flatten"]
-    for name in ("fc1", "relu", "add", "flatten"):
-        x = torch.randn(2, 4)
-        assert torch.equal(SplitModel(model, name)(x), model(x))
-
-
-def test_a_cut_inside_a_skip_names_what_crosses_and_the_nearest_clean_cut() -> None:
-    with pytest.raises(CutError, match=r"more than one value \(relu, fc2\); the nearest clean cut is 'relu' or 'add'"):
-        SplitModel(Functional(), "fc2")
-
-
-def test_a_wrong_name_lists_the_valid_ones() -> None:
-    with pytest.raises(CutError, match="no cut 'nope'; the valid cuts are: conv1, relu1"):
-        SplitModel(digits_cnn(), "nope")
-    with pytest.raises(CutError, match="nothing for the server"):
-        SplitModel(digits_cnn(), "fc2")
-
-
-def test_a_container_stands_for_its_last_call() -> None:
-    model = torchvision.models.resnet18(num_classes=10).eval()
-    split, x = SplitModel(model, "layer2.1"), torch.randn(1, 3, 32, 32)
-    assert torch.equal(split(x), model(x))
-    assert not any(key.startswith("layer3") for key in split.front.state_dict())
-    assert not any(key.startswith("layer2") for key in split.tail.state_dict())
 
 
 def test_parameters_are_shared_with_the_model() -> None:
@@ -71,41 +32,6 @@ def test_models_that_cannot_be_traced_or_shared() -> None:
     shared = nn.Linear(4, 4)
     with pytest.raises(CutError, match="both sides of the cut"):
         SplitModel(nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(4, 2)), "1")
-
-
-def test_weights_that_do_not_fit_are_named() -> None:
-    split = SplitModel(digits_cnn(), "pool")
-    with pytest.raises(CutError, match="missing conv1.bias"):
-        load_segment(
-            split.front, {key: value for key, value in split.front.state_dict().items() if key != "conv1.bias"}
-        )
-    with pytest.raises(CutError, match="unknown extra"):
-        load_segment(split.front, {**split.front.state_dict(), "extra": torch.zeros(1)})
-    with pytest.raises(CutError, match="of another shape conv1.bias"):
-        load_segment(split.front, {**split.front.state_dict(), "conv1.bias": torch.zeros(1)})
-
-
-class DropsByHand(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(4, 64), nn.Linear(64, 4)
-
-    def forward(self, x):  # type: ignore[no-untyped-def]
-        x = nn.functional.dropout(self.fc1(x), 0.5, training=self.training)
-        return self.fc2(nn.functional.batch_norm(x, torch.zeros(64), torch.ones(64), training=self.training))
-
-
-def test_a_forward_that_passes_its_mode_on_is_followed() -> None:
-    model = DropsByHand().eval()
-    split, x = SplitModel(model, "fc1"), torch.randn(3, 4)
-    assert not any(module.training for module in split.modules())
-    assert torch.equal(split(x), model(x))
-    split.train()
-    torch.manual_seed(5)
-    dropped = split(x)
-    torch.manual_seed(5)
-    assert torch.equal(dropped, model.train()(x))
-    assert not torch.equal(dropped, split.eval()(x))
 
 
 class OtherwiseInTraining(nn.Module):
@@ -200,43 +126,6 @@ def test_dtypes_and_gradients_are_torchs() -> None:
     assert split.merge()(x.bfloat16()).dtype == torch.bfloat16
 
 
-class AsksForSizes(nn.Module):
-    """Sizes of the batch are taken early and used late, as people write it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(4, 6), nn.Linear(6, 2)
-        self.place = nn.Parameter(torch.randn(1, 6))
-
-    def forward(self, x):  # type: ignore[no-untyped-def]
-        batch, also, third = x.size(0), x.shape[0], x.size()[0]
-        x = torch.relu(self.fc1(x)) + self.place.expand(also, -1)
-        return self.fc2(x.view(batch, -1)).reshape(third, 2)
-
-
-def test_the_size_of_the_batch_crosses_no_cut() -> None:
-    model, x = AsksForSizes(), torch.randn(3, 4)
-    split = SplitModel(model, "relu")
-    assert split.cuts == ["fc1", "relu", "add", "view", "fc2"]
-    for name in split.cuts:
-        assert torch.equal(SplitModel(model, name)(x), model(x))
-
-
-class AsksForAHeight(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(4, 6), nn.Linear(6, 2)
-
-    def forward(self, x):  # type: ignore[no-untyped-def]
-        height = x.shape[1]
-        return self.fc2(self.fc1(x).reshape(-1, height, 6))
-
-
-def test_other_sizes_are_named_where_they_cross() -> None:
-    with pytest.raises(CutError, match=r"more than one value \(getitem, fc1\)|shape of the input 'x'"):
-        SplitModel(AsksForAHeight(), "fc1")
-
-
 class Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -286,48 +175,6 @@ def test_constants_are_in_no_state_dict_and_the_model_stays_as_it_was() -> None:
     assert torch.equal(split.merge()(x), split(x))
 
 
-class InPlace(nn.Module):
-    """What torch does to `y` is done to everybody's `y`, also where the result is not used."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind, self.fc1, self.fc2, self.relu = kind, nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(inplace=True)
-
-    def forward(self, x):  # type: ignore[no-untyped-def]
-        y = self.fc1(x)
-        if self.kind == "method":
-            y.add_(1)
-        elif self.kind == "function":
-            nn.functional.relu(y, inplace=True)
-        elif self.kind == "layer":
-            self.relu(y)
-        elif self.kind == "operator":
-            y += 1
-        elif self.kind == "used":
-            return self.fc2(self.relu(y) + y)
-        elif self.kind == "part":
-            y[:, :2].mul_(2)
-        elif self.kind == "view":
-            v = y[:, :2]
-            return self.fc2(nn.functional.relu(y, inplace=True)) + v.sum(1, keepdim=True)
-        return self.fc2(y)
-
-
-@pytest.mark.parametrize("kind", ["method", "function", "layer", "operator", "used"])
-def test_what_works_in_place_is_followed(kind: str) -> None:
-    torch.manual_seed(0)
-    model, x = InPlace(kind).eval(), torch.randn(3, 4)
-    with torch.no_grad():
-        for name in SplitModel(model, "input").cuts:
-            assert torch.equal(SplitModel(model, name)(x), model(x)), name
-
-
-@pytest.mark.parametrize("kind", ["part", "view"])
-def test_what_works_in_place_on_a_part_is_refused(kind: str) -> None:
-    with pytest.raises(CutError, match="works in place on .* another view, is read later"):
-        SplitModel(InPlace(kind), "fc1")
-
-
 class TrainsOtherwise(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -347,26 +194,6 @@ class TrainsOtherwise(nn.Module):
 def test_other_values_in_training_are_refused(kind: str) -> None:
     with pytest.raises(CutError, match="computes otherwise in training"):
         SplitModel(TrainsOtherwise(kind), "fc1")
-
-
-class Frozen(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 4)
-
-    def forward(self, x):  # type: ignore[no-untyped-def]
-        return nn.functional.dropout(self.fc(x), 0.5, training=self.training)
-
-
-def test_frozen_blocks_stay_frozen() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), Frozen(), nn.Linear(4, 2)).train()
-    model[1].eval()
-    split, x = SplitModel(model, "0"), torch.randn(3, 4)
-    assert torch.equal(split(x), model(x))
-    merged = split.merge()
-    assert merged.training
-    assert not merged[1].training
-    assert torch.equal(merged(x), model(x))
 
 
 def test_tied_weights_stay_tied() -> None:
@@ -434,32 +261,6 @@ def test_tracing_leaves_no_trace_in_the_model() -> None:
     SplitModel(model, "0")
     assert model[0].calls == 0
     assert not hasattr(model[0], "last")
-
-
-class Named(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.input, self.output = nn.Linear(4, 4), nn.Linear(4, 2)
-
-    def forward(self, x):  # type: ignore[no-untyped-def]
-        return self.output(self.input(x))
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn, self.fc = nn.GRU(4, 4, batch_first=True), nn.Linear(4, 2)
-
-    def forward(self, x):  # type: ignore[no-untyped-def]
-        return self.fc(self.rnn(x)[0].chunk(2, -1)[0].repeat(1, 1, 2))
-
-
-def test_names_and_values_that_are_no_cut() -> None:
-    assert list(SplitModel(Named(), "input").front.state_dict()) == ["input.weight", "input.bias"]
-    assert SplitModel(Recurrent(), "getitem").cuts == ["getitem", "getitem_1", "repeat"]
-    for wrong in (None, 3, ["a", None]):
-        with pytest.raises(CutError, match="is no cut; write"):
-            SplitModel(Named(), wrong)  # type: ignore[arg-type]
 
 
 class Doubles(nn.TransformerEncoder):

@@ -7,20 +7,14 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
-from fuzz_inputs import SECONDS, chooser, damaged_frames, rounds, tensors, value_of
 from msgspec import inspect
+from support.fuzz_inputs import SECONDS, chooser, damaged_frames, message_of, rounds
 
 from splitsec.errors import MessageError
-from splitsec.mpc.messages import SessionBody, session_codec
-from splitsec.parties.nursery import PoolBody, pool_codec
-from splitsec.training.messages import (
-    ContributionBody,
-    DealerBody,
-    ServerBody,
-    contribution_codec,
-    dealer_codec,
-    server_codec,
-)
+from splitsec.mpc.session.messages import SessionBody, session_codec
+from splitsec.parties.messages import DealerBody, ServerBody, dealer_codec, server_codec
+from splitsec.prediction.messages import ContributionBody, contribution_codec
+from splitsec.prediction.server.worker_forker import PoolBody, pool_codec
 from splitsec.transport.codec import Codec, Envelope
 
 # As long as it is told to go on, and as much again to start.
@@ -35,14 +29,6 @@ CODECS: dict[str, tuple[Codec[Any], Any]] = {
 }
 
 
-def message(kind: Any, body: Any, codec: Codec[Any], chosen: Any) -> list[bytes]:
-    """The frames of a made-up message, damaged."""
-    with_tensors = [bytes(frame) for frame in codec.encode({}, tensors(chosen))]
-    header = msgspec.msgpack.decode(with_tensors[0])
-    header["body"] = value_of(kind, chosen)
-    return damaged_frames([msgspec.msgpack.encode(header), *with_tensors[1:]], chosen)
-
-
 @pytest.mark.parametrize("name", CODECS)
 def test_decoders_refuse_what_they_cannot_read_and_do_nothing_worse(name: str) -> None:
     codec, bodies = CODECS[name]
@@ -53,7 +39,7 @@ def test_decoders_refuse_what_they_cannot_read_and_do_nothing_worse(name: str) -
     for _ in rounds(chosen):
         sent += 1
         kind = chosen.choice(kinds)
-        frames = message(kind, bodies, codec, chosen)
+        frames = damaged_frames(message_of(kind, chosen), chosen)
         began = time.process_time()
         try:
             codec.decode(frames)
@@ -73,9 +59,11 @@ def test_control_a_decoder_without_its_guard_is_brought_down() -> None:
     bare = msgspec.msgpack.Decoder(Envelope[ServerBody])
     chosen = chooser("control")
     raised = set()
+    first = inspect.type_info(get_args(ServerBody)[0])
+    assert isinstance(first, inspect.StructType)
     for _ in range(3000):
         try:
-            bare.decode(message(inspect.type_info(get_args(ServerBody)[0]), ServerBody, server_codec, chosen)[0])
+            bare.decode(damaged_frames(message_of(first, chosen), chosen)[0])
         except Exception as error:
             raised.add(type(error))
     assert any(not issubclass(one, msgspec.MsgspecError) for one in raised), raised

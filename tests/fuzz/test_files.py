@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from fuzz_inputs import SECONDS, chooser, damaged, rounds
+from support.fuzz_inputs import SECONDS, chooser, damaged, rounds
 
+from splitsec.data.columns import Columns
+from splitsec.data.rows import Part
 from splitsec.errors import SplitsecError
-from splitsec.parties.config import ClientConfig, DealerConfig, ServerConfig, read_config
 from splitsec.privacy.ledger import read_ledger
+from splitsec.settings.parties import ClientConfig, DealerConfig, ServerConfig
+from splitsec.settings.toml import read_config
 from splitsec.training.checkpoints import Checkpoints
-from splitsec.training.columns import Columns
-from splitsec.training.data import Part
 from splitsec.transport import load_key_pair, load_public_keys, make_keys
 
 # As long as it is told to go on, and as much again to start.

@@ -6,17 +6,15 @@ import threading
 from pathlib import Path
 from typing import get_args
 
-import msgspec
 import pytest
 import torch
 import zmq
-from fuzz_inputs import SECONDS, chooser, damaged_frames, rounds, tensors, value_of
 from msgspec import inspect
-from parties_in_threads import model, world
+from support.fuzz_inputs import SECONDS, chooser, damaged_frames, message_of, rounds
+from support.parties_in_threads import model, world
 
-from splitsec.training.messages import DealerBody, ServerBody, dealer_codec, server_codec
+from splitsec.parties.messages import DealerBody, ServerBody
 from splitsec.transport import Wire
-from splitsec.transport.codec import Codec
 
 # As long as it is told to go on, and as much again to start.
 pytestmark = pytest.mark.timeout(120 + 2 * SECONDS)
@@ -26,7 +24,6 @@ pytestmark = pytest.mark.timeout(120 + 2 * SECONDS)
 def test_parties_survive_and_an_honest_client_gets_what_is_right(target: str, tmp_path: Path) -> None:
     chosen = chooser(f"live {target}")
     bodies = ServerBody if target == "server" else DealerBody
-    codec: Codec[ServerBody] | Codec[DealerBody] = server_codec if target == "server" else dealer_codec
     # Not those that ask for a session: each takes a process. Nor a client's leaving.
     kinds = [inspect.type_info(one) for one in get_args(bodies) if one.__name__ not in ("OpenSession", "Leave")]
     images = torch.rand(3, 4)
@@ -53,10 +50,7 @@ def test_parties_survive_and_an_honest_client_gets_what_is_right(target: str, tm
         thread.start()
         count = answers = 0
         for count in rounds(chosen, 2.0):
-            made = [bytes(frame) for frame in codec.encode({}, tensors(chosen))]  # type: ignore[arg-type]
-            header = msgspec.msgpack.decode(made[0])
-            header["body"] = value_of(chosen.choice(kinds), chosen)
-            hostile.send_multipart(damaged_frames([msgspec.msgpack.encode(header), *made[1:]], chosen))
+            hostile.send_multipart(damaged_frames(message_of(chosen.choice(kinds), chosen), chosen))
             while hostile.poll(1 if count % 20 == 0 else 0):
                 hostile.recv_multipart()
                 answers += 1

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from two_party import run_both, share
+from support.two_party import run_both, share
 
 from splitsec.errors import InsecureProviderError, RandomnessError, UnsupportedLayerError
 from splitsec.mpc import crypten_bridge as bridge

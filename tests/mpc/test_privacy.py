@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
+from support.two_party import Recorder, Unmasked, run_both
 from torch import nn
-from two_party import Recorder, Unmasked, run_both
 
 from splitsec.cut import trace
-from splitsec.mpc.compiler import compile_tail, encode_weights
 from splitsec.mpc.context import CLIENT, SERVER, Context
-from splitsec.mpc.run import run_program
+from splitsec.mpc.program.compile import compile_tail, encode_weights
+from splitsec.mpc.program.execute import run_program
 
 RUNS = 40
 TAIL = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 3)).eval()

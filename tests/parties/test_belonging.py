@@ -2,25 +2,25 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
-from parties_in_threads import model, part, world
 from safetensors.torch import load_file, save_file
+from support.parties_in_threads import model, part, world
 from torch import nn
 
-from splitsec import Schedule, Server, SplitModel, load_trained
+from splitsec import Network, RunSettings, Server, SplitModel, Storage, load_trained
 from splitsec.cut import Origin, origin_of
+from splitsec.cut.segment_files import save_segment
 from splitsec.errors import ConfigError, RefusedError
-from splitsec.parties.config import ClientConfig, ServerConfig
-from splitsec.parties.events import ignore
-from splitsec.parties.keeping import check_same_run, identity_of
-from splitsec.parties.running import make_segments, make_server, run_client
-from splitsec.privacy.rules import Privacy
-from splitsec.training.checkpoints import Checkpoints
-from splitsec.training.segment_files import save_segment
+from splitsec.events import ignore
+from splitsec.parties.run import make_segments, make_server, run_client
+from splitsec.settings.parties import ClientConfig, ServerConfig
+from splitsec.settings.privacy import Privacy
+from splitsec.training.checkpoints import Checkpoints, identity_of
+from splitsec.training.server.checkpoint import check_same_run
 from splitsec.transport import load_key_pair, load_public_keys, make_keys
 
 MODEL = """
@@ -168,55 +168,60 @@ def test_weights_of_a_whole_model_belong_together_and_a_nameless_part_is_refused
         make_segments(source, "1", None, ("front",), tmp_path / "front.safetensors")
 
 
-# Another value of every setting of a schedule: a new setting without an entry fails the test below.
+# Another value of every setting of a run: a new setting without an entry fails the test below.
 OTHER = {
     "clients": ("client-1", "client-3"),
     "batch_size": 4,
     "learning_rate": 1e-3,
-    "combine": "relay",
-    "every": 1,
-    "minimum": 3,
-    "in_flight": 2,
+    "aggregation": "relay",
+    "steps_per_round": 1,
+    "minimum_clients": 3,
+    "batches_in_flight": 2,
     "proximal": 0.1,
     "server_momentum": 0.5,
     "decay": True,
-    "compress": "float16",
+    "compression": "float16",
     "join": "sum",
-    "order": 7,
+    "row_order_seed": 7,
     "held_out": 0.5,
-    "halves": True,
     "privacy": Privacy(activation_clip=1.0),
+    "layout": "of another package",
 }
 
 
-@pytest.mark.parametrize("name", Schedule.__struct_fields__)
+@pytest.mark.parametrize("name", RunSettings.__dataclass_fields__)
 def test_a_setting_that_changes_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    schedule = Schedule(clients=("client-1", "client-2"), epochs=2)
+    settings = RunSettings(clients=("client-1", "client-2"), epochs=2)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(2, {}, {"identity": identity_of("1", schedule), "epochs": 2})
+    checkpoints.save(2, {}, {"identity": identity_of("1", settings), "epochs": 2})
     # The control.
-    assert check_same_run(checkpoints, 2, "1", schedule)["round"] == 2
+    assert check_same_run(checkpoints, 2, "1", settings)["round"] == 2
     if name == "epochs":
-        assert check_same_run(checkpoints, 2, "1", msgspec.structs.replace(schedule, epochs=5))
-        with pytest.raises(ConfigError, match="has 2 epochs and epochs = 1 here: epochs may only grow"):
-            check_same_run(checkpoints, 2, "1", msgspec.structs.replace(schedule, epochs=1))
+        assert check_same_run(checkpoints, 2, "1", replace(settings, epochs=5))
+        with pytest.raises(ConfigError, match="has epochs = 2 and epochs = 1 here: epochs may only grow"):
+            check_same_run(checkpoints, 2, "1", replace(settings, epochs=1))
         return
     with pytest.raises(ConfigError, match=rf"of another run: {name} is .* there and .* here"):
-        check_same_run(checkpoints, 2, "1", msgspec.structs.replace(schedule, **{name: OTHER[name]}))
+        check_same_run(checkpoints, 2, "1", replace(settings, **{name: OTHER[name]}))
     with pytest.raises(ConfigError, match="cut is '1' there"):
-        check_same_run(checkpoints, 2, "3", schedule)
+        check_same_run(checkpoints, 2, "3", settings)
 
 
 def test_a_run_goes_on_with_more_epochs_but_not_with_other_data(tmp_path: Path) -> None:
     def run(*, epochs: int = 2, seed: int = 0, rows: int = 12) -> list[object]:
-        options = {"checkpoints": tmp_path / "server", "dealer_options": {"checkpoints": tmp_path / "dealer"}}
+        options = {
+            "checkpoints": tmp_path / "server",
+            "dealer_options": {"storage": Storage(checkpoints=tmp_path / "dealer")},
+        }
         keys = tmp_path / f"keys-{epochs}-{seed}-{rows}"
         with world(keys, epochs=epochs, timeout=3, **options) as here:  # type: ignore[arg-type]
             clients = [here.client(f"client-{number}", timeout=3, join_timeout=3) for number in (1, 2)]
             data = part(rows=rows)
             results = here.together(
                 *(
-                    lambda client=client: client.train(data, seed=seed, checkpoints=tmp_path / client.name)
+                    lambda client=client: client.train(
+                        data, seed=seed, storage=Storage(checkpoints=tmp_path / client.name)
+                    )
                     for client in clients
                 )
             )
@@ -293,11 +298,13 @@ def test_a_server_of_predictions_alone_takes_a_trained_tail_and_no_changed_one(t
         Server(
             tail,  # type: ignore[arg-type]
             cut="1",
-            schedule=Schedule(clients=("a", "b"), epochs=0),
-            keys=load_key_pair(tmp_path / "keys", "server"),
-            peers=load_public_keys(tmp_path / "keys"),
-            address="tcp://127.0.0.1:*",
-            dealer="tcp://127.0.0.1:1",
+            settings=RunSettings(clients=("a", "b"), epochs=0),
+            network=Network(
+                keys=load_key_pair(tmp_path / "keys", "server"),
+                peers=load_public_keys(tmp_path / "keys"),
+                address="tcp://127.0.0.1:*",
+                dealer="tcp://127.0.0.1:1",
+            ),
         )._close()
 
     with pytest.raises(ConfigError, match=r"the tail's values have changed since the model was cut.*SplitModel\.mark"):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from parties_in_threads import world
+from support.parties_in_threads import world
 
 from splitsec.errors import MessageError, RandomnessError
-from splitsec.mpc.dealing import MAX_OWNERS, OwnerBook
+from splitsec.mpc.dealer import MAX_OWNERS, OwnerBook
 from splitsec.parties.dealer import MAX_RUNS
-from splitsec.training.messages import BeginRun, DealerBody, JoinRun, RunSeed, dealer_codec
+from splitsec.parties.messages import DealerBody, dealer_codec
+from splitsec.training.messages import BeginRun, JoinRun, RunSeed
 from splitsec.transport import Link, Wire
 
 RUN = "ab" * 16

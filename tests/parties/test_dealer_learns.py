@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from parties_in_threads import world
+from support.parties_in_threads import world
 
 from splitsec import Part, SplitModel
-from splitsec.models import digits_cnn, digits_half
-from splitsec.mpc import bounds
-from splitsec.mpc.bounds import WIDTH_STEP
-from splitsec.mpc.compiler import compile_tail
-from splitsec.mpc.costing import predict_cost
-from splitsec.mpc.plan import plan_digest
-from splitsec.mpc.program import Program
-from splitsec.parties.halves import HalvesClient
-from splitsec.training.messages import Half
+from splitsec.models.demo import digits_cnn, digits_half
+from splitsec.mpc.program import bounds
+from splitsec.mpc.program.bounds import WIDTH_STEP
+from splitsec.mpc.program.compile import compile_tail
+from splitsec.mpc.program.cost import predict_cost
+from splitsec.mpc.program.program import Program
+from splitsec.mpc.session.plan import plan_digest
+from splitsec.parties.model_part_client import HalvesClient
+from splitsec.prediction.messages import Half
 
 SCALES = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 
@@ -63,17 +63,13 @@ def test_a_part_of_a_model_says_nothing_of_the_images(tmp_path: Path, scale: flo
     programs: list[Any] = []
     torch.manual_seed(0)
     half = digits_half().eval()
-    with world(tmp_path, epochs=0, cut="input", schedule={"halves": True}) as here:
+    with world(tmp_path, epochs=0, cut="input", settings={"layout": "model_parts"}) as here:
         for factor in (1.0, scale):
             images = torch.rand(40, 1, 8, 8) * factor
             part = Part(images, torch.zeros(40, dtype=torch.int64), images, torch.zeros(40, dtype=torch.int64))
             with HalvesClient.of(
                 half,
-                keys=here.keys["client-1"],
-                peers=here.peers,
-                server=here.server.address,
-                dealer=here.dealer.address,
-                timeout=10,
+                network=here.network("client-1", {"timeout": 10}),
             ) as client:
                 request = client._server.request
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from parties_in_threads import World, part, world
+from support.parties_in_threads import World, part, world
 
 from splitsec.errors import PartyTimeoutError, RandomnessError
 from splitsec.parties.client import Client
-from splitsec.training.messages import Batch, RunSeed, ServerBody, Upload
+from splitsec.parties.messages import ServerBody
+from splitsec.training.messages import Batch, RunSeed, Upload
+from splitsec.transport import NO_TENSORS
 
 
 class _Vanished(Exception):
@@ -36,7 +38,7 @@ def _vanishing(here: World, kind: type[ServerBody], *, sends: bool, again: float
         with here.client("client-3") as client:
             send = client._server.send
 
-            def watched(body: Any, tensors: Any = ()) -> None:
+            def watched(body: Any, tensors: Any = NO_TENSORS) -> None:
                 if isinstance(body, kind):
                     if sends:
                         send(body, tensors)
@@ -88,7 +90,7 @@ def test_a_client_that_comes_back_takes_part_again(tmp_path: Path) -> None:
                 with here.client(name) as client:
                     send = client._server.send
 
-                    def delayed(body: Any, tensors: Any = ()) -> None:
+                    def delayed(body: Any, tensors: Any = NO_TENSORS) -> None:
                         slow["clients"] += 1
                         time.sleep(0.1)
                         send(body, tensors)
@@ -122,7 +124,7 @@ def test_a_round_has_a_time_limit(tmp_path: Path) -> None:
             with here.client("client-3") as client:
                 send = client._server.send
 
-                def delayed(body: Any, tensors: Any = ()) -> None:
+                def delayed(body: Any, tensors: Any = NO_TENSORS) -> None:
                     while isinstance(body, Batch) and body.step and "Dropped" not in _kinds(events):
                         time.sleep(0.05)
                     send(body, tensors)
@@ -143,13 +145,13 @@ def test_a_round_has_a_time_limit(tmp_path: Path) -> None:
 def test_a_run_begins_without_who_did_not_come_if_there_are_enough(tmp_path: Path) -> None:
     with world(tmp_path, clients=3, epochs=1, timeout=3.0) as here:
         _states(here.together(_train(here, "client-1", 1), _train(here, "client-2", 2)))
-    with world(tmp_path / "b", clients=3, epochs=1, timeout=3.0, schedule={"minimum": 3}) as here:
+    with world(tmp_path / "b", clients=3, epochs=1, timeout=3.0, settings={"minimum_clients": 3}) as here:
         errors = here.together(_train(here, "client-1", 1), _train(here, "client-2", 2))
     assert all(isinstance(error, PartyTimeoutError) and "client-3 did not come" in str(error) for error in errors)
 
 
 def test_the_dealer_has_a_minimum_of_its_own(tmp_path: Path) -> None:
-    with world(tmp_path, clients=3, epochs=1, timeout=3.0, dealer_options={"minimum": 3}) as here:
+    with world(tmp_path, clients=3, epochs=1, timeout=3.0, dealer_options={"minimum_clients": 3}) as here:
         errors = here.together(_train(here, "client-1", 1), _train(here, "client-2", 2))
     assert all(isinstance(error, RandomnessError) for error in errors)
     assert "masks of 2 clients are not opened; the sum needs at least 3" in str(errors[0])
@@ -163,7 +165,7 @@ def test_an_upload_without_a_seed_ends_its_own_client_alone(clients: int, tmp_pa
     def unseeded(name: str) -> Any:
         def run() -> None:
             with here.client(name) as client:
-                client._dealer.request_again = lambda *_, **_options: (RunSeed(b"1" * 16), [])  # type: ignore[method-assign]
+                client._dealer.request_again = lambda *_, **_options: (RunSeed(b"1" * 16), {})  # type: ignore[method-assign]
                 client.train(part(3), seed=3)
 
         return run

@@ -17,18 +17,18 @@ import pytest
 import torch
 
 from splitsec import SplitModel
-from splitsec.launch.processes import PartyGroup
-from splitsec.launch.service import Service, start_service
-from splitsec.models import load_model
+from splitsec.local.prediction_service import Service, start_service
+from splitsec.local.processes import PartyGroup
+from splitsec.models.load import load_model
 
 SOURCE, CUT = "splitsec.models:digits_cnn", "pool"
 # What a client does until it is ended: it asks, and compares each answer with the model in plain.
 ASKING = """
 import sys, time, torch
 from pathlib import Path
-from splitsec import Client, SplitModel
+from splitsec import Client, Network, SplitModel, Timeouts
 from splitsec.errors import SplitsecError
-from splitsec.models import load_model
+from splitsec.models.load import load_model
 from splitsec.transport import load_key_pair, load_public_keys
 
 directory, server, dealer, name, seconds = sys.argv[1:]
@@ -41,8 +41,9 @@ with torch.no_grad():
     plain = model(images)
 end, worst = time.monotonic() + float(seconds), 0.0
 try:
-    with Client(split.front, cut=split.cut, keys=load_key_pair(keys, name), peers=load_public_keys(keys),
-                server=server, dealer=dealer, timeout=10) as client:
+    network = Network(keys=load_key_pair(keys, name), peers=load_public_keys(keys), server=server, dealer=dealer,
+                      timeouts=Timeouts(timeout=10))
+    with Client(split.front, cut=split.cut, network=network) as client:
         print("started", flush=True)
         while time.monotonic() < end:
             worst = max(worst, (client.predict(images).logits - plain).abs().max().item())
@@ -62,9 +63,9 @@ class Running:
         return self.group.pids["server"]
 
     def below(self) -> list[int]:
-        """The server's nursery, then its workers."""
-        nursery = _children(self.server)
-        return nursery + [worker for pid in nursery for worker in _children(pid)]
+        """The server's forker, then its workers."""
+        forker = _children(self.server)
+        return forker + [worker for pid in forker for worker in _children(pid)]
 
     def everybody(self) -> set[int]:
         return {*self.group.pids.values(), *self.below()}
@@ -118,7 +119,7 @@ def _running(directory: Path, *, clients: int, seconds: float, timeout: float) -
     [
         ("worker", signal.SIGKILL),
         ("worker", signal.SIGSTOP),
-        ("nursery", signal.SIGKILL),
+        ("forker", signal.SIGKILL),
         ("server", signal.SIGKILL),
         ("server", signal.SIGTERM),
         ("dealer", signal.SIGSTOP),
@@ -137,7 +138,7 @@ def test_whoever_is_ended_no_result_is_wrong_and_nobody_is_left(
         everybody, below = running.everybody(), running.below()
         victim = {
             "worker": below[-1],
-            "nursery": below[0],
+            "forker": below[0],
             "server": running.server,
             "dealer": running.group.pids["dealer"],
             "client": running.clients[0].pid,

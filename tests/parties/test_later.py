@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from parties_in_threads import World, world
+from support.parties_in_threads import World, world
 from torch import nn
 
+from splitsec import Query
 from splitsec.cut import Origin, origin_of, set_origin
+from splitsec.cut.joined import CUT, VerticalModel
+from splitsec.data.columns import Columns
+from splitsec.data.standardisation import Scaling, Standardisation
 from splitsec.errors import ConfigError, RefusedError
-from splitsec.parties.columns import ColumnsClient
-from splitsec.training.standardising import Scaling, Standardisation
-from splitsec.training.vertical import CUT, Columns, VerticalModel
+from splitsec.parties.columns_client import ColumnsClient
 
 NAMES = ("client-1", "client-2")
 
@@ -61,7 +63,7 @@ def _client(here: World, name: str, model: VerticalModel, asks: bool | None = No
 def _later(directory: Path, **options: Any) -> Any:
     model = _model()
     return model, world(
-        directory, cut=CUT, tail=model.tail, schedule={"combine": "none", "join": "concat"}, epochs=0, **options
+        directory, cut=CUT, tail=model.tail, settings={"aggregation": "none", "join": "concat"}, epochs=0, **options
     )
 
 
@@ -69,7 +71,7 @@ def _asking(here: World, model: VerticalModel, columns: Columns, **options: Any)
     def run() -> Any:
         with _client(here, "client-1", model, True) as client:
             client.align(columns)
-            predictions = client.predict_rows(range(len(client.columns.ids)), batch_size=8, **options)
+            predictions = client.predict_rows(range(len(client.columns.ids)), Query(batch_size=8, **options))
             client.leave()
             return predictions
 
@@ -178,7 +180,7 @@ def test_who_does_not_train_is_no_part_of_training(tmp_path: Path) -> None:
     model = _model()
     part = _people(10, first=0)["client-1"]
     with (
-        world(tmp_path, cut=CUT, tail=model.tail, schedule={"combine": "none", "join": "concat"}, epochs=3) as here,
+        world(tmp_path, cut=CUT, tail=model.tail, settings={"aggregation": "none", "join": "concat"}, epochs=3) as here,
         _client(here, "client-1", model) as client,
         pytest.raises(RefusedError, match=r"client-1 is there for predictions alone .* trains 3 epochs"),
     ):

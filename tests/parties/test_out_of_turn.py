@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from parties_in_threads import part, world
+from support.parties_in_threads import part, world
 
 from splitsec.errors import RefusedError
-from splitsec.parties.events import Dropped, Joined, RoundDone
+from splitsec.events import Dropped, Joined, RoundDone
 
 
 @pytest.mark.parametrize("second", ["train", "predict"])
@@ -57,7 +57,7 @@ def test_a_second_process_with_a_clients_name_does_not_end_what_the_first_does(t
 
 @pytest.mark.parametrize("combine", ["average", "relay"])
 def test_a_dealer_that_is_started_again_before_a_client_has_its_first_seed(tmp_path: Path, combine: str) -> None:
-    with world(tmp_path, epochs=2, timeout=10, schedule={"combine": combine}) as here:
+    with world(tmp_path, epochs=2, timeout=10, settings={"aggregation": combine}) as here:
         restarted = []
 
         def train(name: str, seed: int) -> Any:

@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from parties_in_threads import CUT, World, model, part, world
+from support.parties_in_threads import CUT, World, model, part, world
 
-from splitsec import SplitModel
-from splitsec.errors import ConfigError, RandomnessError, RefusedError
-from splitsec.mpc.prg import Stream
-from splitsec.parties.events import Predicted, RoundDone
-from splitsec.training.aggregation import MaskBook
+from splitsec import SplitModel, Storage
+from splitsec.errors import ConfigError, RefusedError
+from splitsec.events import Predicted, RoundDone
 from splitsec.training.checkpoints import Checkpoints
 
 
@@ -59,13 +57,13 @@ def _server_restarts() -> Any:
 
 
 @pytest.mark.parametrize(
-    "schedule", [{}, {"compress": "float16"}, {"combine": "relay"}], ids=["average", "compressed", "relay"]
+    "settings", [{}, {"compression": "float16"}, {"aggregation": "relay"}], ids=["average", "compressed", "relay"]
 )
-def test_a_dealer_that_is_started_again_does_not_end_the_run(tmp_path: Path, schedule: dict[str, Any]) -> None:
+def test_a_dealer_that_is_started_again_does_not_end_the_run(tmp_path: Path, settings: dict[str, Any]) -> None:
     results = []
     for name, after in (("control", 99), ("restarted", 1)):
         restarting = _After(after, _restart_dealer)
-        with world(tmp_path / name, epochs=3, timeout=15, schedule=schedule, seed=3, report=restarting) as here:
+        with world(tmp_path / name, epochs=3, timeout=15, settings=settings, seed=3, report=restarting) as here:
             restarting.here = here
             fronts = here.together(_train(here, "client-1", 1), _train(here, "client-2", 2))
             assert all(isinstance(front, dict) for front in fronts), fronts
@@ -83,12 +81,12 @@ def test_a_server_that_is_started_again_finds_its_clients_waiting(tmp_path: Path
         restarting = _After(after, _server_restarts())
         places = {party: tmp_path / name / party for party in ("server", "client-1", "client-2", "dealer")}
         options: dict[str, Any] = {"checkpoints": places["server"], "seed": 3, "report": restarting}
-        options["dealer_options"] = {"checkpoints": places["dealer"]}
+        options["dealer_options"] = {"storage": Storage(checkpoints=places["dealer"])}
         with world(tmp_path / name / "keys", epochs=3, timeout=15, **options) as here:
             restarting.here = here
             fronts = here.together(
                 *(
-                    _train(here, client, index, checkpoints=places[client] if clients_keep else None)
+                    _train(here, client, index, storage=Storage(checkpoints=places[client] if clients_keep else None))
                     for index, client in enumerate(("client-1", "client-2"), 1)
                 )
             )
@@ -106,7 +104,7 @@ def test_of_two_clients_one_is_started_again_and_the_round_begins_anew(tmp_path:
     for name, dies in (("control", 99), ("restarted", 1)):
         places = {party: tmp_path / name / party for party in ("server", "client-1", "client-2", "dealer")}
         options: dict[str, Any] = {"checkpoints": places["server"] if keeps else None, "seed": 3}
-        options["dealer_options"] = {"checkpoints": places["dealer"]}
+        options["dealer_options"] = {"storage": Storage(checkpoints=places["dealer"])}
         with world(tmp_path / name / "keys", epochs=3, timeout=15, **options) as here:
 
             def falls(here: World = here, dies: int = dies, places: dict[str, Path] = places) -> Any:
@@ -120,12 +118,14 @@ def test_of_two_clients_one_is_started_again_and_the_round_begins_anew(tmp_path:
 
                 client._report = die
                 with contextlib.suppress(KeyboardInterrupt):
-                    client.train(part(2), seed=2, repeatable=True, checkpoints=places["client-2"])
+                    client.train(part(2), seed=2, repeatable=True, storage=Storage(checkpoints=places["client-2"]))
                     return {key: value.clone() for key, value in client.front.state_dict().items()}
                 client.close()
-                return _train(here, "client-2", 2, checkpoints=places["client-2"])()
+                return _train(here, "client-2", 2, storage=Storage(checkpoints=places["client-2"]))()
 
-            results.append(here.together(_train(here, "client-1", 1, checkpoints=places["client-1"]), falls))
+            results.append(
+                here.together(_train(here, "client-1", 1, storage=Storage(checkpoints=places["client-1"])), falls)
+            )
     assert all(isinstance(front, dict) for front in results[0]), results
     if not keeps:
         # The control: a server without checkpoints has nothing to begin the round from.
@@ -168,35 +168,6 @@ def test_predictions_go_on_when_the_dealer_is_started_again(tmp_path: Path) -> N
     assert found.logits.shape == (60, 3)
     assert (found.logits - right).abs().max() < 2e-3
     assert len(found.online_ms) == len(found.offline_ms) == 60
-
-
-def test_a_dealer_without_a_record_takes_the_servers_and_none_that_differs() -> None:
-    book = MaskBook()
-    book.begin("one", fresh=False, opened={0: ["a", "b", "c"]})
-    for name in ("a", "b", "c"):
-        book.seeds_for(name, start="one")
-    # By the record, no second sum of the same round opens over others.
-    with pytest.raises(RandomnessError, match="before the run was started again round 0 was opened for a, b, c"):
-        book.open_sum(0, ["a", "b"], 4, start="one")
-    with pytest.raises(RandomnessError, match="names other clients than this dealer's"):
-        book.begin("two", fresh=False, opened={0: ["a", "b"]})
-    # The control: without any record it does not go on.
-    with pytest.raises(RandomnessError, match="no record"):
-        MaskBook().begin("one", fresh=False)
-
-
-def test_an_answer_that_was_lost_is_given_again_and_no_other() -> None:
-    book = MaskBook()
-    book.begin("one")
-    seeds = {name: book.seeds_for(name, start="one") for name in ("a", "b", "c")}
-    total = book.open_sum(0, ["a", "b"], 4, start="one")
-    assert torch.equal(book.open_sum(0, ["a", "b"], 4, start="one"), total)
-    assert torch.equal(total, sum(Stream(seeds[name], 0).ring((4,)) for name in ("a", "b")))
-    with pytest.raises(RandomnessError, match="each round opens once"):
-        book.open_sum(0, ["a", "b", "c"], 4, start="one")
-    # A server that asks for the same start again is where it was.
-    book.begin("one")
-    assert torch.equal(book.open_sum(0, ["a", "b"], 4, start="one"), total)
 
 
 def test_a_client_that_gives_up_is_not_waited_for(tmp_path: Path) -> None:
@@ -259,7 +230,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_not_in_silence(
     with world(tmp_path / "keys", epochs=4, timeout=60, checkpoints=places["server"]) as here:
         results = here.together(
             *(
-                _train(here, name, index, checkpoints=places[name])
+                _train(here, name, index, storage=Storage(checkpoints=places[name]))
                 for index, name in enumerate(("client-1", "client-2"))
             )
         )

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from parties_in_threads import PATIENCE, World, hello, model, part, world
+from support.parties_in_threads import PATIENCE, World, hello, model, part, world
+from support.tensors import of_batch
 from torch import nn
 
-from splitsec import Client, SplitModel
+from splitsec import Client, Query, SplitModel
 from splitsec.cut import origin_of
 from splitsec.errors import (
     AuthenticationError,
@@ -24,19 +25,12 @@ from splitsec.errors import (
     UnsupportedLayerError,
 )
 from splitsec.mpc.prg import fresh_seed
-from splitsec.training.messages import (
-    PROTOCOL,
-    Batch,
-    BeginRun,
-    DealerBody,
-    JoinRun,
-    OpenMasks,
-    OpenSession,
-    Upload,
-    Welcome,
-    dealer_codec,
-)
-from splitsec.transport import Link, Wire
+from splitsec.parties.messages import DealerBody, dealer_codec
+from splitsec.prediction.messages import OpenSession
+from splitsec.training.aggregation.dealer import MaskBook
+from splitsec.training.messages import Batch, BeginRun, JoinRun, OpenMasks, Upload, Welcome
+from splitsec.transport import NO_TENSORS, Link, Wire
+from splitsec.version import PROTOCOL
 
 CUT = "1"
 RUN = "0" * 32
@@ -62,7 +56,7 @@ def test_two_clients_train_and_predict(tmp_path: Path) -> None:
             split = splits[name]
             with here.client(name, split.front) as client:
                 client.train(part(seed), seed=seed)
-                found = client.predict(part(seed).test_images[:5], batch_size=2)
+                found = client.predict(part(seed).test_images[:5], Query(batch_size=2))
                 client.leave()
             return split.front, found, seed
 
@@ -159,13 +153,23 @@ def test_a_stranger_is_refused_and_the_run_goes_on(tmp_path: Path) -> None:
 
 
 BAD_BATCHES = [
-    ([], "not 0 tensors"),
-    ([torch.zeros(2, 6).double(), torch.zeros(2).long()], "dtype torch.float64, expected torch.float32"),
-    ([torch.zeros(2, 7), torch.zeros(2).long()], "cannot take an activation of shape 2x7"),
-    ([torch.zeros(2, 6), torch.zeros(3).long()], "the labels has shape 3, expected 2"),
-    ([torch.zeros(2, 6), torch.tensor([0, 3])], "labels from 0 to 3, but the model has 3 classes"),
-    ([torch.zeros(99, 6), torch.zeros(99).long()], "expected 1 to 8 rows"),
-    ([torch.full((2, 6), float("nan")), torch.zeros(2).long()], "holds nan, which is not a finite number"),
+    ({"activation": []}, "activation has 0 tensors, expected 1 to 4"),
+    (of_batch(torch.zeros(2, 6)), "labels is missing"),
+    (
+        of_batch(torch.zeros(2, 6).double(), torch.zeros(2).long()),
+        "Batch: activation has dtype float64, expected float32",
+    ),
+    (of_batch(torch.zeros(2, 7), torch.zeros(2).long()), "cannot take an activation of shape 2x7"),
+    (of_batch(torch.zeros(2, 6), torch.zeros(3).long()), "Batch: labels has shape 3, expected 2"),
+    (
+        of_batch(torch.zeros(2, 6), torch.tensor([0, 3])),
+        "labels from 0 to 3, but the model has 3 classes",
+    ),
+    (of_batch(torch.zeros(99, 6), torch.zeros(99).long()), "expected 1 to 8 rows"),
+    (
+        of_batch(torch.full((2, 6), float("nan")), torch.zeros(2).long()),
+        "holds nan, which is not a finite number",
+    ),
 ]
 
 
@@ -176,15 +180,17 @@ def test_bad_batches_are_refused_with_a_reason_and_the_server_stays_up(tmp_path:
         one._server.receive()
         for tensors, reason in BAD_BATCHES:
             with pytest.raises((MessageError, RangeError), match=reason):
-                one._server.request(Batch(0, 0, tuple(tensors[0].shape[1:]) if tensors else ()), tensors)
-        good = [torch.zeros(2, 6), torch.zeros(2).long()]
+                one._server.request(
+                    Batch(0, 0, tuple(tensors["activation"][0].shape[1:]) if tensors["activation"] else ()), tensors
+                )
+        good = of_batch(torch.zeros(2, 6), torch.zeros(2).long())
         with pytest.raises(MessageError, match="round 5 is not running"):
             one._server.request(Batch(5, 0, (6,)), good)
         with pytest.raises(RefusedError, match="still in training"):
             one._server.request(OpenSession((1, 6), fresh_seed(), mark=origin_of(here.split.tail).mark))
         one._server.send(Batch(0, 0, (6,)), good)
         two._server.request(Batch(0, 0, (6,)), good)
-        assert one._server.receive()[1][0].shape == (2, 6)
+        assert one._server.receive()[1]["gradient"][0].shape == (2, 6)
 
 
 def _serving(here: World, name: str = "client-1") -> Client:
@@ -199,7 +205,7 @@ def test_predictions_without_training(tmp_path: Path) -> None:
         with torch.no_grad():
             plain = here.split.eval()(x)
         torch.testing.assert_close(client.predict(x[:3]).logits, plain[:3], atol=1e-3, rtol=0)
-        torch.testing.assert_close(client.predict(x, batch_size=12).logits, plain, atol=1e-3, rtol=0)
+        torch.testing.assert_close(client.predict(x, Query(batch_size=12)).logits, plain, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -308,10 +314,10 @@ def test_only_the_label_is_revealed_and_ranges_are_checked(tmp_path: Path) -> No
         torch.no_grad(),
     ):
         tail = here.split.tail.eval()
-        found = client.predict(torch.zeros(3, 4), reveal="label")
+        found = client.predict(torch.zeros(3, 4), Query(reveal="label"))
         assert found.logits is None
         assert torch.equal(found.labels, here.split(torch.zeros(3, 4)).argmax(1))
-        with client.session((5, 6), reveal="label", checked=True) as session:
+        with client.session((5, 6), Query(reveal="label", checked=True)) as session:
             assert torch.equal(session.run(x * 0.01), tail(x * 0.01).argmax(1))
             # Hundred times what was calibrated: within what the input may be, and beyond what a layer may.
             with pytest.raises(RangeError, match=r"layer '2' overflowed: \d+ of its values reach"):
@@ -319,7 +325,7 @@ def test_only_the_label_is_revealed_and_ranges_are_checked(tmp_path: Path) -> No
             assert torch.equal(session.run(x * 0.02), tail(x * 0.02).argmax(1))
         with client.session((5, 6)) as session:
             session.run(x)
-        with client.session((5, 6), comparison="dcf", ahead=2) as session:
+        with client.session((5, 6), Query(comparison="dcf", ahead=2)) as session:
             for _ in range(4):
                 torch.testing.assert_close(session.run(x * 0.02), tail(x * 0.02), atol=1e-3, rtol=5e-3)
 
@@ -341,7 +347,7 @@ def _dealer_transcript(directory: Path, x: torch.Tensor, monkeypatch: pytest.Mon
         take = here.dealer._take
 
         def record(incoming: Any, pool: Any) -> None:
-            assert incoming.tensors == []
+            assert incoming.tensors == {}
             session = getattr(incoming.body, "session", "")
             seen.append(f"{incoming.sender.name} {incoming.body}".replace(session, "SESSION"))
             take(incoming, pool)
@@ -427,7 +433,7 @@ def test_what_torch_cannot_do_is_refused_and_the_server_stays_up(
         def fails(*_args: object) -> None:
             raise ZeroDivisionError("something of 4711")
 
-        monkeypatch.setattr(here.server._run, "_welcome", fails)
+        monkeypatch.setattr(here.server._run, "_greet", fails)
         with pytest.raises(RefusedError, match="could not handle the message; see its log") as refused:
             one._server.request(hello())
         assert "4711" not in str(refused.value)
@@ -445,7 +451,7 @@ def test_a_client_waits_for_a_slow_one_beyond_its_own_time_limit(tmp_path: Path)
             with here.client("client-2", split.front) as client:
                 send = client._server.send
 
-                def delayed(body: Any, tensors: Any = ()) -> None:
+                def delayed(body: Any, tensors: Any = NO_TENSORS) -> None:
                     if isinstance(body, Batch) and body.step == 1:
                         assert uploaded.wait(PATIENCE)
                         time.sleep(3.5)
@@ -462,7 +468,7 @@ def test_a_client_waits_for_a_slow_one_beyond_its_own_time_limit(tmp_path: Path)
             with here.client("client-1", split.front, timeout=3.0, join_timeout=3.0) as client:
                 send = client._server.send
 
-                def watched(body: Any, tensors: Any = ()) -> None:
+                def watched(body: Any, tensors: Any = NO_TENSORS) -> None:
                     send(body, tensors)
                     if isinstance(body, Upload):
                         uploaded.set()
@@ -482,28 +488,10 @@ def test_a_round_that_cannot_be_combined_ends_the_run_for_all(tmp_path: Path, mo
         def refuses(*_args: object, **_options: object) -> Any:
             raise RandomnessError("no masks today")
 
-        monkeypatch.setattr(here.dealer, "_book", lambda run: _Unwilling(refuses))
+        monkeypatch.setattr(MaskBook, "open_sum", refuses)
         results = here.together(_train(here, "client-1", 1), _train(here, "client-2", 2))
         assert [type(result) for result in results] == [RandomnessError, RandomnessError]
         assert all("no masks today" in str(result) for result in results)
-
-
-class _Unwilling:
-    def __init__(self, refuses: Any) -> None:
-        self.open_sum = refuses
-        self.opened: dict[int, list[str]] = {}
-
-    def begin(self, _start: str, **_options: Any) -> None:
-        pass
-
-    def seeds_for(self, _name: str, **_options: Any) -> bytes:
-        return fresh_seed()
-
-    def pair_seeds(self, _name: str, partners: Any) -> tuple[bytes, ...]:
-        return tuple(fresh_seed() for _ in partners)
-
-    def unseeded(self, _round: int, _participants: Any) -> list[str]:
-        return []
 
 
 def test_sessions_are_given_back_and_no_client_takes_them_all(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from parties_in_threads import World, hello, model, part, world
+from support.parties_in_threads import World, hello, model, part, world
+from support.tensors import all_of, of_batch
 
-from splitsec import SplitModel
+from splitsec import Query, SplitModel
 from splitsec.errors import ConfigError, MessageError, RefusedError
-from splitsec.parties.rounds import Run
 from splitsec.training.messages import Batch, HeadGradient, Upload
+from splitsec.training.server.run import ServerRun
 
 U = "1,4"
 
@@ -25,7 +26,7 @@ def _take_part(here: World, name: str, seed: int, cut: str, splits: dict[str, Sp
     def run() -> Any:
         with here.client(name, split.front, head=split.head, cut=cut) as client:
             client.train(part(seed), seed=seed)
-            found = client.predict(part(seed).test_images[:5], batch_size=2)
+            found = client.predict(part(seed).test_images[:5], Query(batch_size=2))
             client.leave()
         return found
 
@@ -38,14 +39,14 @@ def test_a_u_trains_and_predicts_and_the_server_gets_no_labels(
 ) -> None:
     """The control is the same run with one cut, in which the server does get them."""
     received: list[torch.Tensor] = []
-    taken = Run.take
+    taken = ServerRun.handle
 
-    def watch(self: Run, name: str, body: Any, tensors: Any, *, now: float) -> None:
+    def watch(self: ServerRun, name: str, body: Any, tensors: Any, *, now: float) -> Any:
         if isinstance(body, (Batch, HeadGradient)):
-            received.extend(tensors)
-        taken(self, name, body, tensors, now=now)
+            received.extend(all_of(tensors))
+        return taken(self, name, body, tensors, now=now)
 
-    monkeypatch.setattr(Run, "take", watch)
+    monkeypatch.setattr(ServerRun, "handle", watch)
     with world(tmp_path, epochs=3, cut=cut) as here:
         splits = {name: SplitModel(model(), cut) for name in ("client-1", "client-2")}
         results = here.together(*[_take_part(here, f"client-{seed}", seed, cut, splits) for seed in (1, 2)])
@@ -92,20 +93,26 @@ def test_what_is_not_due_in_a_u_is_refused(tmp_path: Path) -> None:
             two._server.request(hello(cut=U))
             one._server.receive()
             with pytest.raises(MessageError, match="they stay at the client"):
-                one._server.request(Batch(0, 0, (6,)), [torch.zeros(2, 6), torch.zeros(2).long()])
+                one._server.request(Batch(0, 0, (6,)), of_batch(torch.zeros(2, 6), torch.zeros(2).long()))
             with pytest.raises(MessageError, match="HeadGradient was not due, Batch was"):
-                one._server.request(HeadGradient(0, 0), [torch.zeros(2, 5)])
-            one._server.send(Batch(0, 0, (6,)), [torch.zeros(2, 6)])
-            assert two._server.request(Batch(0, 0, (6,)), [torch.zeros(3, 6)])[1][0].shape == (3, 5)
-            assert one._server.receive()[1][0].shape == (2, 5)
+                one._server.request(HeadGradient(0, 0), {"gradient": torch.zeros(2, 5)})
+            one._server.send(Batch(0, 0, (6,)), of_batch(torch.zeros(2, 6)))
+            assert two._server.request(Batch(0, 0, (6,)), of_batch(torch.zeros(3, 6)))[1]["output"].shape == (
+                3,
+                5,
+            )
+            assert one._server.receive()[1]["output"].shape == (2, 5)
             with pytest.raises(MessageError, match="has a step that is not finished"):
-                one._server.request(Upload(0), [torch.zeros(30).long()])
+                one._server.request(Upload(0), {"masked": [torch.zeros(30).long()]})
             with pytest.raises(MessageError, match="has 1 batches on their way"):
-                one._server.request(Batch(0, 1, (6,)), [torch.zeros(2, 6)])
+                one._server.request(Batch(0, 1, (6,)), of_batch(torch.zeros(2, 6)))
             with pytest.raises(MessageError, match="the head's gradient has shape 3x5, expected 2x5"):
-                one._server.request(HeadGradient(0, 0), [torch.zeros(3, 5)])
-            one._server.send(HeadGradient(0, 0), [torch.zeros(2, 5)])
-            assert two._server.request(HeadGradient(0, 0), [torch.zeros(3, 5)])[1][0].shape == (3, 6)
+                one._server.request(HeadGradient(0, 0), {"gradient": torch.zeros(3, 5)})
+            one._server.send(HeadGradient(0, 0), {"gradient": torch.zeros(2, 5)})
+            assert two._server.request(HeadGradient(0, 0), {"gradient": torch.zeros(3, 5)})[1]["gradient"][0].shape == (
+                3,
+                6,
+            )
 
 
 def test_a_client_needs_a_head_for_a_u_and_for_nothing_else(tmp_path: Path) -> None:
@@ -117,6 +124,6 @@ def test_a_client_needs_a_head_for_a_u_and_for_nothing_else(tmp_path: Path) -> N
             here.client("client-1", head=split.head)
         with here.client("client-1", split.front, cut=U, head=split.head) as client:
             with pytest.raises(ConfigError, match="ends before the labels"):
-                client.predict(torch.zeros(1, 4), reveal="label")
+                client.predict(torch.zeros(1, 4), Query(reveal="label"))
             with pytest.raises(MessageError, match=r"images are torch\.int64; give real numbers"):
                 client.predict(torch.zeros(1, 4).long())

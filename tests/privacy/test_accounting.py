@@ -6,7 +6,7 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from splitsec.errors import BudgetError, ConfigError
 from splitsec.privacy.accounting import check_left, epsilon_of, noise_for, steps_allowed
 from splitsec.privacy.plan import make_plan
-from splitsec.privacy.rules import Privacy, check_delta, check_privacy
+from splitsec.settings.privacy import Privacy, check_delta, check_privacy
 
 
 @pytest.mark.parametrize(("kind", "theirs"), [("prv", PRVAccountant), ("rdp", RDPAccountant)])
@@ -45,7 +45,7 @@ def test_a_spent_budget_says_so() -> None:
 
 @pytest.mark.parametrize("epsilon", [-1.0, float("inf"), float("nan")])
 def test_an_epsilon_that_is_none(epsilon: float) -> None:
-    with pytest.raises(ConfigError, match="no budget"):
+    with pytest.raises(ConfigError, match=r"privacy.epsilon = .*: write a .*number above 0"):
         check_privacy(Privacy(epsilon=epsilon))
     with pytest.raises(ConfigError, match="no budget"):
         noise_for(epsilon=0.0, delta=1e-5, rate=0.1, steps=1)
@@ -68,17 +68,17 @@ def test_delta_above_one_over_n() -> None:
 @pytest.mark.parametrize(
     ("rules", "said"),
     [
-        (Privacy(epsilon=1, clip=0), "a clip of 0"),
+        (Privacy(epsilon=1, clip=0), "privacy.clip = 0: write a number above 0"),
         (Privacy(epsilon=1, clip=float("inf")), "finite"),
         (Privacy(noise=1.0), "promises nothing"),
         (Privacy(clip=2.0), "clip = 2 does nothing without a budget"),
         (Privacy(accountant="rdp"), "accountant = .rdp. does nothing without a budget"),
         (Privacy(delta=1e-6), "delta = 1e-06 does nothing without a budget"),
-        (Privacy(epsilon=3.0, front=0.3), "front = 0.3 does nothing where both sides"),
+        (Privacy(epsilon=3.0, front_fraction=0.3), "front_fraction = 0.3 does nothing where both sides"),
         (Privacy(activation_noise=0.1), "multiple of their clip"),
         (Privacy(activation_clip=1, activation_noise=1e-7), "hides nothing: write 1e-05 or more"),
         (Privacy(epsilon=1, nopeek=0.5), "mixes the rows"),
-        (Privacy(epsilon=1, front=1.0), "between 0 and 1"),
+        (Privacy(epsilon=1, front_fraction=1.0), "between 0 and 1"),
         (Privacy(local=True), "budget by record"),
     ],
 )

@@ -9,10 +9,12 @@ from scipy import stats
 
 from splitsec.errors import MessageError, RandomnessError, RangeError
 from splitsec.mpc.prg import Stream, fresh_seed
-from splitsec.privacy import noise, updates
+from splitsec.privacy import dp_updates as updates
+from splitsec.privacy import noise
+from splitsec.privacy.dp_updates import NoiseShares, check_shares, clip_update, noise_of_sum
 from splitsec.privacy.noise import discrete_gaussian, grid_step, with_noise
-from splitsec.privacy.updates import NoiseShares, check_shares, clip_update, noise_of_sum
-from splitsec.training.aggregation import FRACTION_BITS, MaskBook, combine, mask_update
+from splitsec.training.aggregation.dealer import MaskBook
+from splitsec.training.aggregation.masking import FRACTION_BITS, combine, mask_update
 
 NAMES = [f"client-{number}" for number in range(1, 6)]
 LEAST = 1e-6

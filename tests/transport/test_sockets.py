@@ -1,135 +1,22 @@
+"""Sockets: addresses that cannot be are named, nothing is readable on the way, and a flood ends no party."""
+
+from __future__ import annotations
+
 import re
+import subprocess
+import sys
 import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
-import torch
 import zmq
+from support.links import codec
 
-from splitsec.errors import AddressError, AuthenticationError, MessageError, PartyTimeoutError, RangeError
-from splitsec.transport import Codec, Hub, KeyPair, Link, Message, Refused, Wire, load_key_pair, make_keys
-from splitsec.transport.keys import fingerprint
-from splitsec.transport.sockets import error_from
-
-
-class Ping(Message, frozen=True):
-    number: int
-
-
-codec: Codec[Any] = Codec(Ping | Refused)
-
-
-@pytest.fixture
-def keys(tmp_path: Path) -> dict[str, KeyPair]:
-    names = ["server", "client-1", "client-2", "stranger"]
-    make_keys(tmp_path, names)
-    return {name: load_key_pair(tmp_path, name) for name in names}
-
-
-@pytest.fixture
-def hub(keys: dict[str, KeyPair]) -> Iterator[Hub[Any]]:
-    with Wire(keys["server"]) as wire:
-        allowed = {name: keys[name].public for name in ("client-1", "client-2")}
-        hub: Hub[Any] = Hub(wire, "tcp://127.0.0.1:*", allowed, codec)
-        yield hub
-        hub.close()
-
-
-def _link(wire: Wire, hub: Hub[Any], keys: dict[str, KeyPair], **options: Any) -> Link[Any]:
-    settings = {"peer": "server", "peer_key": keys["server"].public, "codec": codec, "timeout": 60.0, **options}
-    return Link(wire, hub.address, **settings)
-
-
-def test_who_sends_is_known_from_the_key(hub: Hub[Any], keys: dict[str, KeyPair]) -> None:
-    with Wire(keys["client-1"]) as one, Wire(keys["client-2"]) as two:
-        links = {"client-1": _link(one, hub, keys), "client-2": _link(two, hub, keys)}
-        for number, link in enumerate(links.values()):
-            link.send(Ping(number), [torch.full((2,), number)])
-        seen = {}
-        for _ in links:
-            incoming = hub.receive(5)
-            assert incoming is not None
-            seen[incoming.sender.name] = incoming
-            hub.send(incoming.sender, Ping(incoming.body.number + 10))
-        for number, (name, link) in enumerate(links.items()):
-            assert seen[name].body == Ping(number)
-            assert seen[name].tensors[0].tolist() == [number, number]
-            assert link.receive()[0] == Ping(number + 10)
-            assert link.traffic.bytes_sent == hub.traffic[name].bytes_received > 0
-            assert link.traffic.bytes_received == hub.traffic[name].bytes_sent > 0
-
-
-def test_an_unknown_key_is_refused_and_logged_and_others_are_served(
-    hub: Hub[Any], keys: dict[str, KeyPair], caplog: pytest.LogCaptureFixture
-) -> None:
-    with Wire(keys["stranger"]) as stranger, Wire(keys["client-1"]) as known:
-        link = _link(stranger, hub, keys)
-        link.send(Ping(0))
-        with pytest.raises(AuthenticationError, match="server at tcp://.* refused our key"):
-            link.receive()
-        good = _link(known, hub, keys)
-        good.send(Ping(1))
-        incoming = hub.receive(5)
-        assert incoming is not None
-        assert incoming.sender.name == "client-1"
-    assert f"refused a connection: unknown key (fingerprint {fingerprint(keys['stranger'].public)})" in caplog.text
-    assert keys["stranger"].secret.decode() not in caplog.text
-
-
-def test_a_wrong_server_key_is_named_at_once(hub: Hub[Any], keys: dict[str, KeyPair]) -> None:
-    with Wire(keys["client-1"]) as wire:
-        link = _link(wire, hub, keys, peer_key=keys["stranger"].public, timeout=30)
-        link.send(Ping(0))
-        mark = fingerprint(keys["stranger"].public)
-        with pytest.raises(
-            AuthenticationError, match=rf"another key than the one .* for server \(fingerprint {mark}\)"
-        ):
-            link.receive()
-        # It stays so, for whoever asks or sends again.
-        with pytest.raises(AuthenticationError, match="another key"):
-            link.receive()
-
-
-def test_a_silent_party_is_named(hub: Hub[Any], keys: dict[str, KeyPair]) -> None:
-    with Wire(keys["client-1"]) as wire:
-        link = _link(wire, hub, keys)
-        with pytest.raises(PartyTimeoutError, match="server at .* did not answer within 0.3 s"):
-            link.request(Ping(0), timeout=0.3)
-
-
-def test_a_malformed_message_is_refused_with_a_reason_and_the_hub_stays_up(
-    hub: Hub[Any], keys: dict[str, KeyPair]
-) -> None:
-    answers = []
-
-    def client() -> None:
-        with Wire(keys["client-1"]) as wire:
-            link = _link(wire, hub, keys)
-            for frames in (
-                [b"rubbish"],
-                [msgspec.msgpack.encode({"body": {"type": "Ping", "number": 1}, "tensors": [["float32", [9]]]}), b"x"],
-                [b"a", b"b", b"c"],
-            ):
-                link._socket.send_multipart(frames)
-                try:
-                    link.receive()
-                except MessageError as error:
-                    answers.append(str(error))
-            link.send(Ping(3))
-            time.sleep(0.2)
-
-    thread = threading.Thread(target=client)
-    thread.start()
-    incoming = hub.receive(5)
-    assert incoming is not None
-    assert incoming.body == Ping(3)
-    thread.join()
-    assert len(answers) == 3
-    assert all(text.startswith("server: ") for text in answers)
+from splitsec.errors import (
+    AddressError,
+)
+from splitsec.transport import Hub, KeyPair, Wire, make_keys
 
 
 def test_a_port_in_use_is_named(hub: Hub[Any], keys: dict[str, KeyPair]) -> None:
@@ -192,7 +79,61 @@ def _relayed(keys: dict[str, KeyPair], payload: bytes, *, curve: bool) -> bytes:
     return bytes(seen)
 
 
-def test_refusals_become_the_error_that_the_peer_named() -> None:
-    assert isinstance(error_from(Refused("too big", "RangeError"), "server"), RangeError)
-    for name in ("SystemExit", "annotations", "nonsense"):
-        assert type(error_from(Refused("no", name), "server")).__name__ == "RefusedError"
+FLOODED = """
+import sys, time
+from pathlib import Path
+import torch
+import zmq
+from splitsec.training.messages import Handed
+from splitsec.parties.messages import Leave, server_codec
+from splitsec.transport import Hub, Wire, load_key_pair, load_public_keys
+
+keys, asks = Path(sys.argv[1]), sys.argv[2] == "asks"
+flooder, party = Wire(load_key_pair(keys, "a")), Wire(load_key_pair(keys, "server"))
+make = Wire._socket
+
+def socket(self, kind):
+    made = make(self, kind)
+    if asks:
+        made.setsockopt(zmq.HEARTBEAT_IVL, 1500)
+    return made
+
+Wire._socket = socket
+hub = Hub(party, "tcp://127.0.0.1:*", {"a": load_public_keys(keys)["a"]}, server_codec)
+hostile = flooder.connect(zmq.DEALER, hub.address, load_public_keys(keys)["server"])
+hostile.setsockopt(zmq.SNDTIMEO, 2000)
+frames = server_codec.encode(Leave())
+hostile.send_multipart(frames)
+incoming = hub.receive(5)
+# Answers that it never reads, so that its end is a reset.
+for _ in range(2000):
+    hub.send(incoming.sender, Handed("a", 0), {"sealed": [torch.zeros(1000, dtype=torch.int64)]})
+for _ in range(3000):
+    try:
+        hostile.send_multipart(frames, zmq.NOBLOCK)
+    except zmq.Again:
+        time.sleep(0.001)
+time.sleep(0.3)
+hostile.close(0)
+flooder.context.destroy(0)
+# The party is busy, and then takes what is there.
+time.sleep(3)
+while hub.receive(0.2) is not None:
+    pass
+print("alive")
+"""
+
+
+@pytest.mark.parametrize("who", ["party", "asks"])
+def test_who_floods_a_party_and_goes_does_not_end_it(tmp_path: Path, who: str) -> None:
+    make_keys(tmp_path, ["a", "server"])
+    done = subprocess.run(
+        [sys.executable, "-c", FLOODED, str(tmp_path), who], check=False, capture_output=True, text=True, timeout=100
+    )
+    if who == "party":
+        assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+    elif done.returncode == 0:
+        pytest.skip("this ZeroMQ does not abort where the bound end asks")
+    else:
+        # The control: the bound end asks. A later ZeroMQ may have mended that.
+        assert "_io_error" in done.stderr

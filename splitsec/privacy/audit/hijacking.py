@@ -9,13 +9,18 @@ This attacker does not keep to the protocol: the threat model of the rest does n
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
-from splitsec.privacy.audit.inversion import Inverse
+from splitsec.privacy.audit.base import ATTACKS, Attack, Finding, Progress, Steps, Target, compare_images
+from splitsec.privacy.audit.inverse_network import Inverse
+from splitsec.privacy.audit.page import Strip
+
+STEPS = Steps(quick=400, thorough=1500)
 
 
 def hijack(
@@ -23,12 +28,12 @@ def hijack(
     private: torch.Tensor,
     public: torch.Tensor,
     *,
-    steps: int = 1500,
+    steps: int = STEPS.thorough,
     batch_size: int = 32,
     seed: int = 0,
     on_step: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """Images that the server makes of private ones after so many steps of training with a client.
+    """Train with a client as a hijacking server; return the images that the server makes of the private ones.
 
     Args:
         front: the client's, as it begins; a copy is trained.
@@ -40,38 +45,40 @@ def hijack(
     front = copy.deepcopy(front).train()
     with torch.no_grad():
         shape = tuple(front(private[:2]).shape[1:])
-    pilot = _Pilot(tuple(public.shape[1:]), shape)
+    encoder = _Encoder(tuple(public.shape[1:]), shape)
     decoder, critic = Inverse(shape, tuple(public.shape[1:])), _critic(shape)
-    trained = [one for one in front.parameters() if one.requires_grad]
-    client = torch.optim.Adam(trained, lr=1e-3) if trained else None
-    own = torch.optim.Adam([*pilot.parameters(), *decoder.parameters()], lr=1e-3)
-    judge = torch.optim.Adam(critic.parameters(), lr=5e-4)
+    trained = [parameter for parameter in front.parameters() if parameter.requires_grad]
+    of_client = torch.optim.Adam(trained, lr=1e-3) if trained else None
+    of_server = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
+    of_critic = torch.optim.Adam(critic.parameters(), lr=5e-4)
     order = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        mine = private[torch.randint(len(private), (batch_size,), generator=order)]
-        theirs = public[torch.randint(len(public), (batch_size,), generator=order)]
+        private_batch = private[torch.randint(len(private), (batch_size,), generator=order)]
+        public_batch = public[torch.randint(len(public), (batch_size,), generator=order)]
         # What the client sends, and the gradient that it gets back in the place of its loss's.
-        sent = front(mine)
-        F.binary_cross_entropy_with_logits(critic(sent), torch.ones(batch_size, 1)).backward(inputs=trained or [sent])
-        if client is not None:
-            client.step()
-            client.zero_grad()
-        features = pilot(theirs)
-        own.zero_grad()
-        F.mse_loss(decoder(features), theirs).backward()
-        own.step()
-        judge.zero_grad()
-        real = F.binary_cross_entropy_with_logits(critic(features.detach()), torch.ones(batch_size, 1))
-        false = F.binary_cross_entropy_with_logits(critic(sent.detach()), torch.zeros(batch_size, 1))
+        sent = front(private_batch)
+        functional.binary_cross_entropy_with_logits(critic(sent), torch.ones(batch_size, 1)).backward(
+            inputs=trained or [sent]
+        )
+        if of_client is not None:
+            of_client.step()
+            of_client.zero_grad()
+        features = encoder(public_batch)
+        of_server.zero_grad()
+        functional.mse_loss(decoder(features), public_batch).backward()
+        of_server.step()
+        of_critic.zero_grad()
+        real = functional.binary_cross_entropy_with_logits(critic(features.detach()), torch.ones(batch_size, 1))
+        false = functional.binary_cross_entropy_with_logits(critic(sent.detach()), torch.zeros(batch_size, 1))
         (real + false).backward()
-        judge.step()
+        of_critic.step()
         on_step()
     with torch.no_grad():
-        made = torch.cat([decoder(front(part)) for part in private.split(256)])
-    return made.clamp(float(public.min()), float(public.max()))
+        images = torch.cat([decoder(front(part)) for part in private.split(256)])
+    return images.clamp(float(public.min()), float(public.max()))
 
 
-class _Pilot(nn.Module):
+class _Encoder(nn.Module):
     """The server's encoder: images to features of the front's shape."""
 
     def __init__(self, image: tuple[int, ...], features: tuple[int, ...]) -> None:
@@ -90,10 +97,35 @@ class _Pilot(nn.Module):
             self.body = nn.Sequential(nn.Flatten(), nn.Linear(pixels, 256), nn.ReLU(), nn.Linear(256, size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        made: torch.Tensor = self.body(x)
-        return made.reshape(-1, *self._features)
+        features: torch.Tensor = self.body(x)
+        return features.reshape(-1, *self._features)
 
 
 def _critic(features: tuple[int, ...]) -> nn.Module:
     size = int(torch.Size(features).numel())
     return nn.Sequential(nn.Flatten(), nn.Linear(size, 128), nn.LeakyReLU(0.2), nn.Linear(128, 1))
+
+
+class Hijacking(Attack):
+    """Trains with the client's front, on all private images, and inverts the victims' features."""
+
+    position = 30
+
+    def stages(self, target: Target) -> Mapping[str, int]:
+        return {"feature-space hijacking": STEPS.at(target.effort)}
+
+    def run(self, target: Target, progress: Progress) -> Finding:
+        progress.begin("feature-space hijacking")
+        images = hijack(
+            target.split.front,
+            target.rows.private,
+            target.rows.public,
+            steps=STEPS.at(target.effort),
+            seed=target.seed,
+            on_step=progress.step,
+        )[: len(target.victims)]
+        finding = compare_images("hijacking (breaks the protocol)", target.victims, images, target.guess)
+        return replace(finding, strips=tuple(Strip("hijacking", strip.images) for strip in finding.strips))
+
+
+ATTACKS.register("hijack")(Hijacking())

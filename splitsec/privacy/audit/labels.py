@@ -1,4 +1,4 @@
-"""What gradients say about labels that stay with the client: a U, where the server sees the gradient of its output.
+"""Labels from gradients: in a U labels stay with the client, and the server sees the gradient of its output.
 
 O. Li, J. Sun, X. Yang, W. Gao, H. Zhang, J. Xie, V. Smith, C. Wang, "Label leakage and protection in two-party split
 learning", ICLR 2022, section 3: gradients of one class point one way. With more classes than two the attacker needs one
@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
+from splitsec.privacy.audit.base import ATTACKS, MARGIN, Attack, Finding, Progress, Target
 from splitsec.privacy.audit.metrics import auc
+from splitsec.privacy.audit.page import Row
+
+MOST_ROWS = 1000
 
 
 def gradients_at(head: nn.Module, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The gradient of each row's own loss by the tail's output, flat: (N, features)."""
-    taken = outputs.detach().clone().requires_grad_()
-    F.cross_entropy(head(taken), labels, reduction="sum").backward(inputs=[taken])
-    assert taken.grad is not None
-    return taken.grad.flatten(1)
+    """Return the gradient of each row's own loss with respect to the tail's output, flat: (N, features)."""
+    leaf = outputs.detach().clone().requires_grad_()
+    functional.cross_entropy(head(leaf), labels, reduction="sum").backward(inputs=[leaf])
+    assert leaf.grad is not None
+    return leaf.grad.flatten(1)
 
 
 def infer_labels(
@@ -32,18 +36,52 @@ def infer_labels(
         known: rows of each class whose label the attacker knows; they do not count in the result.
 
     Returns:
-        Mean over the classes of the area under the ROC curve of each against the rest; the share of right labels; and
-        the share of the most frequent label, which is what guessing gives.
+        Mean over the classes of the area under the ROC curve of each against the rest; the fraction of right labels;
+        and the fraction of the most frequent label, which is what guessing gives.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    classes = [one for one in labels.unique().tolist() if int((labels == one).sum()) > known]
-    anchors = {one: [int(row) for row in order if int(labels[row]) == one][:known] for one in classes}
-    used = {row for rows in anchors.values() for row in rows}
-    rest = torch.tensor([row for row in range(len(labels)) if row not in used])
-    directions = F.normalize(seen.double(), dim=1)
+    classes = [label for label in labels.unique().tolist() if int((labels == label).sum()) > known]
+    anchors = {label: [int(row) for row in order if int(labels[row]) == label][:known] for label in classes}
+    known_rows = {row for rows in anchors.values() for row in rows}
+    rest = torch.tensor([row for row in range(len(labels)) if row not in known_rows])
+    directions = functional.normalize(seen.double(), dim=1)
     scores = torch.stack([directions @ directions[rows].mean(0) for rows in anchors.values()], dim=1)[rest]
     truth = labels[rest]
-    areas = [auc(scores[:, at], truth == one) for at, one in enumerate(classes)]
+    areas = [auc(scores[:, at], truth == label) for at, label in enumerate(classes)]
     right = torch.tensor(classes)[scores.argmax(1)] == truth
     most = float(torch.bincount(truth).max() / len(truth))
     return sum(areas) / len(areas), float(right.double().mean()), most
+
+
+class Labels(Attack):
+    """Guesses labels by the gradients that the server receives, and by its own output."""
+
+    position = 40
+
+    def needs(self, target: Target) -> str:
+        if target.split.head is None:
+            return "a second cut (--head), behind which labels stay with the client"
+        return "" if target.rows.private_labels is not None else "data with labels"
+
+    def run(self, target: Target, progress: Progress) -> Finding:
+        split, private_labels = target.split, target.rows.private_labels
+        assert private_labels is not None
+        assert split.head is not None
+        labels = private_labels[:MOST_ROWS]
+        with torch.no_grad():
+            outputs = split.tail(split.front(target.rows.private[:MOST_ROWS]))
+        area_by_chance, _, _ = infer_labels(torch.randn(len(labels), 8), labels, seed=target.seed)
+        rows: list[Row] = []
+        for attack, seen in (
+            ("labels by gradient direction", gradients_at(split.head, outputs, labels)),
+            ("labels by the tail's output", outputs.flatten(1)),
+        ):
+            area, right, most = infer_labels(seen, labels, seed=target.seed)
+            rows += [
+                Row(attack, "area under the ROC curve", area, area_by_chance, area > area_by_chance + MARGIN),
+                Row(attack, "right labels", right, most, right > most + MARGIN),
+            ]
+        return Finding(tuple(rows))
+
+
+ATTACKS.register("labels")(Labels())

@@ -43,7 +43,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Chapter:
-    """What was found at one cut."""
+    """One table of the audit: the released model, a cut, or encrypted predictions at a cut."""
 
     title: str
     rows: tuple[Row, ...]
@@ -52,7 +52,7 @@ class Chapter:
 
 
 def page(title: str, introduction: str, chapters: Sequence[Chapter]) -> str:
-    """The page."""
+    """Return the page, HTML."""
     body = [f"<h1>{escape(title)}</h1><p>{escape(introduction)}</p>"]
     for chapter in chapters:
         body.append(f"<h2>{escape(chapter.title)}</h2>")

@@ -1,0 +1,1 @@
+"""What is compared: one engine a file."""

@@ -1,0 +1,320 @@
+"""Encrypted predictions of a user's own model by parties on this machine, beside the same model in plain."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch import nn
+
+from splitsec.cut import SplitModel, check_split, one_tensor, vocabulary
+from splitsec.errors import ConfigError, RangeError, first_line
+from splitsec.events import Predicted, Report
+from splitsec.local.prediction_service import Service, start_service
+from splitsec.local.processes import PartyGroup
+from splitsec.machine import one_thread
+from splitsec.models.load import absolute_source, load_model, load_weights
+from splitsec.mpc.program.compile import compile_tail
+from splitsec.parties.client import Client
+from splitsec.parties.predictions import Predictions, labels_of
+from splitsec.parties.setup import Network, Runtime
+from splitsec.settings.query import Query
+from splitsec.settings.timeouts import Timeouts
+from splitsec.tensors import NPZ, dtype_name, kind_of_file
+from splitsec.transport import load_key_pair, load_public_keys
+
+NOISE_SAMPLES = 8
+RESOLUTION = 2.0**-15
+TIMEOUT = 600.0
+
+_SAVE = "write one with numpy.savez(PATH, images=...)"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What to predict: `images` (N, ...), and labels (N,) if they are known."""
+
+    images: torch.Tensor = field(repr=False)
+    labels: torch.Tensor | None = field(default=None, repr=False)
+
+    @staticmethod
+    def load(path: Path) -> Samples:
+        """Read an npz file with `images` and perhaps `labels`.
+
+        Raises:
+            ConfigError: it cannot be read, has no images, or they are no real numbers.
+        """
+        try:
+            # Without pickle, which could run what is in the file.
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in ("images", "labels") if name in file}
+        except OSError as error:
+            reason = "the file does not exist" if isinstance(error, FileNotFoundError) else error.strerror
+            raise ConfigError(f"cannot read {path}: {reason or first_line(error)}; {_SAVE}") from None
+        except Exception as error:
+            kind = f"{kind_of_file(path)}, not an npz file"
+            if kind_of_file(path) == NPZ:
+                objects = isinstance(error, ValueError) and "object" in str(error).lower()
+                kind = "holds objects of Python, which are not read" if objects else "is damaged or incomplete"
+            raise ConfigError(f"cannot read {path}: it {kind}; {_SAVE}") from None
+        if "images" not in arrays:
+            raise ConfigError(f"{path} has no array 'images'; write it with numpy.savez(PATH, images=...)")
+        images = arrays["images"]
+        if images.ndim < 2 or not len(images):
+            raise ConfigError(f"the images in {path} have shape {images.shape}; give (N, ...) with at least one image")
+        if images.dtype.kind not in "fiu":
+            raise ConfigError(f"the images in {path} are {images.dtype}; give numbers")
+        if not np.isfinite(images).all():
+            raise ConfigError(f"the images in {path} hold a value that is not a finite number")
+        labels = arrays.get("labels")
+        if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
+            raise ConfigError(f"the labels in {path} are {labels.dtype} {labels.shape}; give a whole number an image")
+        found = None if labels is None else torch.from_numpy(labels.astype(np.int64))
+        return Samples(torch.from_numpy(np.ascontiguousarray(images)), found)
+
+    def fit(self, model: nn.Module, rows: int | None) -> Samples:
+        """In the dtype that a model takes: whole numbers where it looks them up in a table, else real ones.
+
+        Raises:
+            ConfigError: they are of the other kind.
+        """
+        if rows is not None:
+            if self.images.is_floating_point() or not 0 <= int(self.images.min()) <= int(self.images.max()) < rows:
+                raise ConfigError(f"the model looks its input up: give whole numbers from 0 to {rows - 1}")
+            return replace(self, images=self.images.long())
+        if not self.images.is_floating_point():
+            raise ConfigError(
+                f"the images are {dtype_name(self.images)}; give real numbers, scaled as the model was trained: "
+                "((images / 255 - mean) / std).astype('float32')"
+            )
+        return replace(self, images=self.images.to(next(model.parameters(), torch.empty(0)).dtype))
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """Results and costs of encrypted prediction with a user's model.
+
+    Times are medians in milliseconds a query, with one thread a party, from the image to the result, the client's
+    front included.
+
+    `agreement` is the share of images with the same label as in plain, None where a result has no labels;
+    `undecided` how many images have their two largest logits in plain closer than fixed point resolves. `total_ms`
+    is from the image to the result, offline work included. `ranges` is how values are kept in range.
+    """
+
+    model: str
+    cut: str
+    predictions: int
+    agreement: float | None
+    undecided: int
+    accuracy_plain: float | None
+    accuracy_encrypted: float | None
+    max_abs_error: float
+    plain_ms_median: float
+    online_ms_median: float
+    offline_ms_median: float
+    total_ms_median: float
+    rounds: int
+    bytes_online: int
+    bytes_offline: int
+    ranges: str
+    seconds: float
+    labels: list[int] | None = field(repr=False, default=None)
+    labels_plain: list[int] | None = field(repr=False, default=None)
+
+
+def predict(
+    source: str,
+    cut: str,
+    samples: Samples,
+    *,
+    weights: Path | None = None,
+    calibration: Samples | None = None,
+    batch_size: int = 1,
+    checked: bool = False,
+    report: Report,
+    on_start: Callable[[str], None] = lambda _what: None,
+) -> PredictResult:
+    """Start a dealer and a server for the model's tail, and be the client that predicts `samples`.
+
+    Args:
+        source: the model, as `load_model` takes it.
+        weights: safetensors of the whole model; without them it is as its function returns it.
+        calibration: images that are no client's data, like those to predict, on which the bounds of a deep tail are
+            measured; None for noise.
+        checked: compare every layer's values with its bound in every query, and name the first that is beyond.
+        on_start: called with what begins.
+
+    Raises:
+        ConfigError, CutError, UnsupportedLayerError, RangeError: before any process is started.
+    """
+    began = time.monotonic()
+    model = load_model(source).eval()
+    if weights is not None:
+        load_weights(model, weights)
+    split = SplitModel(model, cut, check=False).eval()
+    rows = vocabulary(split.front)
+    samples = samples.fit(model, rows)
+    images = samples.images
+    activation = _activation(split, images[:1].expand(batch_size, *images.shape[1:]))
+    check_split(model, split.segments, images, cut=split.cut)
+    on_start("compiling the tail")
+    measured = _calibration(split, activation, images, calibration, rows)
+    with tempfile.TemporaryDirectory(prefix="splitsec-predict-") as name, PartyGroup() as group:
+        directory = Path(name)
+        on_start("starting a dealer and a server")
+        service = Service(absolute_source(source), split.cut, split.tail, measured)
+        dealer, server = start_service(group, directory, service, ("client-1", "client-2"), timeout=TIMEOUT)
+        client = Client(
+            split.front,
+            head=split.head,
+            cut=split.cut,
+            network=Network(
+                keys=load_key_pair(directory / "keys", "client-1"),
+                peers=load_public_keys(directory / "keys"),
+                server=server,
+                dealer=dealer,
+                timeouts=Timeouts(timeout=TIMEOUT),
+            ),
+            runtime=Runtime(report=report),
+        )
+        on_start("opening a session")
+        with client, one_thread():
+            # All parties share this machine, so to prepare meanwhile would only take turns.
+            predictions = client.predict(images, Query(batch_size=batch_size, ahead=0, checked=checked))
+    plain, plain_ms = _in_plain(model, images)
+    ranges = (
+        "guaranteed by the weights"
+        if measured is None
+        else f"measured on {'noise' if calibration is None else 'the calibration images'}"
+    )
+    ranges += ", checked in every query" if checked else ""
+    return _judge(source, split.cut, samples, predictions, plain, plain_ms, ranges, time.monotonic() - began)
+
+
+def _activation(split: SplitModel, images: torch.Tensor) -> torch.Tensor:
+    try:
+        with torch.no_grad():
+            activation: torch.Tensor = split.front(images)
+            split.tail(activation)
+    except (RuntimeError, ValueError, IndexError) as error:
+        shape = "x".join(map(str, images.shape[1:]))
+        raise ConfigError(f"the model cannot take images of shape {shape}: {first_line(error)}") from error
+    if activation.shape[0] != len(images) or not activation.is_floating_point():
+        shape = "x".join(map(str, activation.shape))
+        raise ConfigError(f"the value at cut '{split.cut}' ({activation.dtype}, {shape}) is no batch of real numbers")
+    return activation
+
+
+def _calibration(
+    split: SplitModel,
+    activation: torch.Tensor,
+    images: torch.Tensor,
+    calibration: Samples | None,
+    rows: int | None,
+) -> torch.Tensor | None:
+    """Activations to measure bounds on, or None where the weights guarantee bounds.
+
+    Noise is as large as the images are, to the next power of two, and says nothing else of them.
+    """
+    if calibration is not None:
+        likely = calibration.fit(split, rows).images
+    elif rows is not None:
+        likely = torch.randint(0, rows, (NOISE_SAMPLES, *images.shape[1:]), generator=torch.Generator().manual_seed(0))
+    else:
+        spread = 2.0 ** round(np.log2(max(1e-6, images.double().std().item())))
+        noise = torch.randn(NOISE_SAMPLES, *images.shape[1:], generator=torch.Generator().manual_seed(0))
+        likely = (noise * spread).to(images.dtype)
+    with torch.no_grad():
+        activations = torch.cat([split.front(row[None]) for row in likely])
+    try:
+        program, _ = compile_tail(split.tail, tuple(activation.shape), calibration=activations)
+    except RangeError as error:
+        # Other images change nothing where the weights themselves cannot be, or images are given already.
+        helps = calibration is None and "calibrat" in str(error)
+        raise RangeError(f"{error}{'; give --calibration images like those to predict' if helps else ''}") from error
+    return None if program.guaranteed else activations
+
+
+def _in_plain(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, float]:
+    results, times = [], []
+    with torch.no_grad(), one_thread():
+        for image in images:
+            began = time.perf_counter()
+            results.append(one_tensor(model(image[None])))
+            times.append((time.perf_counter() - began) * 1e3)
+    return torch.cat(results).float(), median(times)
+
+
+def _labels(logits: torch.Tensor) -> torch.Tensor | None:
+    """Return the label of each sample, if results are rows of logits."""
+    return labels_of(logits) if logits.dim() <= 2 else None
+
+
+def _undecided(logits: torch.Tensor) -> int:
+    if _labels(logits) is None:
+        return 0
+    if logits.dim() == 1 or logits.shape[1] == 1:
+        return int((logits.abs() < RESOLUTION).sum())
+    first = logits.topk(2, 1).values
+    return int((first[:, 0] - first[:, 1] < RESOLUTION).sum())
+
+
+def _judge(
+    source: str,
+    cut: str,
+    samples: Samples,
+    found: Predictions,
+    plain: torch.Tensor,
+    plain_ms: float,
+    ranges: str,
+    seconds: float,
+) -> PredictResult:
+    assert found.logits is not None
+    ours, theirs, truth = _labels(found.logits), _labels(plain), samples.labels
+
+    def share(labels: torch.Tensor | None, others: torch.Tensor | None) -> float | None:
+        return None if labels is None or others is None else (labels == others).double().mean().item()
+
+    return PredictResult(
+        model=source,
+        cut=cut,
+        predictions=len(samples.images),
+        agreement=share(ours, theirs),
+        undecided=_undecided(plain),
+        accuracy_plain=share(theirs, truth),
+        accuracy_encrypted=share(ours, truth),
+        max_abs_error=(found.logits - plain).abs().max().item(),
+        plain_ms_median=plain_ms,
+        online_ms_median=found.online_ms_median,
+        offline_ms_median=found.offline_ms_median,
+        total_ms_median=median(one + other for one, other in zip(found.online_ms, found.offline_ms, strict=True)),
+        rounds=found.rounds,
+        bytes_online=found.bytes_sent + found.bytes_received,
+        bytes_offline=found.bytes_offline,
+        ranges=ranges,
+        seconds=seconds,
+        labels=None if ours is None else ours.tolist(),
+        labels_plain=None if theirs is None else theirs.tolist(),
+    )
+
+
+def as_json(result: PredictResult) -> dict[str, object]:
+    """Return the result as it is written to a file."""
+    return asdict(result)
+
+
+def counted(report: Callable[[int, int], None]) -> Report:
+    """Events of a client, of which only the number of predictions is told."""
+
+    def note(event: object) -> None:
+        if isinstance(event, Predicted):
+            report(event.done, event.total)
+
+    return note

@@ -1,0 +1,1 @@
+"""Clients' data: files, datasets, partitions and batches."""

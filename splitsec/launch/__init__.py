@@ -1,1 +1,0 @@
-"""Starting all parties of a run."""

@@ -1,0 +1,1 @@
+"""All parties of a run on this machine."""

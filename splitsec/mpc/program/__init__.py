@@ -1,0 +1,1 @@
+"""Programs on shares: compiled from a tail, checked, planned and run."""

@@ -1,0 +1,1 @@
+"""Protocols on shares, one paper a file."""

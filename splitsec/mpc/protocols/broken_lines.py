@@ -1,0 +1,168 @@
+"""Functions of one variable as broken lines, on shares: every knot is one ReLU, all of them at once.
+
+A broken line is f(x) = y0 + s0 (x - t0) + sum of (s_i - s_(i-1)) relu(x - t_i) over its knots t_i, exact up to the
+rounding of its slopes, since the ReLUs are taken without truncation. Splines by parallel comparisons with a dealer:
+E. Boyle et al., "Function secret sharing for mixed-mode and fixed-point secure computation", EUROCRYPT 2021, section 5.
+The knots of a function lie where it bends, as in X. Fan et al., "NFGen", CCS 2022, section 4, but of first order: one
+comparison and no products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import TypeAlias
+
+import msgspec
+import numpy as np
+import torch
+
+from splitsec.mpc.context import SERVER, Context
+from splitsec.mpc.protocols.relu import relu
+
+_FINE = 4_001
+
+
+class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A broken line: the value at the first knot, the knots, and the slopes before, between and after them."""
+
+    start: float
+    knots: tuple[float, ...]
+    slopes: tuple[float, ...]
+
+    @property
+    def heights(self) -> list[float]:
+        """Return the values at the knots."""
+        heights = [self.start]
+        for low, high, slope in zip(self.knots, self.knots[1:], self.slopes[1:], strict=False):
+            heights.append(heights[-1] + slope * (high - low))
+        return heights
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the values at x, in clear."""
+        values = self.start + self.slopes[0] * (x - self.knots[0])
+        for knot, before, after in zip(self.knots, self.slopes, self.slopes[1:], strict=False):
+            values = values + (after - before) * (x - knot).relu()
+        return values
+
+
+def bend(context: Context, share: torch.Tensor, curve: Curve, *, scale: int, digits: int, high: int) -> torch.Tensor:
+    """Return shares of the curve's values with `scale + digits` fractional bits.
+
+    Args:
+        share: int64 of any shape, a share of x with `scale` fractional bits.
+        digits: fractional bits of the slopes.
+        high: |x| and |x - t| as ring elements are below 2**high for all knots t.
+
+    Returns:
+        int64 of the same shape; rounds as for one ReLU.
+    """
+    knots = torch.tensor(curve.knots, dtype=torch.float64).mul(2.0**scale).round().to(torch.int64)
+    slopes = torch.tensor(curve.slopes, dtype=torch.float64).mul(2.0**digits).round().to(torch.int64)
+    knots = knots.view(-1, *[1] * share.dim())
+    moved = share[None] - knots if context.rank == SERVER else share[None].expand(len(knots), *share.shape)
+    above = relu(context, moved, high=high)
+    if context.planning:
+        return torch.zeros_like(share)
+    result = share * slopes[0]
+    for part, step in zip(above, slopes[1:] - slopes[:-1], strict=True):
+        result += part * step
+    if context.rank == SERVER:
+        result += round(curve.start * 2.0 ** (scale + digits)) - slopes[0] * knots.view(-1)[0]
+    return result
+
+
+@cache
+def curve_of(name: str, parameter: float = 1.0) -> Curve:
+    """Return the broken line of a known function; `parameter` is ELU's alpha, and softplus' beta."""
+    function, low, high, left, right, knots = _FUNCTIONS[name]
+    fine = np.linspace(low(parameter), high(parameter), _FINE)
+    return fit(fine, function(fine, parameter), left, right, knots)
+
+
+@cache
+def logarithm(most: int) -> Curve:
+    """Return the broken line of the natural logarithm from 1 to `most`."""
+    fine = np.geomspace(0.9, most, _FINE)
+    return fit(fine, np.log(fine), 1.0, 0.0, 64)
+
+
+def fit(fine: np.ndarray, values: np.ndarray, left: float, right: float, knots: int) -> Curve:
+    """Fit a broken line to the points (`fine`, `values`), with slopes `left` and `right` outside them.
+
+    Between knots where the function bends equally (the integral of the root of its second derivative), the largest
+    error of all pieces is about the same. The best of a few powers of it is taken, since pieces are not short.
+    """
+    second = np.gradient(np.gradient(values, fine), fine)
+    lines = [
+        _line(fine, values, np.abs(second) ** power + least, left, right, knots)
+        for power in (0.35, 0.4, 0.45, 0.5)
+        for least in (0.0, 1e-3, 1e-2, 3e-2)
+    ]
+    return min(lines, key=lambda line: np.abs(np.interp(fine, line.knots, line.heights) - values).max())
+
+
+def _line(
+    fine: np.ndarray,
+    values: np.ndarray,
+    weight: np.ndarray,
+    left: float,
+    right: float,
+    knots: int,
+) -> Curve:
+    # By what lies between the points, which need not be spaced evenly.
+    grown = np.concatenate([[0.0], np.cumsum((weight[1:] + weight[:-1]) / 2 * np.diff(fine))])
+    places = np.interp(np.linspace(0, grown[-1], knots), grown, fine)
+    # Heights by least squares, but at the ends, where the line meets what the function is outside.
+    at = np.clip(np.searchsorted(places, fine) - 1, 0, knots - 2)
+    share = (fine - places[at]) / (places[at + 1] - places[at])
+    basis = np.zeros((len(fine), knots))
+    rows = np.arange(len(fine))
+    basis[rows, at] = 1 - share
+    basis[rows, at + 1] = share
+    ends = np.array([values[0], values[-1]])
+    inner = np.linalg.lstsq(basis[:, 1:-1], values - basis[:, [0, -1]] @ ends, rcond=None)[0]
+    heights = np.concatenate([ends[:1], inner, ends[1:]])
+    slopes = np.diff(heights) / np.diff(places)
+    return Curve(float(heights[0]), tuple(places.tolist()), (left, *slopes.tolist(), right))
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    return np.array([math.erf(value) for value in x])
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.asarray(1 / (1 + np.exp(-x)))
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x * (1 + _erf(x / math.sqrt(2))) / 2)
+
+
+def _softplus(x: np.ndarray, beta: float) -> np.ndarray:
+    return np.logaddexp(0, beta * x) / beta
+
+
+_End: TypeAlias = Callable[[float], float]
+# Function, ends as functions of the parameter, the slopes outside them, and how many knots keep its error below 1e-3.
+_FUNCTIONS: dict[str, tuple[Callable[..., np.ndarray], _End, _End, float, float, int]]
+_FUNCTIONS = {
+    "sigmoid": (lambda x, _: _sigmoid(x), lambda _: -9.0, lambda _: 9.0, 0.0, 0.0, 32),
+    "tanh": (lambda x, _: np.tanh(x), lambda _: -4.8, lambda _: 4.8, 0.0, 0.0, 40),
+    "gelu": (lambda x, _: _gelu(x), lambda _: -4.2, lambda _: 4.2, 0.0, 1.0, 32),
+    "gelu_tanh": (
+        lambda x, _: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+        lambda _: -4.2,
+        lambda _: 4.2,
+        0.0,
+        1.0,
+        32,
+    ),
+    "silu": (lambda x, _: x * _sigmoid(x), lambda _: -11.0, lambda _: 11.0, 0.0, 1.0, 48),
+    "mish": (lambda x, _: x * np.tanh(_softplus(x, 1.0)), lambda _: -11.0, lambda _: 9.0, 0.0, 1.0, 48),
+    "softplus": (_softplus, lambda beta: -9.0 / beta, lambda beta: 9.0 / beta, 0.0, 1.0, 32),
+    "elu": (lambda x, alpha: alpha * np.expm1(x), lambda _: -9.0, lambda _: 0.0, 0.0, 1.0, 32),
+    # The fourth root of the exponential, for softmax: zero at the far end, and beyond it.
+    "exp": (lambda x, _: np.exp(x / 4) * np.minimum(1, (x + 24) / 4), lambda _: -24.0, lambda _: 0.0, 0.0, 0.0, 40),
+}

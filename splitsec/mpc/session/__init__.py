@@ -1,0 +1,1 @@
+"""A prediction session: its correlations, messages and prefetching."""

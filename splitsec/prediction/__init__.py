@@ -1,0 +1,1 @@
+"""Encrypted prediction: sessions at the client and workers at the server."""

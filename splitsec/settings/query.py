@@ -1,0 +1,38 @@
+"""What a client asks of encrypted predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from splitsec.mpc.context import ComparisonKind
+from splitsec.mpc.program.program import Reveal
+from splitsec.settings.setting import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """How encrypted predictions are asked for."""
+
+    batch_size: Annotated[
+        int, setting("Rows of a query; the last one is padded with zeros, and the padding dropped.", least=1)
+    ] = 1
+    ahead: Annotated[
+        int,
+        setting(
+            "Queries whose randomness is made ready while one runs, on processors that the query could use.", least=0
+        ),
+    ] = 1
+    reveal: Annotated[Reveal, setting("`label` opens nothing but the label of each row, not even to this client.")] = (
+        "logits"
+    )
+    checked: Annotated[
+        bool, setting("Compare every layer's values with their bounds in each query, for five rounds more.")
+    ] = False
+    comparison: Annotated[
+        ComparisonKind,
+        setting(
+            "Protocol of comparisons: `dcf` takes two rounds less a layer and twenty times the bytes offline, for a "
+            "slow link with time to make randomness ready."
+        ),
+    ] = "tables"
