@@ -30,7 +30,9 @@ from splitsec.training.checkpoints import Checkpoints
 from splitsec.training.client.run import ClientRun, Participation
 from splitsec.training.in_process import InProcessNetwork
 from splitsec.training.messages import Batch, Combined, Upload
-from splitsec.training.server.run import RunFailed, ServerRun
+from splitsec.training.server.outbox import RunFailed
+from splitsec.training.server.run import ServerRun
+from splitsec.training.server.state import make_parts
 
 # What a local run adds to its seed for the server's, so that no client can make the server's first weights.
 SERVER_SEED = 1_000_003
@@ -138,13 +140,15 @@ class _Simulation:
         self._choice = np.random.default_rng(derived_seed("who drops out", seed))
         self._result = Simulated({}, [], 0, 0.0)
         self._run = ServerRun(
-            tail,
-            cut=cut,
-            settings=settings,
-            timeouts=FOREVER,
-            checkpoints=self._kept(SERVER),
-            seed=derived_seed("tail", seed + SERVER_SEED),
-            report=self._report,
+            make_parts(
+                tail,
+                cut=cut,
+                settings=settings,
+                timeouts=FOREVER,
+                checkpoints=self._kept(SERVER),
+                seed=derived_seed("tail", seed + SERVER_SEED),
+                report=self._report,
+            )
         )
         # One process sees everything, so a round that is repeated after a restart gives nothing away.
         self._network = InProcessNetwork(self._run, MaskBook(max(2, settings.minimum_clients), recorded=True))

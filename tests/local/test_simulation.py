@@ -19,7 +19,8 @@ from splitsec.errors import ConfigError, PartyTimeoutError, RandomnessError
 from splitsec.local import simulation
 from splitsec.local.simulation import Simulated, simulate
 from splitsec.training.client.training import Training
-from splitsec.training.server.run import ServerRun
+from splitsec.training.server.rounds import Rounds
+from splitsec.training.server.state import RunParts
 
 CUT = "1"
 NAMES = ("client-1", "client-2", "client-3")
@@ -185,20 +186,20 @@ def test_who_drops_out_neither_stalls_nor_spoils_a_round(
     """Each average is the plain one of those whose uploads arrived, whoever was missing."""
     uploaded: dict[str, torch.Tensor] = {}
     errors = []
-    upload, close_round = Training._upload, ServerRun._close_round
+    upload, close_round = Training._upload, Rounds._close
 
     def watch_upload(self: Any) -> list[torch.Tensor]:
         uploaded[self._learner.name] = self._learner.state.flat()
         return upload(self)
 
-    def watch_end(self: ServerRun, combined: list[torch.Tensor], names: Any, now: float) -> None:
-        weights = {name: self.members[name].samples for name in names}
+    def watch_end(self: Rounds, combined: list[torch.Tensor], names: Any, now: float) -> None:
+        weights = {name: self._state.members[name].samples for name in names}
         expected = sum(uploaded[name] * weight for name, weight in weights.items()) / sum(weights.values())
         errors.append(float((combined[0][: len(expected)] - expected).abs().max()))
         close_round(self, combined, names, now)
 
     monkeypatch.setattr(Training, "_upload", watch_upload)
-    monkeypatch.setattr(ServerRun, "_close_round", watch_end)
+    monkeypatch.setattr(Rounds, "_close", watch_end)
     names = tuple(f"client-{number}" for number in range(1, 7))
     parts = _parts((12, 20, 9, 8, 15, 11), names)
     found, _ = _simulate(cut, parts=parts, epochs=9, batches_in_flight=in_flight, drop=0.5)
@@ -309,6 +310,6 @@ def test_a_client_that_lost_its_checkpoints_goes_on_with_the_average(tmp_path: P
 
 
 def test_the_dealers_minimum_counts_in_a_simulation_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ServerRun, "_minimum", 1)
+    monkeypatch.setattr(RunParts, "minimum", 1)
     with pytest.raises((RandomnessError, PartyTimeoutError), match="needs at least 2"):
         _simulate(drop=0.67, epochs=1)

@@ -96,10 +96,11 @@ def test_no_party_holds_a_part_of_another(tmp_path: Path) -> None:
             return run
 
         assert here.together(gives(1), gives(2)) == [None, None]
-        assert here.server._halves is not None
-        held = {name: (half.token, tensors) for name, (half, tensors) in here.server._halves._parts.items()}
+        halves = here.server._predictions._halves
+        assert halves is not None
+        held = {name: (half.token, tensors) for name, (half, tensors) in halves._parts.items()}
         seeds = {name: here.dealer._owners.seed(token) for name, (token, _) in held.items()}
-        programs = {name: half.programs[0] for name, (half, _) in here.server._halves._parts.items()}
+        programs = {name: half.programs[0] for name, (half, _) in halves._parts.items()}
     from splitsec.mpc.protocols.shared_linear import mask_of, shared_weights
 
     for number, half in enumerate(halves, 1):

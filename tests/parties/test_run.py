@@ -28,7 +28,7 @@ from splitsec.mpc.prg import fresh_seed
 from splitsec.parties.messages import DealerBody, dealer_codec
 from splitsec.prediction.messages import OpenSession
 from splitsec.training.aggregation.dealer import MaskBook
-from splitsec.training.messages import Batch, BeginRun, JoinRun, OpenMasks, Upload, Welcome
+from splitsec.training.messages import Batch, BeginRun, Hello, JoinRun, OpenMasks, Upload, Welcome
 from splitsec.transport import NO_TENSORS, Link, Wire
 from splitsec.version import PROTOCOL
 
@@ -114,7 +114,7 @@ def test_clients_that_do_not_fit_are_told_why(tmp_path: Path) -> None:
             one._server.request(hello(samples=0))
         one._server.send(hello())
         deadline = time.monotonic() + PATIENCE
-        while "client-1" not in here.server._run.members and time.monotonic() < deadline:
+        while "client-1" not in here.server._run.state.members and time.monotonic() < deadline:
             time.sleep(0.02)
         with pytest.raises(RefusedError, match="begin with different values"):
             two._server.request(hello(begins="y"))
@@ -130,7 +130,7 @@ def test_two_processes_of_one_client_are_told_and_the_first_goes_on(tmp_path: Pa
         with here.client("client-1") as first, here.client("client-1") as twin:
             first._server.send(hello(first.front))
             deadline = time.monotonic() + 10
-            while "client-1" not in here.server._run.members and time.monotonic() < deadline:
+            while "client-1" not in here.server._run.state.members and time.monotonic() < deadline:
                 time.sleep(0.02)
             with pytest.raises(
                 RefusedError, match="another process with the name and the key of client-1 is connected"
@@ -433,7 +433,7 @@ def test_what_torch_cannot_do_is_refused_and_the_server_stays_up(
         def fails(*_args: object) -> None:
             raise ZeroDivisionError("something of 4711")
 
-        monkeypatch.setattr(here.server._run, "_greet", fails)
+        monkeypatch.setitem(here.server._run._handlers, Hello, fails)
         with pytest.raises(RefusedError, match="could not handle the message; see its log") as refused:
             one._server.request(hello())
         assert "4711" not in str(refused.value)

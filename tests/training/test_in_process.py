@@ -14,6 +14,7 @@ from splitsec.training.client.run import ClientRun, Participation
 from splitsec.training.in_process import InProcessNetwork
 from splitsec.training.messages import Hello
 from splitsec.training.server.run import ServerRun
+from splitsec.training.server.state import make_parts
 
 NAMES = ("a", "b", "c")
 
@@ -26,7 +27,7 @@ def split() -> SplitModel:
 @pytest.fixture
 def network(split: SplitModel) -> InProcessNetwork:
     settings = RunSettings(clients=NAMES, epochs=2, batch_size=8)
-    server = ServerRun(split.tail, cut=CUT, settings=settings, timeouts=FOREVER, checkpoints=None, seed=1)
+    server = ServerRun(make_parts(split.tail, cut=CUT, settings=settings, timeouts=FOREVER, checkpoints=None, seed=1))
     return InProcessNetwork(server, MaskBook(2))
 
 

@@ -38,7 +38,9 @@ from splitsec.training.messages import (
     SeedsLost,
     Upload,
 )
-from splitsec.training.server.run import RunFailed, ServerRun
+from splitsec.training.server.outbox import RunFailed
+from splitsec.training.server.run import ServerRun
+from splitsec.training.server.state import make_parts
 from splitsec.transport import Message, NamedTensors, Refused
 
 NAMES = ("a", "b", "c")
@@ -60,12 +62,14 @@ class Parties(InProcessNetwork):
         self.opened: list[tuple[int, tuple[str, ...]]] = []
         self.masked: dict[tuple[bytes, int], torch.Tensor] = {}
         self.run = ServerRun(
-            copy.deepcopy(self.split.tail),
-            cut=cut,
-            settings=self.settings,
-            timeouts=Timeouts(timeout=timeout, join_timeout=60.0),
-            checkpoints=None if directory is None else Checkpoints(directory / "server"),
-            seed=1,
+            make_parts(
+                copy.deepcopy(self.split.tail),
+                cut=cut,
+                settings=self.settings,
+                timeouts=Timeouts(timeout=timeout, join_timeout=60.0),
+                checkpoints=None if directory is None else Checkpoints(directory / "server"),
+                seed=1,
+            )
         )
         super().__init__(self.run, MaskBook(2))
 
@@ -152,7 +156,7 @@ def _until(parties: Parties, condition: Any) -> None:
 @pytest.mark.parametrize("combine", ["average", "relay"])
 def test_one_that_is_back_before_its_own_round_is_over_goes_on_once(in_flight: int, combine: str) -> None:
     parties = _all_started(batches_in_flight=in_flight, aggregation=combine)
-    _until(parties, lambda: "c" in parties.run._round.uploaded or "c" in parties.run._round.idle)
+    _until(parties, lambda: "c" in parties.run.state.round.uploaded or "c" in parties.run.state.round.idle)
     parties.begin("c")
     parties.deliver("c", to_server=True)
     _ended_alike(parties)
@@ -161,7 +165,9 @@ def test_one_that_is_back_before_its_own_round_is_over_goes_on_once(in_flight: i
 @pytest.mark.parametrize("others_done", [True, False])
 def test_one_that_starts_again_in_the_last_round_still_gets_its_end(others_done: bool) -> None:
     parties = _all_started()
-    _until(parties, lambda: parties.run.number == 2 and (not others_done or {"a", "c"} <= parties.run._round.uploaded))
+    _until(
+        parties, lambda: parties.run.number == 2 and (not others_done or {"a", "c"} <= parties.run.state.round.uploaded)
+    )
     parties.begin("b")
     _ended_alike(parties)
     parties.begin("a")
@@ -212,7 +218,7 @@ def test_a_dealer_opens_no_second_sum_over_others(remembers: bool, tmp_path: Pat
     """Two sums of the same round over different clients would give one client's parameters, whether the dealer that is
     asked for the second one remembers the first or has lost its memory."""
     first = _all_started(directory=tmp_path)
-    save = first.run._save
+    save = first.run._rounds.save
 
     def dies() -> None:
         if first.run.number == 2:
@@ -220,7 +226,7 @@ def test_a_dealer_opens_no_second_sum_over_others(remembers: bool, tmp_path: Pat
         save()
 
     # The server dies when round 1 is opened and not yet noted.
-    first.run._save = dies  # type: ignore[method-assign]
+    first.run._rounds.save = dies  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         first.settle()
     assert first.opened == [(0, NAMES), (1, NAMES)]
@@ -233,7 +239,7 @@ def test_a_dealer_opens_no_second_sum_over_others(remembers: bool, tmp_path: Pat
 
     def goes_on() -> None:
         again.send_from_server(again.run.tick(again.now))
-        assert (again.run.number, again.run._id) == (1, first.run._id)
+        assert (again.run.number, again.run.state.id) == (1, first.run.state.id)
         again.settle(("a", "c"))
 
     reason = "give a single client's parameters away" if remembers else "no record of the run's earlier rounds"
@@ -327,7 +333,7 @@ def test_whatever_happens_nobody_stalls_and_no_mask_serves_twice(layout: dict[st
 def test_seeds_are_renewed_where_the_dealer_has_lost_them_and_at_no_clients_word() -> None:
     parties = _all_started()
     _until(parties, lambda: parties.run.number == 1)
-    start, asked, lost = parties.run._start, [], []
+    start, asked, lost = parties.run.state.start, [], []
     ask = parties.ask_dealer
 
     def dealer(body: Any) -> Any:
@@ -344,18 +350,18 @@ def test_seeds_are_renewed_where_the_dealer_has_lost_them_and_at_no_clients_word
         refused = parties._to_clients.pop().body
         assert isinstance(refused, Refused)
         assert refused.reason == "a says that the dealer has lost the run's seeds, and it has not"
-    assert parties.run._start == start
+    assert parties.run.state.start == start
     assert not any(isinstance(body, BeginRun) for body in asked)
     # The control: it has.
     lost.append(True)
     parties.send_from_server(parties.run.handle("a", SeedsLost(start), {}, now=0.0))
-    assert parties.run._start != start
+    assert parties.run.state.start != start
     _ended_alike(parties)
 
 
 def test_a_mask_covers_one_upload_whatever_the_server_says_of_rounds() -> None:
     parties = _all_started(epochs=3)
-    _until(parties, lambda: "a" in parties.run._round.uploaded and parties.run.number == 1)
+    _until(parties, lambda: "a" in parties.run.state.round.uploaded and parties.run.number == 1)
     client = parties.clients["a"]
     given = client._learner.state.flat()
     # A server that lets the round begin anew would see the difference of two uploads.
@@ -382,7 +388,7 @@ def test_a_pad_is_used_once() -> None:
 
 def test_new_seeds_that_are_the_old_ones_do_not_send_an_upload_again() -> None:
     parties = _all_started()
-    _until(parties, lambda: "a" in parties.run._round.uploaded)
+    _until(parties, lambda: "a" in parties.run.state.round.uploaded)
     client = parties.clients["a"]
     client.handle(NewSeeds("f" * 32, 0), {})
     with pytest.raises(RandomnessError, match="has been used"):
