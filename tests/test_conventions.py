@@ -18,7 +18,7 @@ NOISE_AND_SECRETS = [
     "training/aggregation/dealer.py",
     "training/intersection.py",
     "training/client/intersection.py",
-    "parties/client.py",
+    "parties/client_predictions.py",
 ]
 NOISE_AND_SECRETS += [
     f"privacy/{name}.py" for name in ("noise", "dp_updates", "pate/voting", "activation_guard", "history")

@@ -95,7 +95,7 @@ class ColumnsClient(Client):
         if not rows or min(rows) < 0 or max(rows) >= len(columns.ids):
             raise MessageError(f"give numbers of aligned rows, from 0 to {len(columns.ids) - 1}")
         values = columns.values[torch.tensor(rows)]
-        predictions = self._predict(values, query or Query(), shared=partial(self._joined, rows))
+        predictions = self._predictions.predict(values, query or Query(), shared=partial(self._joined, rows))
         return replace(predictions, ids=tuple(columns.ids[row] for row in rows))
 
     def contribute(self) -> int:
@@ -105,13 +105,13 @@ class ColumnsClient(Client):
             How many queries it has contributed to.
         """
         columns = self.columns
-        width = self._activation(columns.values[:1]).shape[1]
+        width = self._segments.activation(columns.values[:1]).shape[1]
         masks, links, count = self._masks, dict[int, Link[ContributionBody]](), 0
-        origin = self._origin()
-        self._server.send(Serve(width, origin.mark, origin.run, origin.rounds))
+        origin = self._segments.origin()
+        self._connection.server.send(Serve(width, origin.mark, origin.run, origin.rounds))
         try:
             while True:
-                answer, _ = self._answer()
+                answer, _ = self._connection.answer()
                 if isinstance(answer, Done):
                     return count
                 if not isinstance(answer, Contribute):
@@ -119,18 +119,18 @@ class ColumnsClient(Client):
                 if not answer.rows or min(answer.rows) < 0 or max(answer.rows) >= len(columns.ids):
                     raise MessageError("the server asked for rows that are not aligned")
                 masks.check(answer.session, answer.query)
-                activation = self._activation(columns.values[torch.tensor(answer.rows)])
-                what = f"the activation of {self.name} at cut '{self._cut}'"
+                activation = self._segments.activation(columns.values[torch.tensor(answer.rows)])
+                what = f"the activation of {self.name} at cut '{self._segments.cut}'"
                 encoded = encode(activation, answer.precision, limit=answer.limit, what=what)
                 pad = mask(self._pair_seed(answer.asker), answer.session, answer.query, self.name, encoded.shape)
                 if answer.port not in links:
                     links[answer.port] = Link(
-                        self._wire,
-                        self._worker_address(answer.port),
+                        self._connection.wire,
+                        self._connection.worker_address(answer.port),
                         peer=SERVER,
-                        peer_key=self._network.peers[SERVER],
+                        peer_key=self._connection.network.peers[SERVER],
                         codec=contribution_codec,
-                        timeout=self._network.timeouts.timeout,
+                        timeout=self._connection.network.timeouts.timeout,
                     )
                 links[answer.port].send(Contribution(answer.query), {"masked": encoded - pad})
                 count += 1
@@ -164,7 +164,7 @@ class ColumnsClient(Client):
         """Return this client's share of the joined activation, whose other shares go to the server's worker."""
         rows = [numbers[place] for place in places]
         padded = rows + rows[-1:] * (len(activation) - len(rows))
-        self._server.send(Ask(session.name, session.next_query, tuple(padded)))
+        self._connection.server.send(Ask(session.name, session.next_query, tuple(padded)))
         program = session.program
         parts = {
             one.client: mask(
@@ -176,6 +176,6 @@ class ColumnsClient(Client):
         # Who has labels alone has no features, so that the next client's begin at the same place.
         join = "sum" if len({(share.start, share.width) for share in session.shares}) == 1 else "concat"
         limit = program.limit / (1 if join == "concat" else len(session.shares))
-        what = f"the activation at cut '{self._cut}'"
+        what = f"the activation at cut '{self._segments.cut}'"
         parts[self.name] = encode(activation, program.precision, limit=limit, what=what)
         return Encoded(put_together(session.shares, parts, join))

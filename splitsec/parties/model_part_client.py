@@ -151,12 +151,12 @@ class HalvesClient(Client):
         split = SplitModel(self.half, INPUT, check=False)
         compiled = [compile_tail(split.tail, (count, *shape), calibration=noise) for count in BATCHES]
         weights = encode_weights(*compiled[0])
-        answer, _ = self._dealer.request(OwnWeights())
+        answer, _ = self._connection.dealer.request(OwnWeights())
         if not isinstance(answer, OwnerSeed):
             raise MessageError(f"the dealer answered {type(answer).__name__} to OwnWeights")
         given = [give(program, weights, token=answer.token, seed=answer.seed) for program, _ in compiled]
         programs = tuple(program for program, _ in given)
-        done, _ = self._server.request(Half(answer.token, programs), {"weights": given[0][1]})
+        done, _ = self._connection.server.request(Half(answer.token, programs), {"weights": given[0][1]})
         if not isinstance(done, Done):
             raise MessageError(f"the server answered {type(done).__name__} to a part of the model")
 

@@ -27,6 +27,7 @@ from splitsec.parties.roster import Roster
 from splitsec.parties.server_predictions import ServerPredictions
 from splitsec.parties.setup import Network, Runtime, Serving, Storage
 from splitsec.party_names import DEALER, SERVER
+from splitsec.prediction.messages import Ask, Calibration, Half, OpenSession, Serve
 from splitsec.prediction.server.allowance import open_book
 from splitsec.prediction.server.service import SessionNetwork
 from splitsec.prediction.server.worker import IDLE_SECONDS
@@ -281,9 +282,9 @@ class Server:
 
     def _handle(self, incoming: Incoming[Message]) -> None:
         sender, roster = incoming.sender, self._roster
-        if self._predictions.handle(incoming, trained=self._run.finished):
-            return
         match incoming.body:
+            case Half() | OpenSession() | Calibration() | Serve() | Ask():
+                self._predictions.handle(incoming, trained=self._run.finished)
             case Leave():
                 roster.left.add(sender.name)
                 self._hub.send(sender, Done())

@@ -65,8 +65,8 @@ class ServerPredictions:
         self._service: PredictionService | None = None
         self._pool = serving.pool
 
-    def handle(self, incoming: Incoming[Message], *, trained: bool) -> bool:
-        """Handle a message; return whether it is of predictions at all.
+    def handle(self, incoming: Incoming[Message], *, trained: bool) -> None:
+        """Handle a message of predictions.
 
         Args:
             trained: whether the training is over, before which no session opens.
@@ -94,9 +94,8 @@ class ServerPredictions:
                 self._grant_wishes()
             case Ask():
                 self._contributing().ask(name, body)
-            case _:
-                return False
-        return True
+            case other:
+                raise MessageError(f"{type(other).__name__} is no message of predictions")
 
     def forget(self, name: str) -> None:
         """Wait no longer for others on behalf of a client that has vanished."""

@@ -261,9 +261,9 @@ def test_what_is_not_due_is_refused(tmp_path: Path) -> None:
             (Aligned(3), {}),
         ):
             with pytest.raises(MessageError, match="was not due"):
-                client._server.request(body, tensors)
+                client._connection.server.request(body, tensors)
         with pytest.raises(RefusedError, match="has no session"):
-            client._server.request(Ask("0" * 32, 0, (1,)))
+            client._connection.server.request(Ask("0" * 32, 0, (1,)))
         with pytest.raises(ConfigError, match="no rows are aligned"):
             client.predict_rows([0])
 

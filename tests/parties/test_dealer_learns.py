@@ -71,14 +71,14 @@ def test_a_part_of_a_model_says_nothing_of_the_images(tmp_path: Path, scale: flo
                 half,
                 network=here.network("client-1", {"timeout": 10}),
             ) as client:
-                request = client._server.request
+                request = client._connection.server.request
 
                 def note(body: Any, *rest: Any, request: Any = request, **options: Any) -> Any:
                     if isinstance(body, Half):
                         programs.append([plan_digest(predict_cost(program, 0).plan) for program in body.programs])
                     return request(body, *rest, **options)
 
-                client._server.request = note  # type: ignore[method-assign]
+                client._connection.server.request = note  # type: ignore[method-assign]
                 client.give(part)
     limits = [compile_tail(SplitModel(half, "input").tail, (1, 1, 8, 8), calibration=images)[0].limit]
     # The control: measured on the images themselves, the limit follows them.

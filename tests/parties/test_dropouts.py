@@ -36,7 +36,7 @@ def _vanishing(here: World, kind: type[ServerBody], *, sends: bool, again: float
 
     def run() -> Any:
         with here.client("client-3") as client:
-            send = client._server.send
+            send = client._connection.server.send
 
             def watched(body: Any, tensors: Any = NO_TENSORS) -> None:
                 if isinstance(body, kind):
@@ -46,7 +46,7 @@ def _vanishing(here: World, kind: type[ServerBody], *, sends: bool, again: float
                     raise _Vanished
                 send(body, tensors)
 
-            client._server.send = watched  # type: ignore[method-assign]
+            client._connection.server.send = watched  # type: ignore[method-assign]
             with pytest.raises(_Vanished):
                 client.train(part(3), seed=3)
         if again is None:
@@ -88,14 +88,14 @@ def test_a_client_that_comes_back_takes_part_again(tmp_path: Path) -> None:
         def slowly(name: str, seed: int) -> Any:
             def run() -> Client:
                 with here.client(name) as client:
-                    send = client._server.send
+                    send = client._connection.server.send
 
                     def delayed(body: Any, tensors: Any = NO_TENSORS) -> None:
                         slow["clients"] += 1
                         time.sleep(0.1)
                         send(body, tensors)
 
-                    client._server.send = delayed  # type: ignore[method-assign]
+                    client._connection.server.send = delayed  # type: ignore[method-assign]
                     client.train(part(seed), seed=seed)
                     client.leave()
                 return client
@@ -122,14 +122,14 @@ def test_a_round_has_a_time_limit(tmp_path: Path) -> None:
 
         def slow() -> Any:
             with here.client("client-3") as client:
-                send = client._server.send
+                send = client._connection.server.send
 
                 def delayed(body: Any, tensors: Any = NO_TENSORS) -> None:
                     while isinstance(body, Batch) and body.step and "Dropped" not in _kinds(events):
                         time.sleep(0.05)
                     send(body, tensors)
 
-                client._server.send = delayed  # type: ignore[method-assign]
+                client._connection.server.send = delayed  # type: ignore[method-assign]
                 client.train(part(3), seed=3)
                 client.leave()
             return client
@@ -165,7 +165,7 @@ def test_an_upload_without_a_seed_ends_its_own_client_alone(clients: int, tmp_pa
     def unseeded(name: str) -> Any:
         def run() -> None:
             with here.client(name) as client:
-                client._dealer.request_again = lambda *_, **_options: (RunSeed(b"1" * 16), {})  # type: ignore[method-assign]
+                client._connection.dealer.request_again = lambda *_, **_options: (RunSeed(b"1" * 16), {})  # type: ignore[method-assign]
                 client.train(part(3), seed=3)
 
         return run

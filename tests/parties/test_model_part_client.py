@@ -96,11 +96,11 @@ def test_no_party_holds_a_part_of_another(tmp_path: Path) -> None:
             return run
 
         assert here.together(gives(1), gives(2)) == [None, None]
-        halves = here.server._predictions._halves
-        assert halves is not None
-        held = {name: (half.token, tensors) for name, (half, tensors) in halves._parts.items()}
+        given = here.server._predictions._halves
+        assert given is not None
+        held = {name: (half.token, tensors) for name, (half, tensors) in given._parts.items()}
         seeds = {name: here.dealer._owners.seed(token) for name, (token, _) in held.items()}
-        programs = {name: half.programs[0] for name, (half, _) in halves._parts.items()}
+        programs = {name: half.programs[0] for name, (half, _) in given._parts.items()}
     from splitsec.mpc.protocols.shared_linear import mask_of, shared_weights
 
     for number, half in enumerate(halves, 1):
@@ -118,24 +118,24 @@ def test_parts_that_do_not_fit(tmp_path: Path) -> None:
     with _world(tmp_path, stay=True) as here:
         with _client(here, "client-1", _half(1)) as one, _client(here, "client-2", nn.Flatten()) as two:
             with pytest.raises(MessageError, match="needs a program"):
-                one._server.request(Half("0" * 32, ()))
+                one._connection.server.request(Half("0" * 32, ()))
             one.give(_part(1))
             with pytest.raises(MessageError, match="output shape"):
                 two.give(_part(2))
             with pytest.raises(ConfigError, match="1 or more"):
                 two.learn(_part(2), epochs=0)
         with here.client("stranger") as client, pytest.raises(Exception, match="refused our key"):
-            client._server.request(Half("0" * 32, ()))
+            client._connection.server.request(Half("0" * 32, ()))
     wants = pytest.raises(RefusedError, match="wants no parts")
     with world(tmp_path / "b", stay=True) as here, here.client("client-1") as client, wants:
-        client._server.request(Half("0" * 32, ()))
+        client._connection.server.request(Half("0" * 32, ()))
 
 
 def test_a_part_that_never_comes_is_named(tmp_path: Path) -> None:
     with _world(tmp_path, timeout=3.0) as here:
         with _client(here, "client-1", _half(1)) as client:
             client.give(_part(1))
-            client._server.send(OpenSession((1, 1, 6, 6), fresh_seed()))
+            client._connection.server.send(OpenSession((1, 1, 6, 6), fresh_seed()))
             with pytest.raises(PartyTimeoutError, match="client-2 gave no part of the model within 3 s"):
-                client._answer(10)
+                client._connection.answer(10)
         here.threads[1].join(10)

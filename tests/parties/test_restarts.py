@@ -15,6 +15,7 @@ from support.parties_in_threads import CUT, World, model, part, world
 from splitsec import SplitModel, Storage
 from splitsec.errors import ConfigError, RefusedError
 from splitsec.events import Predicted, RoundDone
+from splitsec.parties.setup import Runtime
 from splitsec.training.checkpoints import Checkpoints
 
 
@@ -110,7 +111,7 @@ def test_of_two_clients_one_is_started_again_and_the_round_begins_anew(tmp_path:
             def falls(here: World = here, dies: int = dies, places: dict[str, Path] = places) -> Any:
                 client = here.client("client-2", timeout=15, join_timeout=15)
                 # As a killed process does: it says nothing more.
-                client._give_up = lambda _error: None  # type: ignore[method-assign]
+                client._connection.give_up = lambda _error: None  # type: ignore[method-assign]
 
                 def die(event: Any) -> None:
                     if isinstance(event, RoundDone) and event.round == dies:
@@ -161,7 +162,7 @@ def test_predictions_go_on_when_the_dealer_is_started_again(tmp_path: Path) -> N
                 restarts.append(True)
                 here.restart_dealer()
 
-        client._report = restart
+        client._predictions._runtime = Runtime(report=restart)
         found = client.predict(images)
     assert restarts
     assert found.logits is not None

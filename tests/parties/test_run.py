@@ -97,7 +97,7 @@ def test_a_client_that_falls_silent_is_named_to_the_others(tmp_path: Path) -> No
 
         def vanishes() -> None:
             with here.client("client-2") as client:
-                client._server.request(hello(client.front))
+                client._connection.server.request(hello(client.front))
 
         error, _ = here.together(_train(here, "client-1", 1), vanishes)
         assert isinstance(error, PartyTimeoutError)
@@ -107,41 +107,41 @@ def test_a_client_that_falls_silent_is_named_to_the_others(tmp_path: Path) -> No
 def test_clients_that_do_not_fit_are_told_why(tmp_path: Path) -> None:
     with world(tmp_path) as here, here.client("client-1") as one, here.client("client-2") as two:
         with pytest.raises(RefusedError, match="cuts at '0', the server at '1'"):
-            one._server.request(hello(cut="0"))
+            one._connection.server.request(hello(cut="0"))
         with pytest.raises(RefusedError, match=rf"speaks protocol 99 \(splitsec 9\), the server {PROTOCOL} \(splitsec"):
-            one._server.request(hello(protocol=99))
+            one._connection.server.request(hello(protocol=99))
         with pytest.raises(RefusedError, match="no samples"):
-            one._server.request(hello(samples=0))
-        one._server.send(hello())
+            one._connection.server.request(hello(samples=0))
+        one._connection.server.send(hello())
         deadline = time.monotonic() + PATIENCE
         while "client-1" not in here.server._run.state.members and time.monotonic() < deadline:
             time.sleep(0.02)
         with pytest.raises(RefusedError, match="begin with different values"):
-            two._server.request(hello(begins="y"))
+            two._connection.server.request(hello(begins="y"))
         other = r"the model of client-2 differs from that of client-1: 0.weight is 7x4 at client-2, 0.weight is 6x4 at"
         with pytest.raises(RefusedError, match=other):
-            two._server.request(hello(segments=(("0.weight", (7, 4)), ("0.bias", (6,)))))
+            two._connection.server.request(hello(segments=(("0.weight", (7, 4)), ("0.bias", (6,)))))
         with pytest.raises(RefusedError, match=r"there is no 0.bias at client-2"):
-            two._server.request(hello(segments=(("0.weight", (6, 4)),)))
+            two._connection.server.request(hello(segments=(("0.weight", (6, 4)),)))
 
 
 def test_two_processes_of_one_client_are_told_and_the_first_goes_on(tmp_path: Path) -> None:
     with world(tmp_path, epochs=1) as here:
         with here.client("client-1") as first, here.client("client-1") as twin:
-            first._server.send(hello(first.front))
+            first._connection.server.send(hello(first.front))
             deadline = time.monotonic() + 10
             while "client-1" not in here.server._run.state.members and time.monotonic() < deadline:
                 time.sleep(0.02)
             with pytest.raises(
                 RefusedError, match="another process with the name and the key of client-1 is connected"
             ):
-                twin._server.request(hello(twin.front))
+                twin._connection.server.request(hello(twin.front))
         # Control: when the first has gone, the client may be started again.
         with here.client("client-1") as again, here.client("client-2") as other:
-            again._server.send(hello(again.front))
+            again._connection.server.send(hello(again.front))
             time.sleep(0.3)
-            assert isinstance(other._server.request(hello(other.front))[0], Welcome)
-            assert isinstance(again._server.receive()[0], Welcome)
+            assert isinstance(other._connection.server.request(hello(other.front))[0], Welcome)
+            assert isinstance(again._connection.server.receive()[0], Welcome)
 
 
 def test_a_stranger_is_refused_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -175,22 +175,22 @@ BAD_BATCHES = [
 
 def test_bad_batches_are_refused_with_a_reason_and_the_server_stays_up(tmp_path: Path) -> None:
     with world(tmp_path) as here, here.client("client-1") as one, here.client("client-2") as two:
-        one._server.send(hello())
-        two._server.request(hello())
-        one._server.receive()
+        one._connection.server.send(hello())
+        two._connection.server.request(hello())
+        one._connection.server.receive()
         for tensors, reason in BAD_BATCHES:
             with pytest.raises((MessageError, RangeError), match=reason):
-                one._server.request(
+                one._connection.server.request(
                     Batch(0, 0, tuple(tensors["activation"][0].shape[1:]) if tensors["activation"] else ()), tensors
                 )
         good = of_batch(torch.zeros(2, 6), torch.zeros(2).long())
         with pytest.raises(MessageError, match="round 5 is not running"):
-            one._server.request(Batch(5, 0, (6,)), good)
+            one._connection.server.request(Batch(5, 0, (6,)), good)
         with pytest.raises(RefusedError, match="still in training"):
-            one._server.request(OpenSession((1, 6), fresh_seed(), mark=origin_of(here.split.tail).mark))
-        one._server.send(Batch(0, 0, (6,)), good)
-        two._server.request(Batch(0, 0, (6,)), good)
-        assert one._server.receive()[1]["gradient"][0].shape == (2, 6)
+            one._connection.server.request(OpenSession((1, 6), fresh_seed(), mark=origin_of(here.split.tail).mark))
+        one._connection.server.send(Batch(0, 0, (6,)), good)
+        two._connection.server.request(Batch(0, 0, (6,)), good)
+        assert one._connection.server.receive()[1]["gradient"][0].shape == (2, 6)
 
 
 def _serving(here: World, name: str = "client-1") -> Client:
@@ -232,9 +232,9 @@ def test_a_tail_without_encrypted_form_is_refused_by_name(tmp_path: Path) -> Non
         with pytest.raises(UnsupportedLayerError, match=r"server: layer '3' \(Softsign\) has no encrypted form"):
             client.predict(torch.ones(1, 4))
         with pytest.raises(MessageError, match="an activation cannot have shape"):
-            client._server.request(OpenSession((0, 6), fresh_seed(), mark=origin_of(here.split.tail).mark))
+            client._connection.server.request(OpenSession((0, 6), fresh_seed(), mark=origin_of(here.split.tail).mark))
         with pytest.raises(MessageError, match="16 bytes"):
-            client._server.request(OpenSession((1, 6), b"x", mark=origin_of(here.split.tail).mark))
+            client._connection.server.request(OpenSession((1, 6), b"x", mark=origin_of(here.split.tail).mark))
 
 
 def test_several_sessions_at_once(tmp_path: Path) -> None:
@@ -418,7 +418,7 @@ def test_an_activation_of_whole_numbers_is_no_share(tmp_path: Path) -> None:
 def test_bytes_that_are_no_message_end_neither_server_nor_dealer(tmp_path: Path) -> None:
     rubbish = [b"\x82\xa4body\x81\xa4type\xa2\xff\xff"]
     with world(tmp_path, epochs=0, stay=True) as here, _serving(here) as client:
-        for link in (client._server, client._dealer):
+        for link in (client._connection.server, client._connection.dealer):
             link._socket.send_multipart(rubbish)
             with pytest.raises(MessageError, match="malformed"):
                 link.receive()
@@ -435,7 +435,7 @@ def test_what_torch_cannot_do_is_refused_and_the_server_stays_up(
 
         monkeypatch.setitem(here.server._run._handlers, Hello, fails)
         with pytest.raises(RefusedError, match="could not handle the message; see its log") as refused:
-            one._server.request(hello())
+            one._connection.server.request(hello())
         assert "4711" not in str(refused.value)
         assert here.threads[1].is_alive()
 
@@ -449,7 +449,7 @@ def test_a_client_waits_for_a_slow_one_beyond_its_own_time_limit(tmp_path: Path)
         def slow() -> Any:
             split = second
             with here.client("client-2", split.front) as client:
-                send = client._server.send
+                send = client._connection.server.send
 
                 def delayed(body: Any, tensors: Any = NO_TENSORS) -> None:
                     if isinstance(body, Batch) and body.step == 1:
@@ -457,7 +457,7 @@ def test_a_client_waits_for_a_slow_one_beyond_its_own_time_limit(tmp_path: Path)
                         time.sleep(3.5)
                     send(body, tensors)
 
-                client._server.send = delayed  # type: ignore[method-assign]
+                client._connection.server.send = delayed  # type: ignore[method-assign]
                 client.train(part(2), seed=2)
                 client.leave()
             return split
@@ -466,14 +466,14 @@ def test_a_client_waits_for_a_slow_one_beyond_its_own_time_limit(tmp_path: Path)
             split = first
             # One batch only: it waits for the other's two in its upload, longer than its limit.
             with here.client("client-1", split.front, timeout=3.0, join_timeout=3.0) as client:
-                send = client._server.send
+                send = client._connection.server.send
 
                 def watched(body: Any, tensors: Any = NO_TENSORS) -> None:
                     send(body, tensors)
                     if isinstance(body, Upload):
                         uploaded.set()
 
-                client._server.send = watched  # type: ignore[method-assign]
+                client._connection.server.send = watched  # type: ignore[method-assign]
                 client.train(part(1, rows=8), seed=1)
                 client.leave()
             return split
@@ -505,9 +505,13 @@ def test_sessions_are_given_back_and_no_client_takes_them_all(tmp_path: Path) ->
                 time.sleep(0.05)
             assert len(here.dealer._sessions) == 0
             for _ in range(8):
-                client._server.request(OpenSession((1, 6), fresh_seed(), mark=origin_of(here.split.tail).mark))
+                client._connection.server.request(
+                    OpenSession((1, 6), fresh_seed(), mark=origin_of(here.split.tail).mark)
+                )
             with pytest.raises(RefusedError, match="8 prediction sessions open, its share"):
-                client._server.request(OpenSession((1, 6), fresh_seed(), mark=origin_of(here.split.tail).mark))
+                client._connection.server.request(
+                    OpenSession((1, 6), fresh_seed(), mark=origin_of(here.split.tail).mark)
+                )
         with _serving(here, "client-2") as other:
             assert other.predict(torch.ones(1, 4)).logits.shape == (1, 3)
 

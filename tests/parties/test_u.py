@@ -88,31 +88,27 @@ def test_what_is_not_due_in_a_u_is_refused(tmp_path: Path) -> None:
         options = {"cut": U, "head": split.head}
         with here.client("client-1", **options) as one, here.client("client-2", **options) as two:
             with pytest.raises(RefusedError, match="cuts at '1', the server at '1,4'"):
-                one._server.request(hello())
-            one._server.send(hello(cut=U))
-            two._server.request(hello(cut=U))
-            one._server.receive()
+                one._connection.server.request(hello())
+            one._connection.server.send(hello(cut=U))
+            two._connection.server.request(hello(cut=U))
+            one._connection.server.receive()
             with pytest.raises(MessageError, match="they stay at the client"):
-                one._server.request(Batch(0, 0, (6,)), of_batch(torch.zeros(2, 6), torch.zeros(2).long()))
+                one._connection.server.request(Batch(0, 0, (6,)), of_batch(torch.zeros(2, 6), torch.zeros(2).long()))
             with pytest.raises(MessageError, match="HeadGradient was not due, Batch was"):
-                one._server.request(HeadGradient(0, 0), {"gradient": torch.zeros(2, 5)})
-            one._server.send(Batch(0, 0, (6,)), of_batch(torch.zeros(2, 6)))
-            assert two._server.request(Batch(0, 0, (6,)), of_batch(torch.zeros(3, 6)))[1]["output"].shape == (
-                3,
-                5,
-            )
-            assert one._server.receive()[1]["output"].shape == (2, 5)
+                one._connection.server.request(HeadGradient(0, 0), {"gradient": torch.zeros(2, 5)})
+            one._connection.server.send(Batch(0, 0, (6,)), of_batch(torch.zeros(2, 6)))
+            answer = two._connection.server.request(Batch(0, 0, (6,)), of_batch(torch.zeros(3, 6)))
+            assert answer[1]["output"].shape == (3, 5)
+            assert one._connection.server.receive()[1]["output"].shape == (2, 5)
             with pytest.raises(MessageError, match="has a step that is not finished"):
-                one._server.request(Upload(0), {"masked": [torch.zeros(30).long()]})
+                one._connection.server.request(Upload(0), {"masked": [torch.zeros(30).long()]})
             with pytest.raises(MessageError, match="has 1 batches on their way"):
-                one._server.request(Batch(0, 1, (6,)), of_batch(torch.zeros(2, 6)))
+                one._connection.server.request(Batch(0, 1, (6,)), of_batch(torch.zeros(2, 6)))
             with pytest.raises(MessageError, match="the head's gradient has shape 3x5, expected 2x5"):
-                one._server.request(HeadGradient(0, 0), {"gradient": torch.zeros(3, 5)})
-            one._server.send(HeadGradient(0, 0), {"gradient": torch.zeros(2, 5)})
-            assert two._server.request(HeadGradient(0, 0), {"gradient": torch.zeros(3, 5)})[1]["gradient"][0].shape == (
-                3,
-                6,
-            )
+                one._connection.server.request(HeadGradient(0, 0), {"gradient": torch.zeros(3, 5)})
+            one._connection.server.send(HeadGradient(0, 0), {"gradient": torch.zeros(2, 5)})
+            answer = two._connection.server.request(HeadGradient(0, 0), {"gradient": torch.zeros(3, 5)})
+            assert answer[1]["gradient"][0].shape == (3, 6)
 
 
 def test_a_client_needs_a_head_for_a_u_and_for_nothing_else(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from splitsec.training.checkpoints import Checkpoints
 from splitsec.training.client.checkpoint import ClientCheckpoints
 from splitsec.training.client.greeting import TRAINS, Purpose, columns_part, hello_of, inspect
 from splitsec.training.client.intersection import Alignment
+from splitsec.training.client.learner import Learner
 from splitsec.training.client.privacy import ClientPrivacy
-from splitsec.training.client.training import Learner, Training
+from splitsec.training.client.training import Training
 from splitsec.training.flat_state import Combinable
 from splitsec.training.messages import Aligned, Missed, Places, Points, RunSeed, SeedsLost, Waiting, Welcome
 from splitsec.transport import Message, NamedTensors
@@ -140,28 +141,37 @@ class ClientRun:
             if isinstance(body, (Waiting, Missed)):
                 return []
             raise MessageError(f"{type(body).__name__} was not due in training")
-        if self._alignment is None:
+        alignment = self._alignment
+        if alignment is None or not self._aligns(training, body):
             return training.handle(body, tensors)
+        return self._align(training, alignment, body, tensors)
+
+    @staticmethod
+    def _aligns(training: Training, body: Message) -> bool:
+        """Return whether a message belongs to the alignment of rows; the first seed of the dealer begins it."""
+        return isinstance(body, (Points, Places, Aligned)) or (
+            isinstance(body, RunSeed) and not training.seeds.current.own
+        )
+
+    def _align(self, training: Training, alignment: Alignment, body: Message, tensors: NamedTensors) -> list[Outgoing]:
         match body:
-            case RunSeed() if not training.has_seeds:
+            case RunSeed():
                 training.handle(body, tensors)
-                return [Outgoing(SERVER, Points(self._learner.name), {"points": self._alignment.mine()})]
+                return [Outgoing(SERVER, Points(self._learner.name), {"points": alignment.mine()})]
             case Points(owner):
-                multiplied = self._alignment.pass_on(tensors["points"], owner)
+                multiplied = alignment.pass_on(tensors["points"], owner)
                 return [Outgoing(SERVER, Points(owner), {"points": multiplied})]
             case Places():
-                return self._align(self._alignment, tensors["places"])
-            case Aligned():
-                return self._begin_rounds(training)
+                return self._order_rows(alignment, tensors["places"])
             case _:
-                return training.handle(body, tensors)
+                return self._begin_rounds(training)
 
     def dealer_failed(self, error: SplitsecError) -> list[Outgoing]:
         """Return what to say where the dealer answered with an error; raises those that end the run."""
         if not isinstance(error, RestartedError) or self.training is None:
             raise error
         # The dealer does not know this start of the run any more; the server makes a new one.
-        return [Outgoing(SERVER, SeedsLost(self.training.welcome.start))]
+        return [Outgoing(SERVER, SeedsLost(self.training.seeds.start))]
 
     def close(self) -> None:
         """Take off what training has put around the segments."""
@@ -172,7 +182,7 @@ class ClientRun:
         """Return what this client and another share, and no other party; raises `MessageError` for a stranger."""
         if self.training is None:
             raise MessageError(f"{other} takes no part in this run")
-        return self.training.pair_seed(other)
+        return self.training.seeds.shared_with(other)
 
     def _join(self, welcome: Welcome, combined: torch.Tensor | None) -> list[Outgoing]:
         learner, before = self._learner, self.training
@@ -197,7 +207,7 @@ class ClientRun:
         self._alignment = Alignment(data.ids) if isinstance(data, Columns) else None
         return training.begin()
 
-    def _align(self, alignment: Alignment, places: torch.Tensor) -> list[Outgoing]:
+    def _order_rows(self, alignment: Alignment, places: torch.Tensor) -> list[Outgoing]:
         """Put the common rows into the order that all clients share."""
         assert isinstance(self._learner.data, Columns)
         assert self.training is not None

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
-import msgspec
 import torch
-from torch import nn
 
-from splitsec.cut.origin import Origin, origin_of, set_origin, values_digest
 from splitsec.data.columns import Columns
 from splitsec.data.loaders import Loader
-from splitsec.data.rows import Part
 from splitsec.errors import ConfigError, MessageError
-from splitsec.events import Report, RoundDone
-from splitsec.mpc.prg import fresh_seed
+from splitsec.events import RoundDone
 from splitsec.mpc.ring import check_range
-from splitsec.party_names import DEALER, SERVER
-from splitsec.randomness import RunRandomness
-from splitsec.training.aggregation import Member, Seeds, rule_of
-from splitsec.training.aggregation.masking import OneTime
-from splitsec.training.client.checkpoint import ClientCheckpoints
+from splitsec.party_names import SERVER
+from splitsec.training.aggregation import Member, rule_of
+from splitsec.training.client.learner import Learner
 from splitsec.training.client.privacy import ClientPrivacy
+from splitsec.training.client.seeds import ClientSeeds
 from splitsec.training.compression import coders
-from splitsec.training.flat_state import Combinable
 from splitsec.training.front import FrontTrainer
 from splitsec.training.layouts import layout_of
 from splitsec.training.messages import (
@@ -35,7 +27,6 @@ from splitsec.training.messages import (
     Gradient,
     Handed,
     HeadGradient,
-    JoinRun,
     Missed,
     NewSeeds,
     Output,
@@ -52,40 +43,7 @@ from splitsec.transport.outgoing import Outgoing
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Learner:
-    """What a client brings into a run, the same in every welcome to it.
-
-    Attributes:
-        name: of the client.
-        cut: the name of the cut.
-        segments: the front and, of a U, the head; trained in place.
-        state: their values.
-        first: those values before the run, float64.
-        data: the client's rows or columns.
-        kept: its checkpoints.
-        randomness: of the order of rows and of dropout.
-        ledgers: the directory of its privacy ledgers; None keeps none.
-        epsilon_limit: what all runs together may spend of any record; 0 for no limit.
-        report: told what has happened.
-        used: which masks and pads it has used.
-    """
-
-    name: str
-    cut: str
-    segments: Sequence[nn.Module] = field(repr=False)
-    state: Combinable = field(repr=False)
-    data: Part | Columns = field(repr=False)
-    kept: ClientCheckpoints = field(repr=False)
-    randomness: RunRandomness = field(repr=False)
-    ledgers: Path | None = None
-    epsilon_limit: float = 0.0
-    report: Report = field(repr=False, kw_only=True)
-    used: OneTime = field(default_factory=OneTime, repr=False)
-    first: torch.Tensor = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self.first = self.state.flat()
+Handler = Callable[[Any, NamedTensors], list[Outgoing]]
 
 
 class Training:
@@ -99,6 +57,7 @@ class Training:
     Attributes:
         done: the run is over and the segments are final.
         protection: what the run does for this client's privacy.
+        seeds: of this client's masks.
 
     Raises:
         ConfigError: the client cannot take part; says why.
@@ -131,8 +90,13 @@ class Training:
         self._length = member.length
         self._rule = rule_of(settings).client(member)
         self._aligns = layout.aligns_rows
-        self._seeds = Seeds()
-        self._renewing = False
+        others = tuple(client for client in settings.clients if client != learner.name)
+        self.seeds = ClientSeeds(
+            welcome.run,
+            welcome.start,
+            partners=others if self._rule.paired or self._aligns else (),
+            noise=self.protection.shares(),
+        )
         self._round = welcome.round
         self._missed = welcome.wait
         # Of the segments at the beginning of the round, see `Origin`.
@@ -152,6 +116,16 @@ class Training:
             privacy=self.protection.front(),
         )
         self._participant = layout.participant(self._trainer)
+        self._handlers: dict[type[Message], Handler] = {
+            RunSeed: self._add_seeds,
+            Output: self._answer,
+            Gradient: self._learn,
+            Combined: self._end_round,
+            Handed: self._add_handed,
+            NewSeeds: self._renew_seeds,
+            Missed: self._return,
+            Waiting: lambda _body, _tensors: [],
+        }
         self._restore(combined)
 
     def _restore(self, combined: torch.Tensor | None) -> None:
@@ -159,7 +133,7 @@ class Training:
         learner, welcome, kept = self._learner, self.welcome, self._learner.kept
         if self._settings.epochs:
             # From here on the values are those of a run that is not over.
-            self._remember(Origin(architecture=self._architecture))
+            learner.remember_training()
         kept.join(welcome.run, learner.cut, self._settings)
         if welcome.wait and not self._rule.combines and not kept.saved:
             raise ConfigError(
@@ -193,7 +167,7 @@ class Training:
         """Return what to say first: a request for seeds, or the first batches where none are needed."""
         if not self._aligns and (self.done or not self._rule.seeded):
             return self.begin_round()
-        return [Outgoing(DEALER, self._join_run(self._round))]
+        return [self.seeds.request(self._round)]
 
     def close(self) -> None:
         """Take off what training has put around the segments."""
@@ -205,67 +179,32 @@ class Training:
         Raises:
             MessageError, RangeError: the message cannot be used.
         """
-        match body:
-            case RunSeed():
-                return self._add_seeds(body)
-            case Output() if self._fits(body):
-                return self._answer(body, tensors["output"])
-            case Gradient() if self._fits(body):
-                return self._learn(body, tensors)
-            case Combined():
-                return self._end_round(body, tensors)
-            case Handed():
-                return self._add_handed(body, tensors["sealed"])
-            case NewSeeds():
-                self.welcome = msgspec.structs.replace(self.welcome, start=body.start)
-                self._renewing = True
-                return [Outgoing(DEALER, self._join_run(body.round))]
-            case Missed(number):
-                if number < self._round or self._missed:
-                    return []
-                self._missed = True
-                return [Outgoing(SERVER, Return(number))]
-            case Waiting() | Output() | Gradient():
-                return []
-            case other:
-                raise MessageError(f"{type(other).__name__} was not due in training")
+        handler = self._handlers.get(type(body))
+        if handler is None:
+            raise MessageError(f"{type(body).__name__} was not due in training")
+        return handler(body, tensors)
 
     def _fits(self, body: Output | Gradient) -> bool:
         # An answer to a round that went on without this client is of no use.
         return not self._missed and body.round == self._round and body.step == self._answered
 
+    def _return(self, body: Missed, _tensors: NamedTensors) -> list[Outgoing]:
+        """Ask to take part again, where the round goes on without this client."""
+        if body.round < self._round or self._missed:
+            return []
+        self._missed = True
+        return [Outgoing(SERVER, Return(body.round))]
+
     # Seeds.
 
-    @property
-    def has_seeds(self) -> bool:
-        """Return whether the dealer has answered since the welcome."""
-        return bool(self._seeds.own)
+    def _renew_seeds(self, body: NewSeeds, _tensors: NamedTensors) -> list[Outgoing]:
+        return [self.seeds.renew(body.start, body.round)]
 
-    def _join_run(self, first_round: int) -> JoinRun:
-        partners = self._others if self._rule.paired or self._aligns else ()
-        noise = self.protection.shares()
-        return JoinRun(self.welcome.run, self.welcome.start, first_round, noise, partners, fresh_seed())
-
-    @property
-    def _others(self) -> tuple[str, ...]:
-        return tuple(client for client in self._settings.clients if client != self._learner.name)
-
-    def pair_seed(self, other: str) -> bytes:
-        """Return what this client and another share, and no other party; raises `MessageError` for a stranger."""
-        if other not in self._seeds.pairs:
-            raise MessageError(f"{other} takes no part in this run")
-        return self._seeds.pairs[other]
-
-    def _add_seeds(self, body: RunSeed) -> list[Outgoing]:
-        others = self._others if self._rule.paired or self._aligns else ()
-        if len(body.pairs) != len(others):
-            raise MessageError("the dealer gave other seeds than were asked for")
-        before, self._seeds = self._seeds, Seeds(body.seed, dict(zip(others, body.pairs, strict=True)))
-        renewing, self._renewing = self._renewing and bool(before.own), False
-        if not renewing:
-            # Also where the dealer was started again before this client had its first seed.
+    def _add_seeds(self, body: RunSeed, _tensors: NamedTensors) -> list[Outgoing]:
+        before = self.seeds.take(body)
+        if before is None:
             return self.begin_round() if not self._aligns else []
-        again = self._rule.renewed(before, self._seeds, self._round)
+        again = self._rule.renewed(before, self.seeds.current, self._round)
         return [] if again is None else [Outgoing(SERVER, Upload(self._round), again)]
 
     # Rounds.
@@ -307,13 +246,17 @@ class Training:
             out.append(Outgoing(SERVER, Upload(self._round), self._upload()))
         return out
 
-    def _answer(self, body: Output, output: torch.Tensor) -> list[Outgoing]:
+    def _answer(self, body: Output, tensors: NamedTensors) -> list[Outgoing]:
+        if not self._fits(body):
+            return []
         _, labels, _ = self._loader.batch(self._first + body.step)
         assert labels is not None
-        gradient = self._participant.answer(output, labels)
+        gradient = self._participant.answer(tensors["output"], labels)
         return [Outgoing(SERVER, HeadGradient(body.round, body.step), {"gradient": gradient})]
 
     def _learn(self, body: Gradient, tensors: NamedTensors) -> list[Outgoing]:
+        if not self._fits(body):
+            return []
         shape = self._trainer.due
         if shape is None:
             raise MessageError("Gradient was not due")
@@ -338,7 +281,7 @@ class Training:
         return self._rule.upload(
             self._vector(),
             self._trainer,
-            self._seeds,
+            self.seeds.current,
             weight=self._loader.samples,
             round_number=self._round,
             rounds=self.welcome.rounds,
@@ -347,7 +290,7 @@ class Training:
     def _end_round(self, done: Combined, tensors: NamedTensors) -> list[Outgoing]:
         if done.round < self._round and not (self._missed and done.round + 1 == self._round):
             return []
-        vector = self._rule.opened(done, tensors, self._seeds, self.welcome.rounds)
+        vector = self._rule.opened(done, tensors, self.seeds.current, self.welcome.rounds)
         if vector is not None:
             self._load(vector)
         if self._learner.name in done.dropped or self._missed:
@@ -357,7 +300,7 @@ class Training:
         self._mark = done.mark
         out: list[Outgoing] = []
         if self._rule.owes:
-            vectors = self._rule.again(self._vector(), self._seeds, done.round)
+            vectors = self._rule.again(self._vector(), self.seeds.current, done.round)
             out.append(Outgoing(SERVER, Handed(self._learner.name, 2 * done.round + 1), {"sealed": vectors}))
         self._end(over=self._round >= self.welcome.rounds and not self._rule.stale)
         if self._learner.kept.kept:
@@ -385,9 +328,9 @@ class Training:
             )
         )
 
-    def _add_handed(self, body: Handed, sealed: Sequence[torch.Tensor]) -> list[Outgoing]:
+    def _add_handed(self, body: Handed, tensors: NamedTensors) -> list[Outgoing]:
         """Load the newest segments of a relay, and begin the round that waited for them."""
-        vector = self._rule.opened_late(sealed, body.holder, body.pad, self._seeds)
+        vector = self._rule.opened_late(tensors["sealed"], body.holder, body.pad, self.seeds.current)
         if vector is None:
             return []
         self._load(vector)
@@ -407,23 +350,14 @@ class Training:
         check_range(vector, limit=float("inf"), what="the combined segments")
         self._rule.load(vector)
 
-    @property
-    def _architecture(self) -> str:
-        return origin_of(self._learner.segments[0]).architecture
-
     def _end(self, *, over: bool) -> None:
         """Note whether the run is over; then the segments remember which tail they belong to."""
         self.done = over
         # Without training the segments are what they were.
         if not over or not self._settings.epochs:
             return
-        items = (item for segment in self._learner.segments for item in segment.state_dict().items())
         welcome = self.welcome
-        self._remember(Origin(self._mark, self._architecture, welcome.run, welcome.rounds, values_digest(items)))
-
-    def _remember(self, origin: Origin) -> None:
-        for segment in self._learner.segments:
-            set_origin(segment, origin)
+        self._learner.remember_run(mark=self._mark, run=welcome.run, rounds=welcome.rounds)
 
     def _save(self) -> None:
         facts: dict[str, object] = {"mark": self._mark}

@@ -78,13 +78,13 @@ def test_a_calibration_that_is_none_is_refused(tmp_path: Path) -> None:
     with world(tmp_path, epochs=0, stay=True, model=deep) as here, here.client("client-1") as client:
         for activations in (torch.zeros(0, 6), torch.zeros(65, 6), torch.zeros(2, 6, dtype=torch.int64)):
             with pytest.raises(MessageError):
-                client._server.request(Calibration(), {"activations": activations})
+                client._connection.server.request(Calibration(), {"activations": activations})
         with pytest.raises(RangeError, match="calibration holds nan"):
-            client._server.request(Calibration(), {"activations": torch.full((2, 6), float("nan"))})
+            client._connection.server.request(Calibration(), {"activations": torch.full((2, 6), float("nan"))})
         with pytest.raises(RangeError, match="calibration holds"):
-            client._server.request(Calibration(), {"activations": torch.full((2, 6), 300.0)})
+            client._connection.server.request(Calibration(), {"activations": torch.full((2, 6), 300.0)})
         # The control.
-        assert isinstance(client._server.request(Calibration(), {"activations": torch.rand(2, 6)})[0], Done)
+        assert isinstance(client._connection.server.request(Calibration(), {"activations": torch.rand(2, 6)})[0], Done)
 
 
 def test_a_calibration_decides_about_its_own_client_alone(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ class Parties(InProcessNetwork):
 
     def _check_mask(self, name: str, number: int, upload: torch.Tensor) -> None:
         """A mask covers one upload, whatever happens."""
-        key = self.clients[name].training._seeds.own, number
+        key = self.clients[name].training.seeds.current.own, number
         assert key not in self.masked or torch.equal(self.masked[key], upload), "a mask was used twice"
         self.masked[key] = upload
 
@@ -392,4 +392,4 @@ def test_new_seeds_that_are_the_old_ones_do_not_send_an_upload_again() -> None:
     client = parties.clients["a"]
     client.handle(NewSeeds("f" * 32, 0), {})
     with pytest.raises(RandomnessError, match="has been used"):
-        client.handle(RunSeed(client.training._seeds.own), {})
+        client.handle(RunSeed(client.training.seeds.current.own), {})
