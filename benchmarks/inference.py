@@ -42,7 +42,7 @@ from splitsec.cli.common import check_writable, numbers
 from splitsec.errors import ConfigError
 from splitsec.events import size
 from splitsec.models.literature import find_model
-from splitsec.settings.setting import setting
+from splitsec.settings.setting import Bounds, setting
 
 # Counted runs of an engine before the next one's turn.
 TURN = 5
@@ -60,10 +60,12 @@ class Options:
     cut: Annotated[str, setting("Where to cut; input: all of it encrypted.")] = "input"
     input: Annotated[str, setting("Shape C,H,W of one input, for a model of yours.")] | None = None
     weights: Annotated[Path, setting("safetensors file with the model's weights.")] | None = None
-    runs: Annotated[int, setting("Counted runs.", least=1)] = 20
-    threads: Annotated[int, setting("Threads a process.", least=1)] = 1
-    rtt: Annotated[float, setting("Emulate a link with this round trip, in milliseconds.", least=0)] | None = None
-    bandwidth: Annotated[float, setting("Of the emulated link, in megabits a second.", above=0)] = 100.0
+    runs: Annotated[int, setting("Counted runs.", Bounds(least=1))] = 20
+    threads: Annotated[int, setting("Threads a process.", Bounds(least=1))] = 1
+    rtt: Annotated[float, setting("Emulate a link with this round trip, in milliseconds.", Bounds(least=0))] | None = (
+        None
+    )
+    bandwidth: Annotated[float, setting("Of the emulated link, in megabits a second.", Bounds(above=0))] = 100.0
     json: Annotated[Path, setting("Also write the result to this file.")] | None = None
 
 

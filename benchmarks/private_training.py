@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -24,14 +24,16 @@ from splitsec.cli.common import check_writable
 from splitsec.data.rows import Part
 from splitsec.errors import ConfigError
 from splitsec.local.run import LocalRun, check_run, make_data
-from splitsec.local.simulation import SERVER_SEED, simulate
+from splitsec.local.simulation import SERVER_SEED, SimulationSettings, simulate
 from splitsec.machine import one_thread
 from splitsec.models.load import load_model
 from splitsec.parties.run import make_segments
 from splitsec.privacy.ledger import Ledger
 from splitsec.settings.privacy import Privacy
-from splitsec.settings.setting import setting
+from splitsec.settings.setting import Bounds, setting
 from splitsec.training.step import make_optimizer
+
+CUT = "pool"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +43,10 @@ class Options:
     dataset: Annotated[str, setting("Datasets, with commas between them: digits, mnist.")] = "digits"
     data_dir: Annotated[Path, setting("For mnist: the directory above MNIST/raw.")] | None = None
     epsilon: Annotated[str, setting("Budgets.")] = "1,3,8"
-    delta: Annotated[float, setting("The budgets' delta.", above=0, below=1)] = 1e-5
-    clients: Annotated[int, setting("Number of clients.", least=2)] = 3
-    epochs: Annotated[int, setting("Epochs of training.", least=1)] = 30
-    seeds: Annotated[int, setting("Runs of each, in turn.", least=1)] = 5
+    delta: Annotated[float, setting("The budgets' delta.", Bounds(above=0, below=1))] = 1e-5
+    clients: Annotated[int, setting("Number of clients.", Bounds(least=2))] = 3
+    epochs: Annotated[int, setting("Epochs of training.", Bounds(least=1))] = 30
+    seeds: Annotated[int, setting("Runs of each, in turn.", Bounds(least=1))] = 5
     json: Annotated[Path, setting("Also write the result to this file.")] | None = None
 
 
@@ -69,46 +71,30 @@ class PrivateTraining:
     all_opacus: tuple[float, ...]
 
 
-def measure_private_training(
-    dataset: str,
-    budget: float,
-    *,
-    clients: int = 3,
-    cut: str = "pool",
-    delta: float = 1e-5,
-    data_dir: Path | None = None,
-    epochs: int = 30,
-    seeds: int = 3,
-) -> PrivateTraining:
-    """Train both ways with the demo's settings for private training, in turn for each seed."""
-    runs = [
-        LocalRun(
-            epochs=epochs,
-            clients=clients,
-            dataset=dataset,
-            data_dir=data_dir,
-            cut=cut,
-            seed=seed,
-            privacy=Privacy(epsilon=budget, delta=delta),
-        )
-        for seed in range(seeds)
-    ]
+def measure_private_training(run: LocalRun, *, seeds: int = 3) -> PrivateTraining:
+    """Train both ways with the demo's settings for private training, in turn for each seed.
+
+    Args:
+        run: the split training, with a privacy budget.
+        seeds: how many; each is trained with.
+    """
+    runs = [replace(run, seed=seed) for seed in range(seeds)]
     split, opacus, ledger, epsilon = [], [], None, 0.0
-    for run in runs:
-        parts = [one for one in make_data(run) if isinstance(one, Part)]
-        accuracy, ledger = _split(run, parts)
+    for seeded in runs:
+        parts = [one for one in make_data(seeded) if isinstance(one, Part)]
+        accuracy, ledger = _split(seeded, parts)
         split.append(accuracy)
-        accuracy, epsilon = _opacus(run, parts, ledger)
+        accuracy, epsilon = _opacus(seeded, parts, ledger)
         opacus.append(accuracy)
     if ledger is None:
         raise ConfigError("measure at least one seed")
     entry = ledger.entries[0]
     return PrivateTraining(
-        dataset=dataset,
-        clients=clients,
-        cut=cut,
-        budget=budget,
-        delta=delta,
+        dataset=run.data,
+        clients=len(run.names),
+        cut=run.where,
+        budget=run.privacy.epsilon or 0.0,
+        delta=run.privacy.delta,
         noise=entry.noise,
         rate=entry.rate,
         steps=entry.steps,
@@ -131,8 +117,7 @@ def _split(run: LocalRun, parts: Sequence[Part]) -> tuple[float, Ledger]:
         dict(zip(run.names, parts, strict=True)),
         cut=cut,
         settings=run.settings,
-        seed=run.seed,
-        repeatable=True,
+        how=SimulationSettings(seed=run.seed, repeatable=True),
     )
     whole = nn.Sequential(found.segments[run.names[0]][0], tail)
     return _accuracy(whole, parts), found.ledgers[run.names[0]]
@@ -193,16 +178,15 @@ def main(options: Options, arguments: Sequence[str]) -> None:
         for dataset in names:
             for budget in budgets:
                 status.update(f"{dataset}, epsilon {budget:g}")
-                record = measure_private_training(
-                    dataset,
-                    budget,
-                    clients=options.clients,
-                    delta=options.delta,
-                    data_dir=options.data_dir,
+                run = LocalRun(
                     epochs=options.epochs,
-                    seeds=options.seeds,
+                    clients=options.clients,
+                    dataset=dataset,
+                    data_dir=options.data_dir,
+                    cut=CUT,
+                    privacy=Privacy(epsilon=budget, delta=options.delta),
                 )
-                records.append(record)
+                records.append(measure_private_training(run, seeds=options.seeds))
                 write_result(options.json, records, benchmark="private_training", arguments=arguments)
     out.print(_table(records, options))
 

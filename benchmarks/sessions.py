@@ -31,7 +31,7 @@ from splitsec.local.prediction_service import start_service
 from splitsec.local.processes import PartyGroup
 from splitsec.models.literature import BenchModel, find_model
 from splitsec.settings.parties import ClientConfig
-from splitsec.settings.setting import setting
+from splitsec.settings.setting import Bounds, setting
 from splitsec.settings.toml import write_config
 
 RUN_SECONDS = 900.0
@@ -44,7 +44,7 @@ class Options:
     model: Annotated[str, setting("A built-in name or file.py:name.")] = "m2"
     input: Annotated[str, setting("Shape C,H,W of one input, for a model of yours.")] | None = None
     sessions: Annotated[str, setting("Clients at once, with commas between the numbers.")] = "1,4"
-    predictions: Annotated[int, setting("Of each client; the first tenth is not counted.", least=20)] = 200
+    predictions: Annotated[int, setting("Of each client; the first tenth is not counted.", Bounds(least=20))] = 200
     json: Annotated[Path, setting("Also write the result to this file.")] | None = None
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks.command import console, run_command, words
 from benchmarks.records import write_result
-from splitsec.apps.predict import PredictResult, Samples, predict
+from splitsec.apps.predict import PredictionTask, PredictResult, Samples, predict
 from splitsec.cli.common import check_writable
 from splitsec.cut import SplitModel
 from splitsec.errors import ConfigError
@@ -90,7 +90,9 @@ def run_zoo(names: list[str], on_start: Callable[[str], None]) -> list[ZooRecord
         with tempfile.TemporaryDirectory(prefix="splitsec-zoo-") as directory:
             weights = Path(directory) / "weights"
             write_tensors(weights, model.state_dict())
-            result = predict(name, cut, Samples(images), weights=weights, report=lambda _event: None)
+            result = predict(
+                PredictionTask(source=name, cut=cut, weights=weights), Samples(images), report=lambda _event: None
+            )
         records.append(ZooRecord(name, cut, parameters, result))
     return records
 

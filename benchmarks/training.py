@@ -27,9 +27,10 @@ from splitsec.events import AnyEvent, RoundDone
 from splitsec.local.run import LocalRun, execute, prepare
 from splitsec.models.load import load_model
 from splitsec.party_names import SERVER
-from splitsec.settings.setting import setting
+from splitsec.settings.setting import Bounds, setting
 
 WARM_STEPS = 10
+EPOCHS = 5
 LEARNING_RATE = 2e-3
 
 
@@ -42,7 +43,7 @@ class Options:
     clients: Annotated[str, setting("Numbers of clients.")] = "1,3,8"
     in_flight: Annotated[str, setting("Batches on their way at once.")] = "2"
     compression: Annotated[str, setting("Compressions, see splitsec demo.")] = "none"
-    turns: Annotated[int, setting("Measurements in turn.", least=1)] = 3
+    turns: Annotated[int, setting("Measurements in turn.", Bounds(least=1))] = 3
     json: Annotated[Path, setting("Also write the result to this file.")] | None = None
 
 
@@ -64,32 +65,13 @@ class TrainingRecord:
     bytes_per_sample: float
 
 
-def measure_training(
-    dataset: str,
-    clients: int,
-    *,
-    data_dir: Path | None = None,
-    samples: int = 12_000,
-    epochs: int = 5,
-    turns: int = 3,
-    in_flight: int = 2,
-    compression: str = "none",
-) -> TrainingRecord:
+def measure_training(run: LocalRun, *, samples: int = 12_000, turns: int = 3) -> TrainingRecord:
     """Train a number of epochs split and plain, `turns` times in turn.
 
     Args:
+        run: the split training, whose first epoch is not counted.
         samples: of all clients together, at most.
-        epochs: of the split training; the first one is not counted.
     """
-    run = LocalRun(
-        clients=clients,
-        epochs=epochs,
-        dataset=dataset,
-        data_dir=data_dir,
-        aggregation="none" if clients == 1 else "average",
-        batches_in_flight=in_flight,
-        compression=compression,
-    )
     split, plain, threads, size = [], [], [], 0.0
     for _ in range(turns):
         rate, size = _split(run, samples)
@@ -99,10 +81,10 @@ def measure_training(
         threads.append(used)
     quotients = [one / other for one, other in zip(split, plain, strict=True)]
     return TrainingRecord(
-        dataset,
-        clients,
-        in_flight,
-        compression,
+        run.data,
+        len(run.names),
+        run.settings.batches_in_flight,
+        run.compression,
         split=median(split),
         plain=median(plain),
         plain_threads=max(set(threads), key=threads.count),
@@ -180,15 +162,16 @@ def main(options: Options, arguments: Sequence[str]) -> None:
     with out.status("") as status:
         for dataset, clients, in_flight, compression in wanted:
             status.update(f"{dataset}, {clients} clients, {in_flight} in flight, compression {compression}")
-            record = measure_training(
-                dataset,
-                clients,
+            run = LocalRun(
+                clients=clients,
+                epochs=EPOCHS,
+                dataset=dataset,
                 data_dir=options.data_dir,
-                in_flight=in_flight,
+                aggregation="none" if clients == 1 else "average",
+                batches_in_flight=in_flight,
                 compression=compression,
-                turns=options.turns,
             )
-            records.append(record)
+            records.append(measure_training(run, turns=options.turns))
             # What took minutes is not lost if the rest is interrupted.
             write_result(options.json, records, benchmark="training", arguments=arguments)
     out.print(_table(records))

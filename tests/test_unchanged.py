@@ -17,16 +17,16 @@ from typing import Any
 
 import pytest
 import torch
+from support.encrypted_tail import compiled
 from torch import nn
 
 from splitsec import Part, RunSettings, SplitModel
 from splitsec.cut.joined import VerticalModel
 from splitsec.data.columns import Columns
 from splitsec.data.loaders import Loader
-from splitsec.local.simulation import simulate
+from splitsec.local.simulation import SimulationSettings, simulate
 from splitsec.models.demo import digits_cnn
 from splitsec.models.load import load_model
-from splitsec.mpc.program.compile import compile_tail
 from splitsec.mpc.program.cost import predict_cost
 from splitsec.training.plain import train_alone
 
@@ -118,7 +118,14 @@ def train(layout: str) -> dict[str, torch.Tensor]:
         begin = {name: copy.deepcopy(parts) for name in NAMES}
         data = {name: _rows(seed, count) for seed, (name, count) in enumerate(zip(NAMES, (12, 20, 9), strict=True), 1)}
     settings = RunSettings(**{"clients": tuple(begin), "epochs": 2, "batch_size": 4, "learning_rate": 0.01, **options})
-    result = simulate(tail, lambda name: begin[name], data, cut=cut, settings=settings, seed=5, repeatable=True)
+    result = simulate(
+        tail,
+        lambda name: begin[name],
+        data,
+        cut=cut,
+        settings=settings,
+        how=SimulationSettings(seed=5, repeatable=True),
+    )
     segments = {"tail": tail}
     for name, owned in result.segments.items():
         segments |= {f"{name}.{number}": segment for number, segment in enumerate(owned)}
@@ -148,7 +155,7 @@ def cost(name: str, comparison: str, batch: int) -> dict[str, Any]:
     split = SplitModel(make().eval(), cut)
     with torch.no_grad():
         activation = split.front(torch.zeros(batch, *shape))
-    program = compile_tail(split.tail, tuple(activation.shape), comparison=comparison)[0]  # type: ignore[arg-type]
+    program = compiled(split.tail, tuple(activation.shape), comparison=comparison)[0]  # type: ignore[arg-type]
     prediction = predict_cost(program, 1)
     total = prediction.total
     return {

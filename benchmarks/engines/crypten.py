@@ -25,9 +25,7 @@ def stock_crypten(work: Workload, processors: set[int], *, threads: int | None, 
         engine=engine,
         provider="TTP",
         environment=environment if threads is None else {**environment, "OMP_NUM_THREADS": str(threads)},
-        answering=2,
         processors=processors,
-        threads=threads or 0,
     )
 
 

@@ -16,13 +16,16 @@ from splitsec.apps.workload import Record, Workload, plain_ms
 from splitsec.cut import INPUT
 from splitsec.errors import SplitsecError
 
+PARTIES = 2
+
 
 class PeerProcesses:
     """The processes of one engine on one workload; a context manager that ends them.
 
     Args:
-        commands: one process each; those that answer come first.
-        answering: how many of them answer each line with `{"ms": ..., "error": ..., "agreement": ...}`.
+        commands: one process each. The first two, the parties, answer each line with
+            `{"ms": ..., "error": ..., "agreement": ...}`.
+        environment: of the processes; `OMP_NUM_THREADS` says how many threads they use.
         processors: where they may run.
         directory: what they read and write, removed in the end.
     """
@@ -35,17 +38,14 @@ class PeerProcesses:
         engine: str,
         provider: str,
         environment: Mapping[str, str],
-        answering: int,
         processors: set[int],
-        threads: int,
         directory: Path | None = None,
     ) -> None:
         self._work = work
         self._directory = directory
         self._engine = engine
         self._provider = provider
-        self._answering = answering
-        self._threads = threads
+        self._threads = int(environment.get("OMP_NUM_THREADS", 0))
         self.times: list[float] = []
         self._answers: list[dict[str, float]] = []
         self._processes = [
@@ -65,7 +65,7 @@ class PeerProcesses:
 
     def run(self, *, count: bool) -> None:
         """One prediction; `count` is False for a warm-up."""
-        asked = self._processes[: self._answering]
+        asked = self._processes[:PARTIES]
         try:
             for process in asked:
                 assert process.stdin is not None

@@ -64,9 +64,7 @@ def _spu(work: Workload, processors: set[int], python: str, threads: int | None)
         engine="spu",
         provider="semi2k",
         environment=environment if threads is None else {**environment, "OMP_NUM_THREADS": str(threads)},
-        answering=2,
         processors=processors,
-        threads=threads or 0,
         directory=directory,
     )
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.private_training import measure_private_training
+from benchmarks.private_training import CUT, measure_private_training
+from splitsec.local.run import LocalRun
+from splitsec.settings.privacy import Privacy
 
 
 @pytest.mark.slow
 def test_the_epsilon_is_that_of_opacus() -> None:
-    record = measure_private_training("digits", 3.0, clients=2, delta=1e-4, epochs=1, seeds=1)
+    run = LocalRun(dataset="digits", clients=2, epochs=1, cut=CUT, privacy=Privacy(epsilon=3.0, delta=1e-4))
+    record = measure_private_training(run, seeds=1)
     assert record.epsilon_split == pytest.approx(record.epsilon_opacus, rel=1e-3)
     assert record.epsilon_split <= 3.0

@@ -13,7 +13,7 @@ def test_split_and_plain_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch) 
     rates = iter([100.0, 300.0, 200.0])
     monkeypatch.setattr(training, "_split", lambda _run, _samples: (next(rates), 512.0))
     monkeypatch.setattr(training, "_plain", lambda _run, _samples, threads: 400.0 + threads)
-    record = training.measure_training("digits", 2, turns=3)
+    record = training.measure_training(LocalRun(clients=2, epochs=1, dataset="digits"), turns=3)
     assert (record.split, record.bytes_per_sample) == (200.0, 512.0)
     assert record.share == pytest.approx(record.split / record.plain)
 
@@ -24,7 +24,7 @@ def test_plain_training_is_as_fast_as_it_can_be() -> None:
 
 @pytest.mark.slow
 def test_split_training_of_real_processes() -> None:
-    record = training.measure_training("digits", 2, samples=128, epochs=2, turns=1)
+    record = training.measure_training(LocalRun(clients=2, epochs=2, dataset="digits"), samples=128, turns=1)
     assert min(record.split, record.plain, record.bytes_per_sample) > 0
 
 

@@ -17,7 +17,7 @@ from splitsec.cut.check import ROWS
 from splitsec.errors import ConfigError, SplitsecError, first_line
 from splitsec.mpc.context import CLIENT, SERVER
 from splitsec.mpc.program.bounds import Memory
-from splitsec.mpc.program.compile import compile_tail
+from splitsec.mpc.program.compile import CompileOptions, compile_tail
 from splitsec.mpc.program.cost import StepMemory, predict_cost
 from splitsec.mpc.program.shapes import ShapeNotes
 from splitsec.mpc.session.plan import correction_count
@@ -209,7 +209,12 @@ class _Pricing:
 
     def _encrypted(self, tail: fx.GraphModule, value: torch.Tensor) -> Encrypted:
         program, _ = compile_tail(
-            tail, tuple(value.shape), calibration=value, memory=self.bounds, shaped=True, resolved=False
+            tail,
+            tuple(value.shape),
+            CompileOptions(resolved=False),
+            calibration=value,
+            memory=self.bounds,
+            shaped=True,
         )
         predicted = predict_cost(program, CLIENT, self.steps)
         online, offline = self.speed.milliseconds(predicted, self.link)

@@ -25,13 +25,13 @@ from splitsec.data.rows import Part
 from splitsec.errors import ConfigError
 from splitsec.events import AnyEvent, Joined, Predicted, RoundDone, size
 from splitsec.local.run import LocalRun, execute, held_out_rows, load_vertical, make_data, prepare
-from splitsec.local.simulation import SERVER_SEED, simulate
+from splitsec.local.simulation import SERVER_SEED, SimulationSettings, simulate
 from splitsec.parties.run import make_segments
 from splitsec.parties.run_columns import load_columns_model
 from splitsec.party_names import SERVER
 from splitsec.privacy.ledger import Ledger, find_ledgers
 from splitsec.settings.run import MODEL_PARTS
-from splitsec.settings.setting import setting
+from splitsec.settings.setting import Bounds, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class DemoOptions(LocalRun):
     ) = None
     simulate: Annotated[bool, setting("Virtual clients in one process; predictions are plain then.")] = False
     drop: Annotated[
-        float, setting("With simulate: fraction of clients that drop out of each round.", least=0, below=1)
+        float, setting("With simulate: fraction of clients that drop out of each round.", Bounds(least=0, below=1))
     ] = 0.0
     verbose: Annotated[bool, setting("Log everything, and show the trace of an error.")] = False
 
@@ -130,11 +130,8 @@ def simulate_demo(run: LocalRun, console: Console, *, drop: float = 0.0, checkpo
             named,  # type: ignore[arg-type]
             cut=cut,
             settings=run.settings,
-            seed=run.seed,
-            drop=drop,
-            checkpoints=checkpoints,
             # All parties are on this machine, with data of its own.
-            repeatable=True,
+            how=SimulationSettings(seed=run.seed, drop=drop, checkpoints=checkpoints, repeatable=True),
             report=watch.show,
         )
     watch.samples, watch.dropped = sum(one.samples for one in simulated.rounds), simulated.dropped

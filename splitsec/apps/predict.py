@@ -129,47 +129,59 @@ class PredictResult:
     labels_plain: list[int] | None = field(repr=False, default=None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PredictionTask:
+    """Which model predicts, and how.
+
+    Attributes:
+        source: the model, as `load_model` takes it.
+        cut: the name of the cut.
+        weights: safetensors of the whole model; without them it is as its function returns it.
+        calibration: images that are no client's data, like those to predict, on which the bounds of a deep tail are
+            measured; None for noise.
+        batch_size: images of a query.
+        checked: compare every layer's values with its bound in every query, and name the first that is beyond.
+    """
+
+    source: str
+    cut: str
+    weights: Path | None = None
+    calibration: Samples | None = None
+    batch_size: int = 1
+    checked: bool = False
+
+
 def predict(
-    source: str,
-    cut: str,
+    task: PredictionTask,
     samples: Samples,
     *,
-    weights: Path | None = None,
-    calibration: Samples | None = None,
-    batch_size: int = 1,
-    checked: bool = False,
     report: Report,
     on_start: Callable[[str], None] = lambda _what: None,
 ) -> PredictResult:
     """Start a dealer and a server for the model's tail, and be the client that predicts `samples`.
 
     Args:
-        source: the model, as `load_model` takes it.
-        weights: safetensors of the whole model; without them it is as its function returns it.
-        calibration: images that are no client's data, like those to predict, on which the bounds of a deep tail are
-            measured; None for noise.
-        checked: compare every layer's values with its bound in every query, and name the first that is beyond.
         on_start: called with what begins.
 
     Raises:
         ConfigError, CutError, UnsupportedLayerError, RangeError: before any process is started.
     """
     began = time.monotonic()
-    model = load_model(source).eval()
-    if weights is not None:
-        load_weights(model, weights)
-    split = SplitModel(model, cut, check=False).eval()
+    model = load_model(task.source).eval()
+    if task.weights is not None:
+        load_weights(model, task.weights)
+    split = SplitModel(model, task.cut, check=False).eval()
     rows = vocabulary(split.front)
     samples = samples.fit(model, rows)
     images = samples.images
-    activation = _activation(split, images[:1].expand(batch_size, *images.shape[1:]))
+    activation = _activation(split, images[:1].expand(task.batch_size, *images.shape[1:]))
     check_split(model, split.segments, images, cut=split.cut)
     on_start("compiling the tail")
-    measured = _calibration(split, activation, images, calibration, rows)
+    measured = _calibration(split, activation, images, task.calibration, rows)
     with tempfile.TemporaryDirectory(prefix="splitsec-predict-") as name, PartyGroup() as group:
         directory = Path(name)
         on_start("starting a dealer and a server")
-        service = Service(absolute_source(source), split.cut, split.tail, measured)
+        service = Service(absolute_source(task.source), split.cut, split.tail, measured)
         dealer, server = start_service(group, directory, service, ("client-1", "client-2"), timeout=TIMEOUT)
         client = Client(
             split.front,
@@ -187,15 +199,16 @@ def predict(
         on_start("opening a session")
         with client, one_thread():
             # All parties share this machine, so to prepare meanwhile would only take turns.
-            predictions = client.predict(images, Query(batch_size=batch_size, ahead=0, checked=checked))
-    plain, plain_ms = _in_plain(model, images)
+            predictions = client.predict(images, Query(batch_size=task.batch_size, ahead=0, checked=task.checked))
+    plain = _in_plain(model, images)
     ranges = (
         "guaranteed by the weights"
         if measured is None
-        else f"measured on {'noise' if calibration is None else 'the calibration images'}"
+        else f"measured on {'noise' if task.calibration is None else 'the calibration images'}"
     )
-    ranges += ", checked in every query" if checked else ""
-    return _judge(source, split.cut, samples, predictions, plain, plain_ms, ranges, time.monotonic() - began)
+    ranges += ", checked in every query" if task.checked else ""
+    seconds = time.monotonic() - began
+    return _judge(replace(task, cut=split.cut), samples, predictions, plain, ranges=ranges, seconds=seconds)
 
 
 def _activation(split: SplitModel, images: torch.Tensor) -> torch.Tensor:
@@ -242,14 +255,22 @@ def _calibration(
     return None if program.guaranteed else activations
 
 
-def _in_plain(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, float]:
+@dataclass(frozen=True)
+class _Plain:
+    """What the model says in plain, (N, ...), and the median time of one image."""
+
+    logits: torch.Tensor
+    milliseconds: float
+
+
+def _in_plain(model: nn.Module, images: torch.Tensor) -> _Plain:
     results, times = [], []
     with torch.no_grad(), one_thread():
         for image in images:
             began = time.perf_counter()
             results.append(one_tensor(model(image[None])))
             times.append((time.perf_counter() - began) * 1e3)
-    return torch.cat(results).float(), median(times)
+    return _Plain(torch.cat(results).float(), median(times))
 
 
 def _labels(logits: torch.Tensor) -> torch.Tensor | None:
@@ -267,34 +288,28 @@ def _undecided(logits: torch.Tensor) -> int:
 
 
 def _judge(
-    source: str,
-    cut: str,
-    samples: Samples,
-    found: Predictions,
-    plain: torch.Tensor,
-    plain_ms: float,
-    ranges: str,
-    seconds: float,
+    task: PredictionTask, samples: Samples, found: Predictions, plain: _Plain, *, ranges: str, seconds: float
 ) -> PredictResult:
     assert found.logits is not None
-    ours, theirs, truth = _labels(found.logits), _labels(plain), samples.labels
+    times = zip(found.online_ms, found.offline_ms, strict=True)
+    ours, theirs, truth = _labels(found.logits), _labels(plain.logits), samples.labels
 
     def share(labels: torch.Tensor | None, others: torch.Tensor | None) -> float | None:
         return None if labels is None or others is None else (labels == others).double().mean().item()
 
     return PredictResult(
-        model=source,
-        cut=cut,
+        model=task.source,
+        cut=task.cut,
         predictions=len(samples.images),
         agreement=share(ours, theirs),
-        undecided=_undecided(plain),
+        undecided=_undecided(plain.logits),
         accuracy_plain=share(theirs, truth),
         accuracy_encrypted=share(ours, truth),
-        max_abs_error=(found.logits - plain).abs().max().item(),
-        plain_ms_median=plain_ms,
+        max_abs_error=(found.logits - plain.logits).abs().max().item(),
+        plain_ms_median=plain.milliseconds,
         online_ms_median=found.online_ms_median,
         offline_ms_median=found.offline_ms_median,
-        total_ms_median=median(one + other for one, other in zip(found.online_ms, found.offline_ms, strict=True)),
+        total_ms_median=median(online + offline for online, offline in times),
         rounds=found.rounds,
         bytes_online=found.bytes_sent + found.bytes_received,
         bytes_offline=found.bytes_offline,

@@ -215,7 +215,7 @@ def _predict(options: argparse.Namespace) -> None:
         raise ConfigError("--batch and --count take whole numbers of at least 1")
     from rich.console import Console
 
-    from splitsec.apps.predict import Samples, as_json, counted, predict
+    from splitsec.apps.predict import PredictionTask, Samples, as_json, counted, predict
     from splitsec.machine import keep_memory
 
     # This process is the client, and nothing else.
@@ -227,14 +227,17 @@ def _predict(options: argparse.Namespace) -> None:
     calibration = None if options.calibration is None else Samples.load(options.calibration)
     console = Console(emoji=False, markup=False)
     with terminated_like_interrupted(), console.status("loading the model") as status:
-        result = predict(
-            options.model,
-            options.cut,
-            samples,
+        task = PredictionTask(
+            source=options.model,
+            cut=options.cut,
             weights=options.weights,
             calibration=calibration,
             batch_size=options.batch,
             checked=options.checked,
+        )
+        result = predict(
+            task,
+            samples,
             report=counted(lambda done, whole: status.update(f"{done} of {whole} encrypted predictions")),
             on_start=status.update,
         )

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from splitsec.cli.common import Commands, check_writable, terminated_like_interrupted, write_json
 from splitsec.errors import ConfigError
 from splitsec.files import whole_file
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from splitsec.privacy.ledger import Ledger
 
 
 def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -162,10 +169,9 @@ def _ledger(options: argparse.Namespace) -> None:
     check_writable(options.plot)
     import msgspec
     from rich.console import Console
-    from rich.table import Table
 
     from splitsec.advisor.plot import check_format
-    from splitsec.privacy.history import epsilon_of_noisy_activations, epsilon_together, shared_runs
+    from splitsec.privacy.history import shared_runs
     from splitsec.privacy.ledger import find_ledgers, plot_ledgers
 
     if options.plot is not None:
@@ -176,42 +182,10 @@ def _ledger(options: argparse.Namespace) -> None:
     console = Console(emoji=False, markup=False)
     if not console.is_terminal:
         console.width = 130
-    for one in ledgers:
-        budget = f", budget epsilon {one.budget:g}" if one.budget else ""
-        table = Table(title=f"{one.client}, run {one.run[:8]}{budget} at delta {one.delta:g} ({one.accountant})")
-        for heading in ("mechanism", "protects", "noise", "rate", "steps", "epsilon", "with"):
-            table.add_column(heading, justify="right" if heading in ("noise", "rate", "steps", "epsilon") else "left")
-        for entry in one.entries:
-            table.add_row(
-                entry.mechanism,
-                entry.covers,
-                f"{entry.noise:.3f}" if entry.noise else "none",
-                f"{entry.rate:.4g}",
-                str(entry.steps),
-                "no promise" if entry.epsilon is None else f"{entry.epsilon:.3f}",
-                ", ".join(f"{name} {value:.4g}" for name, value in entry.parameters.items()),
-            )
-        console.print(table)
-        against = one.against_another_client()
-        if against is not None:
-            console.print(
-                f"Against another client, which knows its own share of the noise: epsilon {against:.3f}.",
-                soft_wrap=True,
-            )
+    for ledger in ledgers:
+        _show_ledger(console, ledger)
     for group in shared_runs(options.run_directory):
-        delta = min(one.delta for one in group)
-        names = ", ".join(one.run[:8] for one in group)
-        costs = {
-            "": epsilon_together(group, delta=delta, accountant=group[0].accountant),
-            " on noisy activations, against the server,": epsilon_of_noisy_activations(group, delta=delta),
-        }
-        for what, spent in costs.items():
-            if spent:
-                console.print(
-                    f"{group[0].client}: runs {names} share records (or nobody can tell), of which the whole has "
-                    f"spent{what} epsilon {spent:.3f} at delta {delta:g}.",
-                    soft_wrap=True,
-                )
+        _show_shared(console, group)
     if options.plot is not None:
         plot_ledgers(ledgers, options.plot)
         console.print(f"epsilon against accuracy: {options.plot}")
@@ -226,3 +200,49 @@ def _ledger(options: argparse.Namespace) -> None:
             for ledger in ledgers
         ],
     )
+
+
+def _show_ledger(console: Console, ledger: Ledger) -> None:
+    from rich.table import Table
+
+    budget = f", budget epsilon {ledger.budget:g}" if ledger.budget else ""
+    title = f"{ledger.client}, run {ledger.run[:8]}{budget} at delta {ledger.delta:g} ({ledger.accountant})"
+    table = Table(title=title)
+    for heading in ("mechanism", "protects", "noise", "rate", "steps", "epsilon", "with"):
+        table.add_column(heading, justify="right" if heading in ("noise", "rate", "steps", "epsilon") else "left")
+    for entry in ledger.entries:
+        table.add_row(
+            entry.mechanism,
+            entry.covers,
+            f"{entry.noise:.3f}" if entry.noise else "none",
+            f"{entry.rate:.4g}",
+            str(entry.steps),
+            "no promise" if entry.epsilon is None else f"{entry.epsilon:.3f}",
+            ", ".join(f"{name} {value:.4g}" for name, value in entry.parameters.items()),
+        )
+    console.print(table)
+    against = ledger.against_another_client()
+    if against is not None:
+        console.print(
+            f"Against another client, which knows its own share of the noise: epsilon {against:.3f}.",
+            soft_wrap=True,
+        )
+
+
+def _show_shared(console: Console, group: Sequence[Ledger]) -> None:
+    """Print what several runs over the same records have spent together."""
+    from splitsec.privacy.history import epsilon_of_noisy_activations, epsilon_together
+
+    delta = min(ledger.delta for ledger in group)
+    names = ", ".join(ledger.run[:8] for ledger in group)
+    costs = {
+        "": epsilon_together(group, delta=delta, accountant=group[0].accountant),
+        " on noisy activations, against the server,": epsilon_of_noisy_activations(group, delta=delta),
+    }
+    for what, spent in costs.items():
+        if spent:
+            console.print(
+                f"{group[0].client}: runs {names} share records (or nobody can tell), of which the whole has "
+                f"spent{what} epsilon {spent:.3f} at delta {delta:g}.",
+                soft_wrap=True,
+            )

@@ -34,7 +34,7 @@ from splitsec.settings.run import (
     Training,
     check_run_settings,
 )
-from splitsec.settings.setting import check_bounds, describe, growing, setting, values_of
+from splitsec.settings.setting import Bounds, check_bounds, describe, growing, setting, values_of
 from splitsec.settings.toml import write_config
 from splitsec.training.layouts import LAYOUTS
 from splitsec.transport import make_keys
@@ -50,12 +50,11 @@ CLIENTS: dict[str, int] = {"horizontal": 3, "u": 3, "vertical": 2, MODEL_PARTS: 
 VERTICAL_BATCH = 32
 
 
-_BATCH_SIZE = setting("Rows of each client in a step; what suits the dataset if left out.", least=1)
-_LEARNING_RATE = setting("Learning rate of Adam; what suits the dataset if left out.", above=0)
+_BATCH_SIZE = setting("Rows of each client in a step; what suits the dataset if left out.", Bounds(least=1))
+_LEARNING_RATE = setting("Learning rate of Adam; what suits the dataset if left out.", Bounds(above=0))
 _IN_FLIGHT = setting(
     "Batches of a client on their way at once; 2 if left out, 1 with vertical and with a budget.",
-    least=1,
-    most=MOST_IN_FLIGHT,
+    Bounds(least=1, most=MOST_IN_FLIGHT),
 )
 
 
@@ -71,7 +70,9 @@ class LocalRun(Training):
         ),
     ] = "horizontal"
     clients: (
-        Annotated[int, setting("Number of clients; 3 if it is left out, 2 with vertical and model_parts.", least=1)]
+        Annotated[
+            int, setting("Number of clients; 3 if it is left out, 2 with vertical and model_parts.", Bounds(least=1))
+        ]
         | None
     ) = None
     cut: (
@@ -87,16 +88,21 @@ class LocalRun(Training):
     partition: Annotated[
         str, setting("Which rows go to which client: iid, dirichlet:ALPHA, shards:LABELS or files:DIR.")
     ] = "iid"
-    seed: Annotated[int, setting("Data, first weights and batches follow from it.", least=0, most=MOST_SEED)] = 0
+    seed: Annotated[
+        int, setting("Data, first weights and batches follow from it.", Bounds(least=0, most=MOST_SEED))
+    ] = 0
     predictions: (
-        Annotated[int, setting("Encrypted predictions, all clients together; at most 1000 if it is left out.", least=0)]
+        Annotated[
+            int,
+            setting("Encrypted predictions, all clients together; at most 1000 if it is left out.", Bounds(least=0)),
+        ]
         | None
     ) = None
     # What suits the dataset, if they are left out.
     batch_size: Annotated[int, _BATCH_SIZE] | None = None  # type: ignore[assignment]
     learning_rate: Annotated[float, _LEARNING_RATE] | None = None  # type: ignore[assignment]
     batches_in_flight: Annotated[int, _IN_FLIGHT] | None = None  # type: ignore[assignment]
-    timeout: Annotated[float, setting("After it the whole run is given up.", above=0, unit="seconds")] = 7200.0
+    timeout: Annotated[float, setting("After it the whole run is given up.", Bounds(above=0), unit="seconds")] = 7200.0
 
     @property
     def names(self) -> list[str]:
@@ -205,33 +211,36 @@ def check_run(run: LocalRun) -> None:
     check_bounds(run)
     if run.has_rows:
         LAYOUTS.get(run.layout)
-    demo = run.demo
     check_idle(run)
+    _check_clients(run)
+    if run.epochs < 1:
+        raise ConfigError("a run needs at least one epoch")
+    if run.cut is not None and not run.has_rows:
+        raise ConfigError(f"a {run.layout} run has no cut to choose; leave --cut out")
+    if run.layout != MODEL_PARTS:
+        check_run_settings(run.settings)
+    elif run.privacy != Privacy():
+        raise ConfigError("a part of a model is trained by its client alone: train it with Opacus, and give the result")
+    if run.where:
+        _check_cut(run)
+
+
+def _check_clients(run: LocalRun) -> None:
     count = len(run.names)
     if count < 2 and (RULE_TRAITS.get(run.aggregation).averages or not run.has_rows):
         raise ConfigError("a run needs at least two clients: the average over one would show its parameters")
     if run.layout == "vertical" and count != 2:
         raise ConfigError("the demo's columns are those of two clients; use the API for more")
-    if run.epochs < 1:
-        raise ConfigError("a run needs at least one epoch")
-    if run.cut is not None and not run.has_rows:
-        raise ConfigError(f"a {run.layout} run has no cut to choose; leave --cut out")
-    if run.layout == MODEL_PARTS:
-        if run.privacy != Privacy():
-            raise ConfigError(
-                "a part of a model is trained by its client alone: train it with Opacus, and give the result"
-            )
-    else:
-        check_run_settings(run.settings)
     asking = 1 if run.layout == "vertical" else count
     if run.predictions is not None and run.predictions < asking:
         raise ConfigError(f"{run.predictions} predictions are fewer than the {asking} clients that ask for them")
-    if not run.where:
-        return
+
+
+def _check_cut(run: LocalRun) -> None:
     if cut_names(run.where)[0] == INPUT:
         raise ConfigError("a cut at the input would train on the clients' inputs in plain; choose a later cut")
     if run.layout == "u" and not is_u(run.where):
-        raise ConfigError(f"a U has two cuts, such as {demo.cut}; '{run.where}' is one")
+        raise ConfigError(f"a U has two cuts, such as {run.demo.cut}; '{run.where}' is one")
     # The parties compare it with the model on their data.
     SplitModel(load_model(run.model), run.where, check=False)
 

@@ -64,6 +64,28 @@ class Simulated:
         return sum(done.samples for done in self.rounds) / max(self.seconds, 1e-9)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SimulationSettings:
+    """How a run is simulated.
+
+    Attributes:
+        seed: of batches, dropout and who drops out; what a client of a TOML file with this seed does.
+        drop: the share of clients that drops out in each round, at the beginning, in the middle or after the upload in
+            turn.
+        repeatable: of each client, as in `Client.train`.
+        checkpoints: a directory in which each party keeps its own.
+        ledgers: a directory in which each client keeps its privacy ledger; None for that of the checkpoints.
+        epsilon_limit: of each client, as in `Client.train`.
+    """
+
+    seed: int
+    drop: float = 0.0
+    repeatable: bool = False
+    checkpoints: Path | None = None
+    ledgers: Path | None = None
+    epsilon_limit: float = 0.0
+
+
 def simulate(
     tail: nn.Module,
     segments: Segments,
@@ -71,12 +93,7 @@ def simulate(
     *,
     cut: str,
     settings: RunSettings,
-    seed: int,
-    drop: float = 0.0,
-    checkpoints: Path | None = None,
-    ledgers: Path | None = None,
-    epsilon_limit: float = 0.0,
-    repeatable: bool = False,
+    how: SimulationSettings,
     report: Report = ignore,
 ) -> Simulated:
     """Run the training of a run in this process.
@@ -85,13 +102,7 @@ def simulate(
         tail: the server's segment, trained in place.
         segments: makes the segments that a client, by name, begins with: the front, and of a U the head.
         parts: each client's data, by name.
-        seed: of batches, dropout and who drops out; what a client of a TOML file with this seed does.
-        drop: the share of clients that drops out in each round, at the beginning, in the middle or after the upload in
-            turn.
-        checkpoints: a directory in which each party keeps its own.
-        ledgers: a directory in which each client keeps its privacy ledger; None for that of the checkpoints.
-        epsilon_limit: of each client, as in `Client.train`.
-        repeatable: of each client, as in `Client.train`.
+        how: seeds, who drops out, and what is kept.
 
     Raises:
         ConfigError: the settings do not fit.
@@ -100,12 +111,10 @@ def simulate(
     check_run_settings(settings)
     if set(parts) != set(settings.clients):
         raise ConfigError("the parts are not those of the run's clients")
-    if not 0 <= drop < 1:
+    if not 0 <= how.drop < 1:
         raise ConfigError("the share of clients that drops out must be at least 0 and below 1")
     with one_thread():
-        return _Simulation(
-            tail, segments, parts, cut, settings, seed, drop, checkpoints, ledgers, epsilon_limit, repeatable, report
-        ).run()
+        return _Simulation(tail, segments, parts, cut=cut, settings=settings, how=how, report=report).run()
 
 
 class _Simulation:
@@ -114,30 +123,21 @@ class _Simulation:
         tail: nn.Module,
         segments: Segments,
         parts: Mapping[str, Part | Columns],
+        *,
         cut: str,
         settings: RunSettings,
-        seed: int,
-        drop: float,
-        checkpoints: Path | None,
-        ledgers: Path | None,
-        epsilon_limit: float,
-        repeatable: bool,
+        how: SimulationSettings,
         report: Report,
     ) -> None:
         self._make = segments
         self._parts = parts
         self._cut = cut
         self._settings = settings
-        self._seed = seed
-        self._drop = drop
-        self._directory = checkpoints
-        self._ledgers = checkpoints if ledgers is None else ledgers
-        self._epsilon_limit = epsilon_limit
-        self._repeatable = repeatable
+        self._how = how
         self._outer = report
         self._dropping: dict[str, str] = {}
         self._dropping_round = -1
-        self._choice = np.random.default_rng(derived_seed("who drops out", seed))
+        self._choice = np.random.default_rng(derived_seed("who drops out", how.seed))
         self._result = Simulated({}, [], 0, 0.0)
         self._run = ServerRun(
             make_parts(
@@ -146,7 +146,7 @@ class _Simulation:
                 settings=settings,
                 timeouts=FOREVER,
                 checkpoints=self._kept(SERVER),
-                seed=derived_seed("tail", seed + SERVER_SEED),
+                seed=derived_seed("tail", how.seed + SERVER_SEED),
                 report=self._report,
             )
         )
@@ -197,7 +197,7 @@ class _Simulation:
             return
         self._dropping_round = self._run.number
         names = self._settings.clients
-        chosen = self._choice.choice(len(names), round(self._drop * len(names)), replace=False)
+        chosen = self._choice.choice(len(names), round(self._how.drop * len(names)), replace=False)
         self._dropping = {names[int(client)]: PHASES[index % len(PHASES)] for index, client in enumerate(chosen)}
 
     def _vanishes(self, name: str, phase: str) -> bool:
@@ -216,15 +216,16 @@ class _Simulation:
     def _client(self, name: str) -> ClientRun:
         segments = self._make(name)
         self._result.segments[name] = segments
-        seed = derived_seed(name, self._seed)
+        how = self._how
+        ledgers = how.checkpoints if how.ledgers is None else how.ledgers
         return ClientRun(
             segments,
             self._parts[name],
-            Participation(name, self._cut, seed, self._repeatable, self._epsilon_limit),
+            Participation(name, self._cut, derived_seed(name, how.seed), how.repeatable, how.epsilon_limit),
             checkpoints=self._kept(name),
-            ledgers=None if self._ledgers is None else self._ledgers / name,
+            ledgers=None if ledgers is None else ledgers / name,
             report=self._outer,
         )
 
     def _kept(self, name: str) -> Checkpoints | None:
-        return None if self._directory is None else Checkpoints(self._directory / name)
+        return None if self._how.checkpoints is None else Checkpoints(self._how.checkpoints / name)

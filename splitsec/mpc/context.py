@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import torch
+
+from splitsec.mpc.ring import PRECISION_BITS
 
 if TYPE_CHECKING:
     from splitsec.mpc.correlation import Correlation
@@ -13,6 +16,22 @@ if TYPE_CHECKING:
 SERVER = 0
 CLIENT = 1
 ComparisonKind: TypeAlias = Literal["tables", "dcf"]
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How two parties compute.
+
+    Attributes:
+        precision: fractional bits of a value.
+        comparison: how values are compared, see `protocols.compare.Comparison`.
+    """
+
+    precision: int = PRECISION_BITS
+    comparison: ComparisonKind = "tables"
+
+
+USUAL = Arithmetic()
 
 
 class Context(Protocol):

@@ -15,13 +15,12 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 import zmq
 
-from splitsec.mpc.context import CLIENT, SERVER, ComparisonKind, Context
+from splitsec.mpc.context import CLIENT, SERVER, USUAL, Arithmetic, Context
 from splitsec.mpc.correlation import Masks, Plan
 from splitsec.mpc.prg import fresh_seed
-from splitsec.mpc.ring import PRECISION_BITS
 from splitsec.mpc.session.messages import session_codec
 from splitsec.mpc.session.plan import deal, weight_masks
-from splitsec.mpc.session.session import Cost, Planner, Session
+from splitsec.mpc.session.session import Cost, Planner, Session, SessionSeeds
 from splitsec.transport import Peer
 
 # What a party does in a query with this number.
@@ -94,34 +93,51 @@ def run_pair(
             if session.rank == SERVER:
                 outcome.seen.append(seen)
 
-    masks = weight_masks(planner.plan, seeds[SERVER])
-    in_threads(_Watched, party, planner.plan, seeds, masks=masks, weights=weights, timeout=timeout)
+    dealt = Dealt(planner.plan, seeds, weight_masks(planner.plan, seeds[SERVER]))
+    in_threads(_Watched, party, dealt, weights=weights, timeout=timeout)
     return outcome
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """What a dealer gives two parties, computed by whoever holds both seeds.
+
+    Attributes:
+        plan: correlations of one query.
+        seeds: what each party shares with the dealer, the server's first.
+        masks: of the server's weights by layer number, as `weight_masks` gives them.
+    """
+
+    plan: Plan
+    seeds: Sequence[bytes] = field(repr=False)
+    masks: Masks = field(repr=False)
+
+    def corrections(self, rank: int, query: int) -> Iterator[torch.Tensor]:
+        """Return a party's corrections of a query, part by part."""
+        return deal(self.plan, self.seeds[SERVER], self.seeds[CLIENT], query, self.masks, rank=rank)
 
 
 def in_threads(
     kind: type[SessionT],
     party: Callable[[SessionT], None],
-    plan: Plan,
-    seeds: Sequence[bytes],
+    dealt: Dealt,
     *,
-    masks: Masks,
     weights: Mapping[int, torch.Tensor] | None = None,
     timeout: float = 60.0,
-    precision: int = PRECISION_BITS,
-    comparison: ComparisonKind = "tables",
+    arithmetic: Arithmetic = USUAL,
 ) -> list[SessionT]:
     """Let both parties do `party(session)`, each in a thread, and return their sessions, server first.
 
     Args:
-        seeds: what each shares with the dealer.
-        masks: of the server's weights by layer number, as `weight_masks` gives them.
+        dealt: what a dealer would give them.
+        weights: the server's encoded weights by layer number, of which the client gets the masked ones.
+        arithmetic: how both compute.
 
     Raises:
         BaseException: what the first party raised that failed.
     """
     pair = fresh_seed()
-    masked = {layer: (weights or {})[layer] - mask for layer, mask in masks.items()}
+    masked = {layer: (weights or {})[layer] - mask for layer, mask in dealt.masks.items()}
     context = zmq.Context()
     ends = [context.socket(zmq.PAIR) for _ in range(2)]
     address = f"inproc://{fresh_seed().hex()}"
@@ -131,13 +147,11 @@ def in_threads(
         kind(
             Peer(ends[rank], peer="the other party", codec=session_codec, timeout=timeout),
             rank=rank,
-            dealt_seed=seeds[rank],
-            pair_seed=pair,
-            plan=plan,
-            corrections=partial(_dealt, plan, seeds, masks, rank),
-            comparison=comparison,
+            seeds=SessionSeeds(dealt.seeds[rank], pair),
+            plan=dealt.plan,
+            corrections=partial(dealt.corrections, rank),
             masked_weights=masked if rank == CLIENT else None,
-            precision=precision,
+            arithmetic=arithmetic,
         )
         for rank in (SERVER, CLIENT)
     ]
@@ -158,7 +172,3 @@ def in_threads(
     if errors:
         raise errors[0]
     return sessions
-
-
-def _dealt(plan: Plan, seeds: Sequence[bytes], masks: Masks, rank: int, query: int) -> Iterator[torch.Tensor]:
-    return deal(plan, seeds[SERVER], seeds[CLIENT], query, masks, rank=rank)

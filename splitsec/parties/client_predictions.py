@@ -14,7 +14,7 @@ import torch
 from splitsec.cut import vocabulary
 from splitsec.errors import ConfigError, MessageError, RangeError, RefusedError, RestartedError
 from splitsec.events import Allowed, Predicted
-from splitsec.mpc.context import CLIENT
+from splitsec.mpc.context import CLIENT, Arithmetic
 from splitsec.mpc.prg import fresh_seed
 from splitsec.mpc.program.execute import Encoded
 from splitsec.mpc.program.program import Program
@@ -23,7 +23,7 @@ from splitsec.mpc.protocols.shared_linear import client_shares, shared_weights
 from splitsec.mpc.session.messages import Close
 from splitsec.mpc.session.plan import correction_count, weight_shapes
 from splitsec.mpc.session.prefetch import Supply, most_ahead
-from splitsec.mpc.session.session import Session
+from splitsec.mpc.session.session import Session, SessionSeeds
 from splitsec.parties.client_connection import ClientConnection
 from splitsec.parties.client_segments import ClientSegments
 from splitsec.parties.predictions import Predictions, labels_of
@@ -134,13 +134,11 @@ class ClientPredictions:
                 session = Session(
                     peer,
                     rank=CLIENT,
-                    dealt_seed=seed,
-                    pair_seed=request.pair_seed,
+                    seeds=SessionSeeds(seed, request.pair_seed),
                     plan=plan,
                     corrections=fetch,
                     masked_weights=masked,
-                    precision=program.precision,
-                    comparison=program.comparison,
+                    arithmetic=Arithmetic(program.precision, program.comparison),
                 )
                 supply = Supply(session, processors=self._runtime.processors)
                 try:

@@ -13,8 +13,9 @@ import queue
 import re
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -50,6 +51,7 @@ MOST_THREADS = 8
 FEW_ELEMENTS = 1 << 18
 RESUME_SECONDS = 0.05
 
+_Handler: TypeAlias = Callable[[str, Any], tuple[Message, NamedTensors]]
 _Reply: TypeAlias = tuple[Sender, Message | Exception, NamedTensors]
 
 
@@ -91,6 +93,15 @@ class Dealer:
         self._owners = OwnerBook()
         self._sessions = DealerBook(self._owners)
         self._runs: dict[str, MaskBook] = {}
+        self._handlers: dict[type[Message], _Handler] = {
+            JoinSession: self._join_session,
+            LeaveSession: self._leave_session,
+            OwnWeights: self._own_weights,
+            ShareWeights: self._share_weights,
+            BeginRun: self._mask,
+            JoinRun: self._mask,
+            OpenMasks: self._mask,
+        }
         # What the pool's threads have made.
         self._dealt: queue.SimpleQueue[_Reply] = queue.SimpleQueue()
         self._wire = Wire(network.keys, known=network.peers)
@@ -135,25 +146,27 @@ class Dealer:
         sender = incoming.sender
         try:
             match incoming.body:
-                case DealQuery(session, query, window):
-                    flow.check(sender, session)
-                    parts = self._sessions.corrections(session, name=sender.name, query=query)
-                    size = self._sessions.size(session, name=sender.name)
-                    if size > FEW_ELEMENTS or window < 8 * size:
-                        flow.begin(sender, session, query, parts, size=8 * size, window=window)
-                    else:
-                        for part in parts:
-                            self._send(sender, Corrections(query), {"part": part})
+                case DealQuery():
+                    self._deal(sender, incoming.body, flow)
                 case More(session, query, count):
                     flow.more(sender, session, query, count)
-                case LeaveSession(session):
-                    self._send(sender, *self._answer(incoming))
-                    if session not in self._sessions:
-                        flow.forget(session)
-                case _:
-                    self._send(sender, *self._answer(incoming))
+                case body:
+                    self._send(sender, *self._answer(sender.name, body))
+                    if isinstance(body, LeaveSession) and body.session not in self._sessions:
+                        flow.forget(body.session)
         except Exception as error:
             self._send(sender, error)
+
+    def _deal(self, sender: Sender, body: DealQuery, flow: Flow) -> None:
+        """Send a query's corrections, or begin to: many are computed by other threads, part by part."""
+        flow.check(sender, body.session)
+        parts = self._sessions.corrections(body.session, name=sender.name, query=body.query)
+        size = self._sessions.size(body.session, name=sender.name)
+        if size > FEW_ELEMENTS or body.window < 8 * size:
+            flow.begin(sender, body.session, body.query, parts, size=8 * size, window=body.window)
+            return
+        for part in parts:
+            self._send(sender, Corrections(body.query), {"part": part})
 
     def _made(self, sender: Sender, query: int, made: torch.Tensor | Exception) -> None:
         """In a thread of the pool: leave a part of a query's corrections for the hub's thread."""
@@ -172,30 +185,38 @@ class Dealer:
         else:
             self._hub.send(to, body, tensors)
 
-    def _answer(self, incoming: Incoming[Message]) -> tuple[Message, NamedTensors]:
-        name = incoming.sender.name
-        match incoming.body:
-            case JoinSession(session, rank, client, plan):
-                seed = self._sessions.join(session, rank=rank, name=name, server=SERVER, client=client, plan=plan)
-                return SessionSeed(seed), NO_TENSORS
-            case LeaveSession(session):
-                self._sessions.leave(session, name=name)
-                return Done(), NO_TENSORS
-            case OwnWeights():
-                if name == SERVER:
-                    raise RandomnessError("the server owns no weights that others may not know")
-                return OwnerSeed(*self._owners.new(name)), NO_TENSORS
-            case ShareWeights(session, items):
-                return WeightShares(), {"shares": self._sessions.weight_shares(session, items, name=name)}
-            case (BeginRun() | JoinRun() | OpenMasks()) as body:
-                check_sender(name, body)
-                book = self._begun(body.run) if isinstance(body, BeginRun) else self._book(body.run)
-                answer = book.answer(name, body)
-                if not isinstance(body, JoinRun):
-                    self._keep(body.run, book)
-                return answer
-            case other:
-                raise RandomnessError(f"the dealer does not answer {type(other).__name__}")
+    def _answer(self, name: str, body: Message) -> tuple[Message, NamedTensors]:
+        handler = self._handlers.get(type(body))
+        if handler is None:
+            raise RandomnessError(f"the dealer does not answer {type(body).__name__}")
+        return handler(name, body)
+
+    def _join_session(self, name: str, body: JoinSession) -> tuple[Message, NamedTensors]:
+        seed = self._sessions.join(
+            body.session, rank=body.rank, name=name, server=SERVER, client=body.client, plan=body.plan
+        )
+        return SessionSeed(seed), NO_TENSORS
+
+    def _leave_session(self, name: str, body: LeaveSession) -> tuple[Message, NamedTensors]:
+        self._sessions.leave(body.session, name=name)
+        return Done(), NO_TENSORS
+
+    def _own_weights(self, name: str, _body: OwnWeights) -> tuple[Message, NamedTensors]:
+        if name == SERVER:
+            raise RandomnessError("the server owns no weights that others may not know")
+        return OwnerSeed(*self._owners.new(name)), NO_TENSORS
+
+    def _share_weights(self, name: str, body: ShareWeights) -> tuple[Message, NamedTensors]:
+        return WeightShares(), {"shares": self._sessions.weight_shares(body.session, body.items, name=name)}
+
+    def _mask(self, name: str, body: BeginRun | JoinRun | OpenMasks) -> tuple[Message, NamedTensors]:
+        """Answer what a run asks: seeds of masks, and their sums."""
+        check_sender(name, body)
+        book = self._begun(body.run) if isinstance(body, BeginRun) else self._book(body.run)
+        answer = book.answer(name, body)
+        if not isinstance(body, JoinRun):
+            self._keep(body.run, book)
+        return answer
 
     def _book(self, run: str) -> MaskBook:
         """Return the book of a run that the server has begun: a name that somebody made up takes no place."""

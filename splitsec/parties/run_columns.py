@@ -43,26 +43,7 @@ def run_columns(config: ClientConfig, base: Path, report: Report, processors: Se
     if config.name not in model.fronts:
         raise ConfigError(f"the model has no front for {config.name}; it has: {', '.join(model.fronts)}")
     front = model.fronts[config.name]
-    columns = Columns.load(base / config.data)
-    scaling = Scaling(standardise=config.standardise, codes=config.codes)
-    if config.weights is not None:
-        scaling = replace(scaling, given=_load_front(front, base / config.weights, config))
-    elif not config.train:
-        raise ConfigError(
-            "with train = false and no weights the front would be untrained, and every prediction a guess: give "
-            "weights = 'front.safetensors', as the run that trained it saved it"
-        )
-    if scaling.given is not None and (not config.standardise or config.codes):
-        name = "codes" if config.codes else "standardise"
-        raise ConfigError(
-            f"{name} does nothing with weights of a run, which say what is done to the columns; leave it out"
-        )
-    columns = replace(columns, scaling=scaling)
-    if config.train and columns.labels is not None:
-        try:
-            check_classes(columns.labels, model.tail)
-        except ConfigError as error:
-            raise ConfigError(f"{base / config.data}: {error}") from None
+    columns = _load_columns(config, base, model)
     asks = columns.labels is not None if config.ask is None else config.ask
     if not asks:
         _warn_idle(config)
@@ -97,6 +78,31 @@ def run_columns(config: ClientConfig, base: Path, report: Report, processors: Se
         else:
             client.contribute()
         client.leave()
+
+
+def _load_columns(config: ClientConfig, base: Path, model: VerticalModel) -> Columns:
+    """Return the client's columns, and how they are scaled; raises `ConfigError` where they do not fit the model."""
+    columns = Columns.load(base / config.data)
+    scaling = Scaling(standardise=config.standardise, codes=config.codes)
+    if config.weights is not None:
+        given = _load_front(model.fronts[config.name], base / config.weights, config)
+        scaling = replace(scaling, given=given)
+    elif not config.train:
+        raise ConfigError(
+            "with train = false and no weights the front would be untrained, and every prediction a guess: give "
+            "weights = 'front.safetensors', as the run that trained it saved it"
+        )
+    if scaling.given is not None and (not config.standardise or config.codes):
+        name = "codes" if config.codes else "standardise"
+        raise ConfigError(
+            f"{name} does nothing with weights of a run, which say what is done to the columns; leave it out"
+        )
+    if config.train and columns.labels is not None:
+        try:
+            check_classes(columns.labels, model.tail)
+        except ConfigError as error:
+            raise ConfigError(f"{base / config.data}: {error}") from None
+    return replace(columns, scaling=scaling)
 
 
 def load_columns_model(source: str, seed: int | None) -> VerticalModel:

@@ -342,11 +342,12 @@ class Server:
         if not self._run.finished:
             self._deliver(self._run.tick(now))
             return
+        active = self._predictions.hear_workers()
         if not stay and self._settings.epochs:
             for name in self._roster.vanished():
                 self._vanished(name)
         if self._predictions.parts_missing(self._network.timeouts.join_timeout):
             return
-        if not stay and now - self._progress > IDLE_SECONDS and not self._predictions.active:
+        if not stay and now - self._progress > IDLE_SECONDS and not active:
             missing = ", ".join(self._roster.present)
             raise PartyTimeoutError(f"{missing} neither asked nor left for {IDLE_SECONDS:g} s")

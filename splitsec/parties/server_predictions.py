@@ -126,10 +126,9 @@ class ServerPredictions:
         contributing = [] if self._contributors is None else self._contributors.names
         return contributing + [wish.sender.name for wish in self._wishes]
 
-    @property
-    def active(self) -> bool:
-        """Return whether a session is at work."""
-        return self._service is not None and self._service.active
+    def hear_workers(self) -> bool:
+        """Take what the sessions' workers report; return whether a session is still open."""
+        return self._service is not None and self._service.hear_workers()
 
     def parts_missing(self, join_timeout: float) -> bool:
         """Return whether parts of the model are still to come.

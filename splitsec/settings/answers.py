@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from splitsec.errors import ConfigError
 from splitsec.mpc.ring import PRECISION_BITS
-from splitsec.settings.setting import check_bounds, setting
+from splitsec.settings.setting import Bounds, check_bounds, setting
 
 Answers: TypeAlias = Literal["any", "label"]
 # Fractional bits of an answer unless the operator says otherwise: a logit to a thousandth.
@@ -28,7 +28,7 @@ class AnswerRules:
             setting(
                 "Rows that each client may have answered, over all its sessions and all starts of the server, since "
                 "answers reveal weights; any number if left out.",
-                least=1,
+                Bounds(least=1),
             ),
         ]
         | None
@@ -47,8 +47,7 @@ class AnswerRules:
         setting(
             "Fractional bits of an answer that are opened: each bit less doubles what who computes weights from "
             "answers errs by. Below them is noise of the server's.",
-            least=0,
-            most=PRECISION_BITS,
+            Bounds(least=0, most=PRECISION_BITS),
         ),
     ] = ANSWER_BITS
     session_ports: (

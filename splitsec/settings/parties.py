@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeAlias
 from splitsec.settings.answers import AnswerRules
 from splitsec.settings.query import Query
 from splitsec.settings.run import MOST_SEED, RunSettings
-from splitsec.settings.setting import setting
+from splitsec.settings.setting import Bounds, setting
 from splitsec.settings.timeouts import Timeouts, Waiting
 
 # Batch sizes that a part of a model is compiled for.
@@ -33,8 +33,10 @@ class Process:
         Annotated[str, setting("Directory of checkpoints: a run that was killed goes on when it is started again.")]
         | None
     ) = None
-    threads: Annotated[int, setting("Threads of torch.", least=1, most=MOST_THREADS)] = 1
-    cpu: Annotated[int, setting("Processor for the whole process; any if it is left out.", least=0)] | None = None
+    threads: Annotated[int, setting("Threads of torch.", Bounds(least=1, most=MOST_THREADS))] = 1
+    cpu: Annotated[int, setting("Processor for the whole process; any if it is left out.", Bounds(least=0))] | None = (
+        None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class DealerConfig(Process):
     """Settings of `splitsec dealer`."""
 
     address: Annotated[str, setting(_ADDRESS, example='"tcp://0.0.0.0:5556"')]
-    minimum_clients: Annotated[int, setting("Fewest clients whose masks are opened in a sum.", least=2)] = 2
+    minimum_clients: Annotated[int, setting("Fewest clients whose masks are opened in a sum.", Bounds(least=2))] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +63,7 @@ class ServerConfig(RunSettings, AnswerRules, Timeouts, Process):
             int,
             setting(
                 "Seed of the tail's first weights, for a run that can be repeated: whoever knows it knows them.",
-                least=0,
-                most=MOST_SEED,
+                Bounds(least=0, most=MOST_SEED),
             ),
         ]
         | None
@@ -105,18 +106,18 @@ class ClientConfig(Query, Waiting, Process):
     ) = None
     seed: Annotated[
         int,
-        setting("The same at all clients, since their first weights come from it.", least=0, most=MOST_SEED),
+        setting("The same at all clients, since their first weights come from it.", Bounds(least=0, most=MOST_SEED)),
     ] = 0
     weights: (
         Annotated[str, setting("File of weights to begin with; a front of columns brings mean and spread with it.")]
         | None
     ) = None
     predictions: (
-        Annotated[int, setting("Held-out rows to predict encrypted; all if it is left out.", least=0)] | None
+        Annotated[int, setting("Held-out rows to predict encrypted; all if it is left out.", Bounds(least=0))] | None
     ) = None
-    epochs: Annotated[int, setting("Model parts: epochs of the client's own training.", least=0)] = 30
-    train_batch_size: Annotated[int, setting("Model parts: rows of a step.", least=1, unit="rows")] = 16
-    learning_rate: Annotated[float, setting("Model parts: learning rate of Adam.", above=0)] = 2e-3
+    epochs: Annotated[int, setting("Model parts: epochs of the client's own training.", Bounds(least=0))] = 30
+    train_batch_size: Annotated[int, setting("Model parts: rows of a step.", Bounds(least=1), unit="rows")] = 16
+    learning_rate: Annotated[float, setting("Model parts: learning rate of Adam.", Bounds(above=0))] = 2e-3
     out: Annotated[str, setting("Directory for the front and the predictions.")] | None = None
     ledgers: (
         Annotated[str, setting("Directory for the ledger of a run with a privacy budget; `out` if it is left out.")]
@@ -124,7 +125,7 @@ class ClientConfig(Query, Waiting, Process):
     ) = None
     epsilon_limit: Annotated[
         float,
-        setting("What all runs with a ledger there may spend together of any record; 0 for no limit.", least=0),
+        setting("What all runs with a ledger there may spend together of any record; 0 for no limit.", Bounds(least=0)),
     ] = 0.0
     train: Annotated[bool, setting("Take part in training; false for predictions alone.")] = True
     repeatable: Annotated[
@@ -149,5 +150,5 @@ class ClientConfig(Query, Waiting, Process):
     ] = ()
     activation_clip: Annotated[
         float,
-        setting("Without training: clip of the run in which the front was trained; 0 for none.", least=0),
+        setting("Without training: clip of the run in which the front was trained; 0 for none.", Bounds(least=0)),
     ] = 0.0

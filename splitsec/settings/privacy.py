@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
 from splitsec.errors import ConfigError
-from splitsec.settings.setting import check_bounds, setting
+from splitsec.settings.setting import Bounds, check_bounds, setting
 
 # With less on activations, no grid in float32 is fine beside it.
 LEAST_NOISE = 1e-5
@@ -24,10 +24,12 @@ class Privacy:
     """
 
     epsilon: (
-        Annotated[float, setting("Budget of the whole run at delta; no differential privacy if left out.", above=0)]
+        Annotated[
+            float, setting("Budget of the whole run at delta; no differential privacy if left out.", Bounds(above=0))
+        ]
         | None
     ) = None
-    delta: Annotated[float, setting("The budget's delta, at most 1 / records.", above=0, below=1)] = 1e-5
+    delta: Annotated[float, setting("The budget's delta, at most 1 / records.", Bounds(above=0, below=1))] = 1e-5
     unit: Annotated[Unit, setting("Whom the budget protects: a record of a client, or a client with all its data.")] = (
         "record"
     )
@@ -36,7 +38,7 @@ class Privacy:
         setting(
             "L2 norm to which a unit's contribution to a step is clipped, on both sides of the cut together: a "
             "record's gradient, or a client's update of a round.",
-            above=0,
+            Bounds(above=0),
         ),
     ] = 1.0
     front_fraction: Annotated[
@@ -44,8 +46,7 @@ class Privacy:
         setting(
             "Fraction of the clip given to the client's side where both sides clip separately (local, or unit client); "
             "the tail gets sqrt(1 - front_fraction**2).",
-            above=0,
-            below=1,
+            Bounds(above=0, below=1),
         ),
     ] = 0.5
     local: Annotated[
@@ -58,22 +59,25 @@ class Privacy:
     ] = False
     noise: Annotated[
         float,
-        setting("Noise multiplier, in multiples of clip; 0 for the least one that keeps the budget.", least=0),
+        setting("Noise multiplier, in multiples of clip; 0 for the least one that keeps the budget.", Bounds(least=0)),
     ] = 0.0
     accountant: Annotated[Accountant, setting("Opacus's accountant.")] = "prv"
     activation_clip: Annotated[
-        float, setting("L2 norm to which a row's activation is clipped; 0 for none. No promise by itself.", least=0)
+        float,
+        setting("L2 norm to which a row's activation is clipped; 0 for none. No promise by itself.", Bounds(least=0)),
     ] = 0.0
     activation_noise: Annotated[
         float,
         setting(
             "Standard deviation of the noise on what crosses the cut in training, in multiples of activation_clip.",
-            least=0,
+            Bounds(least=0),
         ),
     ] = 0.0
     nopeek: Annotated[
         float,
-        setting("Weight of the distance correlation of inputs and activations in the loss. No promise.", least=0),
+        setting(
+            "Weight of the distance correlation of inputs and activations in the loss. No promise.", Bounds(least=0)
+        ),
     ] = 0.0
     protection: Annotated[
         str, setting("A protection of activations from another package, as name or name:argument; empty for none.")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.program.program import Reveal
-from splitsec.settings.setting import setting
+from splitsec.settings.setting import Bounds, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,12 +15,13 @@ class Query:
     """How encrypted predictions are asked for."""
 
     batch_size: Annotated[
-        int, setting("Rows of a query; the last one is padded with zeros, and the padding dropped.", least=1)
+        int, setting("Rows of a query; the last one is padded with zeros, and the padding dropped.", Bounds(least=1))
     ] = 1
     ahead: Annotated[
         int,
         setting(
-            "Queries whose randomness is made ready while one runs, on processors that the query could use.", least=0
+            "Queries whose randomness is made ready while one runs, on processors that the query could use.",
+            Bounds(least=0),
         ),
     ] = 1
     reveal: Annotated[Reveal, setting("`label` opens nothing but the label of each row, not even to this client.")] = (

@@ -11,7 +11,7 @@ from splitsec.errors import ConfigError
 from splitsec.registry import Registry
 from splitsec.settings.compression import check_compression
 from splitsec.settings.privacy import Privacy, check_privacy
-from splitsec.settings.setting import check_bounds, setting
+from splitsec.settings.setting import Bounds, check_bounds, setting
 
 MOST_IN_FLIGHT = 16
 MOST_SEED = (1 << 63) - 1
@@ -46,16 +46,15 @@ class Training:
     A round is what lies between two aggregations: an epoch of every client's data, or `steps_per_round` steps of each.
     """
 
-    epochs: Annotated[int, setting("Epochs of training; 0 for predictions alone.", least=0, grows=True)] = 30
-    batch_size: Annotated[int, setting("Rows of each client in a step.", least=1, unit="rows")] = 32
-    learning_rate: Annotated[float, setting("Learning rate of Adam, at clients and server.", above=0)] = 2e-3
+    epochs: Annotated[int, setting("Epochs of training; 0 for predictions alone.", Bounds(least=0), grows=True)] = 30
+    batch_size: Annotated[int, setting("Rows of each client in a step.", Bounds(least=1), unit="rows")] = 32
+    learning_rate: Annotated[float, setting("Learning rate of Adam, at clients and server.", Bounds(above=0))] = 2e-3
     decay: Annotated[bool, setting("Let the learning rate fall to nothing over the rounds, along a cosine.")] = False
     batches_in_flight: Annotated[
         int,
         setting(
             "Batches of a client on their way at once; with more than one a gradient belongs to older weights.",
-            least=1,
-            most=MOST_IN_FLIGHT,
+            Bounds(least=1, most=MOST_IN_FLIGHT),
         ),
     ] = 1
     compression: Annotated[
@@ -69,17 +68,19 @@ class Training:
         ),
     ] = "average"
     steps_per_round: (
-        Annotated[int, setting("Steps of each client between two aggregations; an epoch if it is left out.", least=1)]
+        Annotated[
+            int, setting("Steps of each client between two aggregations; an epoch if it is left out.", Bounds(least=1))
+        ]
         | None
     ) = None
     minimum_clients: Annotated[
-        int, setting("Fewest clients in an average: no sum of fewer is ever opened.", least=2)
+        int, setting("Fewest clients in an average: no sum of fewer is ever opened.", Bounds(least=2))
     ] = 2
     server_momentum: Annotated[
-        float, setting("Momentum of the change from one average to the next.", least=0, below=1)
+        float, setting("Momentum of the change from one average to the next.", Bounds(least=0, below=1))
     ] = 0.0
     proximal: Annotated[
-        float, setting("Weight of FedProx's term, which holds segments near the last average.", least=0)
+        float, setting("Weight of FedProx's term, which holds segments near the last average.", Bounds(least=0))
     ] = 0.0
     privacy: Annotated[Privacy, setting("What the run promises of the data's privacy.")] = field(
         default_factory=Privacy
@@ -114,10 +115,10 @@ class RunSettings(Training):
         Annotated[Join, setting("Vertical: how the clients' activations are joined; the model says so too.")] | None
     ) = None
     row_order_seed: Annotated[
-        int, setting("Vertical: seed of the order of rows, which all clients share.", least=0, most=MOST_SEED)
+        int, setting("Vertical: seed of the order of rows, which all clients share.", Bounds(least=0, most=MOST_SEED))
     ] = 0
     held_out: Annotated[
-        float, setting("Vertical: fraction of the common rows that is not trained on.", least=0, below=1)
+        float, setting("Vertical: fraction of the common rows that is not trained on.", Bounds(least=0, below=1))
     ] = 0.2
 
     @property

@@ -21,30 +21,44 @@ SettingsT = TypeVar("SettingsT")
 _KINDS = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What a number may be.
+
+    Attributes:
+        least: smallest value allowed; `above` where it is the first that is not.
+        most: largest value allowed; `below` where it is the first that is not.
+    """
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+
+
+ANY = Bounds()
+
+
 def setting(
     help: str,
+    bounds: Bounds = ANY,
     *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
     unit: str = "",
     example: str = "",
     grows: bool = False,
 ) -> msgspec.Meta:
-    """Describe a setting: `name: Annotated[int, setting("...", least=1)] = 3`.
+    """Describe a setting: `name: Annotated[int, setting("...", Bounds(least=1))] = 3`.
 
     Args:
         help: one sentence for the reference page and `--help`.
-        least: smallest value allowed; `above` where it is the first that is not.
-        most: largest value allowed; `below` where it is the first that is not.
+        bounds: of a number.
         unit: of a number, such as `seconds`.
         example: as TOML has it, where the setting has no default.
         grows: whether a run may go on from a checkpoint with a larger value.
     """
     extra = {"unit": unit, "example": example, "grows": grows}
-    bounds: Any = {"ge": least, "gt": above, "le": most, "lt": below}
-    return msgspec.Meta(**bounds, description=help, extra=extra)
+    limits: Any = {"ge": bounds.least, "gt": bounds.above, "le": bounds.most, "lt": bounds.below}
+    return msgspec.Meta(**limits, description=help, extra=extra)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from splitsec.settings.setting import setting
+from splitsec.settings.setting import Bounds, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,11 +16,13 @@ class Waiting:
         float,
         setting(
             "Wait for an answer; the server drops a client that is silent for so long from its round.",
-            above=0,
+            Bounds(above=0),
             unit="seconds",
         ),
     ] = 60.0
-    join_timeout: Annotated[float, setting("Wait for the other parties to come.", above=0, unit="seconds")] = 120.0
+    join_timeout: Annotated[float, setting("Wait for the other parties to come.", Bounds(above=0), unit="seconds")] = (
+        120.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Timeouts(Waiting):
             setting(
                 "After it a round goes on without those for whom others wait, and once more as long for the others; no "
                 "limit if it is left out.",
-                above=0,
+                Bounds(above=0),
                 unit="seconds",
             ),
         ]

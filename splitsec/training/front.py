@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,7 @@ class FrontTrainer:
     weight stashing, D. Narayanan et al., "PipeDream", SOSP 2019, section 3.3.
 
     Args:
+        segments: the front and, of a U, the head.
         in_flight: the most batches on their way at once.
         proximal: mu of the term mu/2 * |w - w0|^2 with w0 the weights at `begin_round`: T. Li et al., "Federated
             optimization in heterogeneous networks" (FedProx), MLSys 2020, section 3.2.
@@ -70,21 +71,19 @@ class FrontTrainer:
 
     def __init__(
         self,
-        front: nn.Module,
+        segments: Sequence[nn.Module],
         *,
         learning_rate: float,
         cut: str,
-        head: nn.Module | None = None,
         in_flight: int = 1,
         proximal: float = 0.0,
         randomness: OwnRandomness | None = None,
         privacy: FrontPrivacy | None = None,
     ) -> None:
-        self.front = front
-        self.head = head
+        self.front = segments[0]
+        self.head = segments[1] if len(segments) == 2 else None
         self._cut = cut
-        modules = [front] if head is None else [front, head]
-        self._trained = [one for module in modules for one in module.parameters() if one.requires_grad]
+        self._trained = [value for segment in segments for value in segment.parameters() if value.requires_grad]
         self.optimizer = make_optimizer(self._trained, learning_rate)
         self._privacy = FrontPrivacy() if privacy is None else privacy
         self._sum: list[torch.Tensor] = []
@@ -95,11 +94,11 @@ class FrontTrainer:
             # Opacus takes a second to import, which processes that do without it need not spend.
             from splitsec.privacy.dp_sgd import PrivateStep
 
-            self._private = PrivateStep(modules, self.optimizer, self._privacy.gradients)
+            self._private = PrivateStep(list(segments), self.optimizer, self._privacy.gradients)
         for protection in self._privacy.protections:
             if protection.changes_output and self._private is not None:
-                _check_layers(front)
-            protection.attach(front)
+                _check_layers(self.front)
+            protection.attach(self.front)
         self._in_flight = in_flight
         self._proximal = proximal
         self._begun: list[torch.Tensor] = []

@@ -7,11 +7,11 @@ import math
 import msgspec
 import pytest
 import torch
+from support.encrypted_tail import compiled
 
 from splitsec.advisor import machine_speed
 from splitsec.advisor.machine_speed import Link, Speed, products_of
 from splitsec.cut import trace
-from splitsec.mpc.program.compile import compile_tail
 from splitsec.mpc.program.cost import Prediction, predict_cost
 from splitsec.mpc.protocols.linear import LinearMask
 
@@ -25,7 +25,7 @@ def speed() -> Speed:
 def predicted() -> Prediction:
     torch.manual_seed(0)
     tail = trace(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval())
-    program, _ = compile_tail(tail, (1, 8), calibration=torch.randn(1, 8), resolved=False)
+    program, _ = compiled(tail, (1, 8), calibration=torch.randn(1, 8), resolved=False)
     return predict_cost(program, 1)
 
 

@@ -17,7 +17,7 @@ from splitsec import Part, RunSettings, SplitModel
 from splitsec.data.loaders import Loader
 from splitsec.errors import ConfigError, PartyTimeoutError, RandomnessError
 from splitsec.local import simulation
-from splitsec.local.simulation import Simulated, simulate
+from splitsec.local.simulation import Simulated, SimulationSettings, simulate
 from splitsec.training.client.training import Training
 from splitsec.training.server.rounds import Rounds
 from splitsec.training.server.state import RunParts
@@ -51,10 +51,7 @@ def _simulate(
         parts,
         cut=cut,
         settings=plan,
-        seed=5,
-        drop=drop,
-        checkpoints=checkpoints,
-        repeatable=repeatable,
+        how=SimulationSettings(seed=5, drop=drop, checkpoints=checkpoints, repeatable=repeatable),
     )
     split.tail.load_state_dict(tail.state_dict())
     return found, split

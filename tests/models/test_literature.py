@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.encrypted_tail import compiled
 from support.two_party import run_both
 
 from splitsec.cut import trace
@@ -11,7 +12,7 @@ from splitsec.data.datasets import load_dataset
 from splitsec.errors import ConfigError
 from splitsec.models.literature import MODELS, find_model
 from splitsec.mpc.context import CLIENT, Context
-from splitsec.mpc.program.compile import compile_tail, encode_weights
+from splitsec.mpc.program.compile import encode_weights
 from splitsec.mpc.program.execute import run_program
 
 
@@ -20,7 +21,7 @@ def _agreement(data: Path, name: str, count: int, batch: int) -> tuple[float, fl
     whole = load_dataset("mnist", data, 0)
     images, labels = whole.test_images[:count], whole.test_labels[:count]
     model = MODELS[name].make(data / "weights" / f"{name}-mnist.safetensors")
-    program, real = compile_tail(trace(model), (batch, 1, 28, 28), limit=8.0)
+    program, real = compiled(trace(model), (batch, 1, 28, 28), limit=8.0)
     weights = encode_weights(program, real)
     opened = []
     for rows in images.split(batch):

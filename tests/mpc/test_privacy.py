@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
+from support.encrypted_tail import compiled
 from support.two_party import Recorder, Unmasked, run_both
 from torch import nn
 
 from splitsec.cut import trace
 from splitsec.mpc.context import CLIENT, SERVER, Context
-from splitsec.mpc.program.compile import compile_tail, encode_weights
+from splitsec.mpc.program.compile import encode_weights
 from splitsec.mpc.program.execute import run_program
 
 RUNS = 40
@@ -20,7 +21,7 @@ TAIL = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(
 def _received(
     kind: type[Recorder], x: torch.Tensor, tail: nn.Module, rank: int, *, opened: bool = False, **options: Any
 ) -> torch.Tensor:
-    program, real = compile_tail(trace(tail), tuple(x.shape), **options)
+    program, real = compiled(trace(tail), tuple(x.shape), **options)
     weights = encode_weights(program, real)
 
     def protocol(context: Context) -> torch.Tensor | None:

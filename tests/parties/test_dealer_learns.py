@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.encrypted_tail import compiled
 from support.parties_in_threads import world
 
 from splitsec import Part, SplitModel
@@ -50,7 +51,7 @@ def test_norms_give_few_digits_away() -> None:
     """Each bit more costs a digit of small rows (tests/mpc/test_accuracy.py)."""
     widths = set()
     for limit in (32.0, 64.0, 128.0, 256.0):
-        program, _ = compile_tail(SplitModel(torch.nn.LayerNorm(5), "input").tail, (1, 5), limit=limit)
+        program, _ = compiled(SplitModel(torch.nn.LayerNorm(5), "input").tail, (1, 5), limit=limit)
         (step,) = (step for step in program.steps if step.op == "standardise")
         exact = math.ceil(math.log2(program.limit))
         assert exact <= step.bits <= exact + 1

@@ -48,7 +48,7 @@ def test_the_sum_over_the_cut_is_that_of_the_uncut_model(cut: str) -> None:
     expected = _of_opacus(model, images, labels, clip)
     split = SplitModel(copy.deepcopy(model), cut)
     rules = GradientNoise(clip, 0.0)
-    front = FrontTrainer(split.front, learning_rate=1e-3, cut=cut, privacy=FrontPrivacy(gradients=rules))
+    front = FrontTrainer([split.front], learning_rate=1e-3, cut=cut, privacy=FrontPrivacy(gradients=rules))
     tail = TailTrainer(split.tail, learning_rate=1e-3)
     tail.protect(rules, jointly=True)
     tail.expected = {"a": 6.0, "b": 3.0}
@@ -79,7 +79,7 @@ def test_control_each_side_clipped_by_itself_is_another_sum() -> None:
     expected = _of_opacus(model, images, labels, 0.7)
     split = SplitModel(copy.deepcopy(model), "pool")
     front = FrontTrainer(
-        split.front, learning_rate=1e-3, cut="pool", privacy=FrontPrivacy(gradients=GradientNoise(0.7, 0.0))
+        [split.front], learning_rate=1e-3, cut="pool", privacy=FrontPrivacy(gradients=GradientNoise(0.7, 0.0))
     )
     sent = front.forward(images).requires_grad_()
     F.cross_entropy(split.tail(sent), labels, reduction="sum").backward()
@@ -109,7 +109,7 @@ def test_rows_of_who_is_gone_do_not_count() -> None:
 def test_batches_without_rows_are_steps_of_noise_alone() -> None:
     split = SplitModel(digits_cnn(), "pool")
     rules = GradientNoise(1.0, 0.0)
-    front = FrontTrainer(split.front, learning_rate=1e-3, cut="pool", privacy=FrontPrivacy(gradients=rules))
+    front = FrontTrainer([split.front], learning_rate=1e-3, cut="pool", privacy=FrontPrivacy(gradients=rules))
     tail = TailTrainer(split.tail, learning_rate=1e-3)
     tail.protect(rules, jointly=True)
     tail.expected = {"a": 4.0}
@@ -127,7 +127,7 @@ def test_batches_without_rows_are_steps_of_noise_alone() -> None:
 def test_a_gradient_that_never_came_is_forgotten() -> None:
     split = SplitModel(digits_cnn(), "pool")
     front = FrontTrainer(
-        split.front, learning_rate=1e-3, cut="pool", privacy=FrontPrivacy(gradients=GradientNoise(1.0, 0.0))
+        [split.front], learning_rate=1e-3, cut="pool", privacy=FrontPrivacy(gradients=GradientNoise(1.0, 0.0))
     )
     images, _ = _batch()
     gradient = torch.randn(9, 32, 4, 4)
@@ -348,7 +348,7 @@ def test_a_head_is_looked_at_as_a_front_is() -> None:
     rules = FrontPrivacy(gradients=GradientNoise(1.0, 0.0))
     for middle, expected in ((Mixing(), pytest.raises(ConfigError, match="another row")), (nn.Tanh(), nullcontext())):
         head = nn.Sequential(nn.Linear(5, 4), middle, nn.Linear(4, 3))
-        trainer = FrontTrainer(nn.Linear(6, 5), head=head, learning_rate=1e-3, cut="a,b", privacy=rules)
+        trainer = FrontTrainer([nn.Linear(6, 5), head], learning_rate=1e-3, cut="a, b", privacy=rules)
         sent = trainer.forward(torch.randn(4, 6))
         with expected:
             gradient = trainer.turn(sent, torch.tensor([0, 1, 2, 0]))

@@ -14,7 +14,7 @@ from splitsec.settings import toml
 from splitsec.settings.options import parse_options
 from splitsec.settings.parties import Process
 from splitsec.settings.run import RunSettings
-from splitsec.settings.setting import check_bounds, describe, growing, identity, setting
+from splitsec.settings.setting import Bounds, check_bounds, describe, growing, identity, setting
 from splitsec.settings.timeouts import Waiting
 
 
@@ -22,7 +22,7 @@ from splitsec.settings.timeouts import Waiting
 class Longer(RunSettings):
     """The settings of a run with one more: the only edit."""
 
-    warm_up: Annotated[int, setting("Rounds with a small learning rate.", least=0, most=9, unit="rounds")] = 0
+    warm_up: Annotated[int, setting("Rounds with a small learning rate.", Bounds(least=0, most=9), unit="rounds")] = 0
 
 
 @dataclass(frozen=True, kw_only=True)

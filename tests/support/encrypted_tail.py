@@ -5,14 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from splitsec.cut import trace
 from splitsec.mpc.context import CLIENT, Context
-from splitsec.mpc.program.compile import compile_tail, encode_weights
+from splitsec.mpc.program.bounds import Memory
+from splitsec.mpc.program.compile import CompileOptions, compile_tail, encode_weights
 from splitsec.mpc.program.execute import run_program
-from splitsec.mpc.program.program import Program
+from splitsec.mpc.program.program import Program, Shape, Weights
 from support.two_party import Recorder, run_both
+
+
+def compiled(
+    tail: fx.GraphModule,
+    input_shape: Shape,
+    *,
+    calibration: torch.Tensor | None = None,
+    memory: Memory | None = None,
+    **options: Any,
+) -> tuple[Program, dict[int, Weights]]:
+    """Compile a tail with these `CompileOptions`."""
+    return compile_tail(tail, input_shape, CompileOptions(**options), calibration=calibration, memory=memory)
 
 
 def run_tail(
@@ -22,9 +35,9 @@ def run_tail(
 
     Args:
         program_of: another program than the tail's own.
-        options: those of `compile_tail`.
+        options: those of `compiled`.
     """
-    program, weights = compile_tail(trace(tail), tuple(x.shape), **options)
+    program, weights = compiled(trace(tail), tuple(x.shape), **options)
     program = program_of or program
     encoded = encode_weights(program, weights)
 

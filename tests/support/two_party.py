@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from splitsec.mpc.context import SERVER, ComparisonKind, Context
+from splitsec.mpc.context import SERVER, Arithmetic, ComparisonKind, Context
 from splitsec.mpc.correlation import Plan
-from splitsec.mpc.in_process import in_threads
+from splitsec.mpc.in_process import Dealt, in_threads
 from splitsec.mpc.prg import Stream, fresh_seed
 from splitsec.mpc.session.plan import weight_masks
 from splitsec.mpc.session.session import Planner, Session
@@ -85,13 +85,10 @@ def run_both(
     sessions = in_threads(
         kind,
         party,
-        plan,
-        seeds,
-        masks=masks,
+        Dealt(plan, seeds, masks),
         weights=weights,
         timeout=timeout,
-        precision=precision,
-        comparison=comparison,
+        arithmetic=Arithmetic(precision, comparison),
     )
     return results, sessions
 

@@ -22,7 +22,7 @@ def test_one_split_step_is_one_plain_step() -> None:
     whole = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     whole.load_state_dict(split.whole_state_dict())
     optimizer = torch.optim.Adam(whole.parameters(), lr=0.01)
-    front, tail = FrontTrainer(split.front, learning_rate=0.01, cut="0"), TailTrainer(split.tail, learning_rate=0.01)
+    front, tail = FrontTrainer([split.front], learning_rate=0.01, cut="0"), TailTrainer(split.tail, learning_rate=0.01)
     for _ in range(3):
         result = tail.step({"a": (front.forward(images), labels)})["a"]
         front.backward(result.gradient)
@@ -58,7 +58,7 @@ def test_bad_batches_are_refused_and_change_nothing() -> None:
 
 
 def test_an_activation_that_is_not_finite_is_named() -> None:
-    trainer = FrontTrainer(_split().front, learning_rate=0.01, cut="0")
+    trainer = FrontTrainer([_split().front], learning_rate=0.01, cut="0")
     with pytest.raises(RangeError, match="the activation at cut '0' holds nan"):
         trainer.forward(torch.full((2, 4), float("nan")))
     with pytest.raises(MessageError, match="fits no activation"):
@@ -81,12 +81,12 @@ def test_one_step_of_a_u_is_one_plain_step(clients: int) -> None:
     assert split.head is not None
     images, labels = torch.randn(8, 4), torch.randint(0, 3, (8,))
     optimizer = torch.optim.Adam(whole.parameters(), lr=0.01)
-    front = FrontTrainer(split.front, head=split.head, learning_rate=0.01, cut=split.cut)
+    front = FrontTrainer([split.front, split.head], learning_rate=0.01, cut=split.cut)
     tail = TailTrainer(split.tail, learning_rate=0.01)
     if clients == 2:
         # What another client's rows add to the tail's step must not change this client's own gradient.
         leaf = split.front(images).detach()
-        alone = FrontTrainer(split.front, head=split.head, learning_rate=0.0, cut=split.cut)
+        alone = FrontTrainer([split.front, split.head], learning_rate=0.0, cut=split.cut)
         outputs = tail.forward({"a": leaf, "b": torch.randn(3, 6)})
         gradients = {"a": alone.turn(outputs["a"], labels), "b": torch.randn(3, 5)}
         expected = leaf.clone().requires_grad_()
@@ -108,7 +108,7 @@ def test_one_step_of_a_u_is_one_plain_step(clients: int) -> None:
 
 def test_a_head_names_labels_that_it_cannot_give() -> None:
     split = SplitModel(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), ("0", "2"))
-    front = FrontTrainer(split.front, head=split.head, learning_rate=0.01, cut=split.cut)
+    front = FrontTrainer([split.front, split.head], learning_rate=0.01, cut=split.cut)
     with pytest.raises(MessageError, match="labels from 7 to 7, but the model has 3 classes"):
         front.turn(torch.randn(1, 6), torch.tensor([7]))
     with pytest.raises(MessageError, match="the head cannot take the tail's output"):
@@ -127,7 +127,7 @@ def test_several_batches_in_flight_take_gradients_at_the_weights_that_made_them(
     """Delayed by one step: the second gradient is that of the weights before the first step, applied after it."""
     front = _convolutional()
     reference = copy.deepcopy(front)
-    trainer = FrontTrainer(front, learning_rate=0.1, cut="4", in_flight=2)
+    trainer = FrontTrainer([front], learning_rate=0.1, cut="4", in_flight=2)
     batches = [torch.randn(3, 1, 4, 4) for _ in range(4)]
     optimizer = torch.optim.Adam(reference.parameters(), lr=0.1)
     # By hand: the gradient of batch t at the weights after t - 2 steps.
@@ -164,7 +164,7 @@ def _apply(module: nn.Module, optimizer: torch.optim.Optimizer, gradients: list[
 def test_fedprox_adds_its_term() -> None:
     front = nn.Linear(2, 2)
     begun = copy.deepcopy(front)
-    trainer = FrontTrainer(front, learning_rate=0.1, cut="x", proximal=10.0)
+    trainer = FrontTrainer([front], learning_rate=0.1, cut="x", proximal=10.0)
     trainer.begin_round()
     with torch.no_grad():
         front.weight.add_(1.0)

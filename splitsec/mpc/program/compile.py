@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import msgspec
 import torch
@@ -50,39 +51,54 @@ WEIGHTED = ("linear", "conv2d", "scale")
 DEFAULT_LIMIT = 256.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions:
+    """What a program is to do, beside what its tail says.
+
+    Attributes:
+        precision: fractional bits of a value.
+        limit: the magnitude that an activation may reach; a smaller one makes comparisons cheaper.
+        guarantee: False to measure on the calibration even where the weights guarantee bounds, which are wider.
+        reveal: `"label"` opens to the client the class of the largest value of each sample, and nothing else.
+        checked: compare every layer's values with its bound when the program runs, and have the client raise if one
+            is beyond.
+        comparison: `"tables"`, or `"dcf"` for slow links: fewer rounds, more offline bytes and arithmetic.
+        resolved: check that fixed point keeps digits enough, on the calibration or on noise (see `resolving`); False
+            where the program only tells what it costs.
+    """
+
+    precision: int = PRECISION_BITS
+    limit: float = DEFAULT_LIMIT
+    guarantee: bool = True
+    reveal: Reveal = "logits"
+    checked: bool = False
+    comparison: ComparisonKind = "tables"
+    resolved: bool = True
+
+
+USUAL = CompileOptions()
+
+
 def compile_tail(
     tail: fx.GraphModule,
     input_shape: Shape,
+    options: CompileOptions = USUAL,
     *,
-    precision: int = PRECISION_BITS,
-    limit: float = DEFAULT_LIMIT,
     calibration: torch.Tensor | None = None,
-    guarantee: bool = True,
-    reveal: Reveal = "logits",
-    checked: bool = False,
-    comparison: ComparisonKind = "tables",
     memory: Memory | None = None,
     shaped: bool = False,
-    resolved: bool = True,
 ) -> tuple[Program, dict[int, Weights]]:
     """Return the program of a traced tail in eval mode, and its weights by step number.
 
     Args:
         tail: a `torch.fx.GraphModule` with one tensor input and one tensor output.
         input_shape: shape of the activation, batch dimension first.
-        limit: the magnitude that an activation may reach; a smaller one makes comparisons cheaper.
+        options: what the program is to do.
         calibration: activations of the same shape but for the batch dimension. Every layer's bound is a guarantee
-            computed from the weights; where deep networks outgrow that, or these activations come close to `limit`,
+            computed from the weights; where deep networks outgrow that, or these activations come close to the limit,
             it is the largest value measured on them, times `MARGIN`.
-        guarantee: False to measure on the calibration even where the weights guarantee bounds, which are wider.
-        reveal: `"label"` opens to the client the class of the largest value of each sample, and nothing else.
-        checked: compare every layer's values with its bound when the program runs, and have the client raise if one
-            is beyond.
-        comparison: `"tables"`, or `"dcf"` for slow links: fewer rounds, more offline bytes and arithmetic.
         memory: of other tails of the same model, compiled with a calibration of one batch, that of the same sample.
         shaped: the nodes know the shapes that they have for `input_shape`.
-        resolved: check that fixed point keeps digits enough, on the calibration or on noise (see `resolving`); False
-            where the program only tells what it costs.
 
     Raises:
         UnsupportedLayerError: a layer without an encrypted form, with its name.
@@ -90,13 +106,58 @@ def compile_tail(
             the layer.
         MessageError: a calibration of another shape.
     """
+    precision = options.precision
+    _check_arguments(input_shape, options.limit, calibration)
+    lowering = _lowered(tail, input_shape, precision, shaped=shaped)
+    _fuse_relu_and_max_pool(lowering.steps, input_shape)
+    # By the weights as they are, and by those that small values leave to the layers behind them.
+    _give_digits(lowering)
+    largest = _raise_small_values(lowering, tuple(input_shape), options.limit, calibration, memory)
+    _give_digits(lowering)
+    sizes = {
+        number: (memory or Memory()).size_of(lowering.steps[number - 1], layer, precision)
+        for number, layer in lowering.weights.items()
+    }
+    limited_by, guaranteed = "", True
+    if largest is None:
+        bounds, limit, limited_by = guaranteed_bounds(lowering.steps, sizes, precision, options.limit)
+    else:
+        bounds, limit, guaranteed = _calibrated(lowering, sizes, options.limit, largest, guarantee=options.guarantee)
+    label = options.reveal == "label"
+    steps = [*lowering.steps, *([_label_step(lowering.steps, input_shape)] if label else [])]
+    steps = [msgspec.structs.replace(step, bits=input_bits(step, bounds, precision)) for step in steps]
+    checks = range_checks(lowering.steps, sizes, bounds, precision, label=label) if options.checked else ()
+    # A larger limit, which a client's calibration may have made, is worth no more digits of the weights.
+    answer_bits = _answer_bits(precision, min(limit, DEFAULT_LIMIT), bounds[len(lowering.steps)])
+    program = Program(
+        input_shape, tuple(steps), limit, limited_by, precision, checks, options.comparison, guaranteed, answer_bits
+    )
+    try:
+        check_program(program)
+    except MessageError as error:
+        raise UnsupportedLayerError(f"the tail cannot run encrypted: {error}") from error
+    if options.resolved:
+        sample = None if calibration is None else next(batches(calibration, input_shape[0]))
+        with _in_eval_mode(tail):
+            least = check_digits(tail, program, lowering.weights, sample)
+        program = msgspec.structs.replace(program, least=least)
+    return program, lowering.weights
+
+
+def _check_arguments(input_shape: Shape, limit: float, calibration: torch.Tensor | None) -> None:
     if not 0 < limit < math.inf:
         raise MessageError(f"a limit of {limit} is no magnitude; give a number above 0")
-    if calibration is not None and not (len(calibration) and torch.isfinite(calibration).all()):
+    if calibration is None:
+        return
+    if not (len(calibration) and torch.isfinite(calibration).all()):
         raise RangeError("the calibration is empty or holds a value that is not a finite number")
-    if calibration is not None and tuple(calibration.shape[1:]) != tuple(input_shape[1:]):
-        have, due = ("x".join(map(str, one[1:])) for one in (calibration.shape, input_shape))
+    if tuple(calibration.shape[1:]) != tuple(input_shape[1:]):
+        have, due = ("x".join(map(str, shape[1:])) for shape in (calibration.shape, input_shape))
         raise MessageError(f"the calibration's activations have shape {have}; the tail is compiled for {due}")
+
+
+def _lowered(tail: fx.GraphModule, input_shape: Shape, precision: int, *, shaped: bool) -> Lowering:
+    """Return the tail's steps and weights as they are, with the shape of every value."""
     refuse_lookups(tail)
     with _in_eval_mode(tail):
         try:
@@ -104,48 +165,18 @@ def compile_tail(
                 parameter = next(tail.parameters(), torch.empty(0))
                 with torch.no_grad():
                     ShapeNotes(tail).run(torch.zeros(input_shape, dtype=parameter.dtype))
-            lowering = lower_tail(tail, tuple(input_shape), precision)
+            return lower_tail(tail, tuple(input_shape), precision)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             shape = "x".join(map(str, input_shape))
             raise MessageError(f"the tail cannot take an activation of shape {shape}: {first_line(error)}") from error
-    _fuse_relu_and_max_pool(lowering.steps, input_shape)
-    # By the weights as they are, and by those that small values leave to the layers behind them.
-    _give_digits(lowering)
-    largest = _raise_small_values(lowering, tuple(input_shape), limit, calibration, memory)
-    _give_digits(lowering)
-    sizes = {
-        number: (memory or Memory()).size_of(lowering.steps[number - 1], held, precision)
-        for number, held in lowering.weights.items()
-    }
-    limited_by, guaranteed = "", True
-    if largest is None:
-        bounds, limit, limited_by = guaranteed_bounds(lowering.steps, sizes, precision, limit)
-    else:
-        bounds, limit, guaranteed = _calibrated(lowering, sizes, limit, largest, guarantee=guarantee)
-    steps = list(lowering.steps)
-    if reveal == "label":
-        output = steps[-1].shape if steps else input_shape
-        if len(output) != 2:
-            raise UnsupportedLayerError(f"a label needs an output of samples by classes, not of shape {output}")
-        steps.append(Step("argmax", "label", (len(steps),), output))
-    steps = [msgspec.structs.replace(step, bits=input_bits(step, bounds, precision)) for step in steps]
-    label = reveal == "label"
-    checks = range_checks(lowering.steps, sizes, bounds, precision, label=label) if checked else ()
-    # A larger limit, which a client's calibration may have made, is worth no more digits of the weights.
-    answer_bits = _answer_bits(precision, min(limit, DEFAULT_LIMIT), bounds[len(lowering.steps)])
-    program = Program(
-        input_shape, tuple(steps), limit, limited_by, precision, checks, comparison, guaranteed, answer_bits
-    )
-    try:
-        check_program(program)
-    except MessageError as error:
-        raise UnsupportedLayerError(f"the tail cannot run encrypted: {error}") from error
-    if resolved:
-        sample = None if calibration is None else next(batches(calibration, input_shape[0]))
-        with _in_eval_mode(tail):
-            least = check_digits(tail, program, lowering.weights, sample)
-        program = msgspec.structs.replace(program, least=least)
-    return program, lowering.weights
+
+
+def _label_step(steps: Sequence[Step], input_shape: Shape) -> Step:
+    """Return the step that takes the class of the largest value; raises `UnsupportedLayerError` without classes."""
+    output = steps[-1].shape if steps else input_shape
+    if len(output) != 2:
+        raise UnsupportedLayerError(f"a label needs an output of samples by classes, not of shape {output}")
+    return Step("argmax", "label", (len(steps),), output)
 
 
 def _answer_bits(precision: int, limit: float, bound: float) -> int:

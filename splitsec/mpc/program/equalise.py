@@ -50,33 +50,42 @@ def powers_of(steps: Sequence[Step], largest: Sequence[float], *, small: float, 
         small: values that stay below this are raised. Others have digits enough, and their comparisons stay narrow.
         aim: the magnitude that small values are raised to, at most.
     """
-    groups = list(range(len(steps) + 1))
-
-    def root(value: int) -> int:
-        while groups[value] != value:
-            value = groups[value]
-        return value
-
-    pinned = {0, len(steps)}
+    groups, pinned = _Groups(len(steps) + 1), {0, len(steps)}
     for number, step in enumerate(steps, 1):
         if step.op in _HOMOGENEOUS:
-            for index in step.inputs:
-                groups[root(index)] = root(number)
+            groups.join(number, step.inputs)
         elif step.op == "standardise":
             pinned.add(number)
         elif step.op not in _ABSORBING:
             pinned.update((number, *step.inputs))
     most: dict[int, float] = {}
     for value, magnitude in enumerate(largest):
-        most[root(value)] = max(most.get(root(value), 0.0), magnitude)
+        most[groups.root(value)] = max(most.get(groups.root(value), 0.0), magnitude)
     while True:
-        fixed = {root(value) for value in pinned}
-        powers = [0 if root(value) in fixed else _power(most[root(value)], small, aim) for value in range(len(groups))]
+        fixed = {groups.root(value) for value in pinned}
+        roots = [groups.root(value) for value in range(len(steps) + 1)]
+        powers = [0 if root in fixed else _power(most[root], small, aim) for root in roots]
         beyond = [number for number, step in enumerate(steps, 1) if not _constants_fit(raised(step, number, powers))]
         if not beyond:
             return powers
         for number in beyond:
             pinned.update((number, *steps[number - 1].inputs))
+
+
+class _Groups:
+    """Values that are raised by the same power: sets that are joined, each with a root."""
+
+    def __init__(self, count: int) -> None:
+        self._parents = list(range(count))
+
+    def root(self, value: int) -> int:
+        while self._parents[value] != value:
+            value = self._parents[value]
+        return value
+
+    def join(self, value: int, others: Sequence[int]) -> None:
+        for other in others:
+            self._parents[self.root(other)] = self.root(value)
 
 
 def _constants_fit(step: Step) -> bool:

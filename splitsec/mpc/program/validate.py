@@ -16,28 +16,31 @@ def check_program(program: Program) -> None:
         raise MessageError("an impossible program")
     if not 0 <= program.answer_bits <= MOST_ANSWER_BITS:
         raise MessageError("a program that opens an impossible number of bits")
-    shapes = [program.input_shape]
     for number, step in enumerate(program.steps, 1):
-        if step.op not in OPERATIONS:
-            raise MessageError(f"the program has an unknown operation '{step.op[:32]}'")
-        if not step.inputs or any(not 0 <= index < number for index in step.inputs):
-            raise MessageError(f"step {number} of the program reads a value that is not there")
-        if not max(map(abs, _constants(step))) < LARGEST_CONSTANT:
-            raise MessageError(f"step {number} ('{step.name[:64]}') has a constant of {LARGEST_CONSTANT:g} or more")
-        if not 0 <= step.bits <= HEADROOM_BITS - 2 * program.precision - 2:
-            raise MessageError(f"step {number} of the program has an impossible bound")
-        if any(size < 1 for size in (*step.shape, *step.weight)) or math.prod(step.shape) > 1 << 26:
-            raise MessageError(f"step {number} of the program has an impossible shape")
-        if step.op == "argmax" and (number < len(program.steps) or len(step.shape) != 2):
-            raise MessageError("only the last step of a program may take a label, of two dimensions")
-        if any(len(curve.slopes) != len(curve.knots) + 1 or not curve.knots for curve in step.curves):
-            raise MessageError(f"step {number} of the program has an impossible curve")
-        if not 0 <= step.digits <= MOST_DIGITS:
-            raise MessageError(f"step {number} of the program has an impossible scale")
-        shapes.append(step.shape)
+        _check_step(program, number, step)
     for check in program.checks:
-        if not 0 <= check.value < len(shapes) or not 0 <= check.bits < HEADROOM_BITS - program.precision:
+        if not 0 <= check.value <= len(program.steps) or not 0 <= check.bits < HEADROOM_BITS - program.precision:
             raise MessageError("the program checks a value that is not there")
+
+
+def _check_step(program: Program, number: int, step: Step) -> None:
+    if step.op not in OPERATIONS:
+        raise MessageError(f"the program has an unknown operation '{step.op[:32]}'")
+    if not step.inputs or any(not 0 <= index < number for index in step.inputs):
+        raise MessageError(f"step {number} of the program reads a value that is not there")
+    if not max(map(abs, _constants(step))) < LARGEST_CONSTANT:
+        raise MessageError(f"step {number} ('{step.name[:64]}') has a constant of {LARGEST_CONSTANT:g} or more")
+    if step.op == "argmax" and (number < len(program.steps) or len(step.shape) != 2):
+        raise MessageError("only the last step of a program may take a label, of two dimensions")
+    impossible = {
+        "bound": not 0 <= step.bits <= HEADROOM_BITS - 2 * program.precision - 2,
+        "shape": any(size < 1 for size in (*step.shape, *step.weight)) or math.prod(step.shape) > 1 << 26,
+        "curve": any(len(curve.slopes) != len(curve.knots) + 1 or not curve.knots for curve in step.curves),
+        "scale": not 0 <= step.digits <= MOST_DIGITS,
+    }
+    for what, is_so in impossible.items():
+        if is_so:
+            raise MessageError(f"step {number} of the program has an impossible {what}")
 
 
 def _constants(step: Step) -> list[float]:

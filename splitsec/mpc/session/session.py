@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from splitsec.errors import RandomnessError
-from splitsec.mpc.context import ComparisonKind
+from splitsec.mpc.context import USUAL, Arithmetic, ComparisonKind
 from splitsec.mpc.correlation import Correlation, Plan
 from splitsec.mpc.prg import Stream
 from splitsec.mpc.ring import PRECISION_BITS
@@ -108,17 +108,25 @@ class Planner:
         return RAW_HEADER.size + sum(8 * tensor.numel() for tensor in tensors)
 
 
+@dataclass(frozen=True)
+class SessionSeeds:
+    """A party's seeds of a session: shared with the dealer, and shared with the other party, unknown to the dealer."""
+
+    dealt: bytes = field(repr=False)
+    pair: bytes = field(repr=False)
+
+
 class Session:
     """A live session; see `Context`.
 
     Args:
         peer: the socket to the other party.
         rank: `SERVER` or `CLIENT`.
-        dealt_seed: the seed shared with the dealer.
-        pair_seed: the seed shared with the other party, unknown to the dealer.
+        seeds: of this party.
         plan: correlations of one query.
         corrections: fetches a query's corrections from the dealer, part by part; None where this party gets none.
         masked_weights: for the client, each layer's masked weights.
+        arithmetic: how both parties compute.
     """
 
     def __init__(
@@ -126,24 +134,21 @@ class Session:
         peer: Peer[SessionBody],
         *,
         rank: int,
-        dealt_seed: bytes,
-        pair_seed: bytes,
+        seeds: SessionSeeds,
         plan: Plan,
         corrections: Callable[[int], Iterable[torch.Tensor]] | None = None,
         masked_weights: Mapping[int, torch.Tensor] | None = None,
-        precision: int = PRECISION_BITS,
-        comparison: ComparisonKind = "tables",
+        arithmetic: Arithmetic = USUAL,
     ) -> None:
         if corrections is None and correction_count(plan, rank):
             raise ValueError("this plan needs corrections from the dealer")
         self.peer = peer
         self.rank = rank
-        self.precision = precision
-        self.comparison: ComparisonKind = comparison
+        self.precision = arithmetic.precision
+        self.comparison: ComparisonKind = arithmetic.comparison
         self.planning = False
         self.plan = plan
-        self._dealt_seed = dealt_seed
-        self._pair_seed = pair_seed
+        self._seeds = seeds
         self._corrections = corrections
         self._masked_weights = masked_weights
         # Parts of corrections that have come, of all queries: a caller that waits for a query sees that it goes on.
@@ -173,7 +178,7 @@ class Session:
         """
         query = self._next_query
         fetched = None if self._corrections is None else self._counted(self._corrections(query))
-        parts = expand(self.plan, self.rank, self._dealt_seed, query, fetched, self._masked_weights)
+        parts = expand(self.plan, self.rank, self._seeds.dealt, query, fetched, self._masked_weights)
         self._ready[query] = deque(zip(self.plan, parts, strict=True))
         self._next_query += 1
         return query
@@ -228,7 +233,7 @@ class Session:
             raise RandomnessError("no query is running")
         if self._common is None:
             # Few programs need one, and to make it takes as long as a message.
-            self._common = Stream(self._pair_seed, self._common_query)
+            self._common = Stream(self._seeds.pair, self._common_query)
         return self._common.ring(shape)
 
     def _receive(self, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:

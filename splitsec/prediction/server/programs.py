@@ -19,7 +19,7 @@ from torch import fx
 
 from splitsec.errors import RangeError, RefusedError
 from splitsec.mpc.context import ComparisonKind
-from splitsec.mpc.program.compile import compile_tail, encode_weights
+from splitsec.mpc.program.compile import CompileOptions, compile_tail, encode_weights
 from splitsec.mpc.program.program import Program, Reveal, Weights
 from splitsec.mpc.ring import PRECISION_BITS
 
@@ -148,10 +148,8 @@ class Programs:
             program, weights = compile_tail(
                 self._tail,
                 key.shape,
+                CompileOptions(reveal=key.reveal, checked=key.checked, comparison=key.comparison),
                 calibration=calibration,
-                reveal=key.reveal,
-                checked=key.checked,
-                comparison=key.comparison,
             )
             # Noise is less like the activations to come than an operator's own are, so ranges are checked.
             if measured is not None and not program.guaranteed and not key.checked:

@@ -162,7 +162,6 @@ class PredictionService:
     def _processor(self) -> int | None:
         return self._processors[self._pool.free_slot() % len(self._processors)] if self._processors else None
 
-    @property
-    def active(self) -> bool:
-        """Return whether a session is still open."""
+    def hear_workers(self) -> bool:
+        """Take what the workers report, log which sessions have ended, and return whether one is still open."""
         return bool(self._pool.alive())

@@ -17,7 +17,7 @@ import zmq
 from splitsec import party_names as names
 from splitsec.errors import AddressError, MessageError, PartyTimeoutError, RefusedError, SplitsecError
 from splitsec.machine import settle
-from splitsec.mpc.context import SERVER
+from splitsec.mpc.context import SERVER, Arithmetic
 from splitsec.mpc.program.cost import predict_cost
 from splitsec.mpc.program.execute import Encoded, run_program
 from splitsec.mpc.program.program import Program, Weights
@@ -37,7 +37,7 @@ from splitsec.mpc.session.messages import (
 )
 from splitsec.mpc.session.plan import weight_masks, weight_shapes
 from splitsec.mpc.session.prefetch import Supply, most_ahead
-from splitsec.mpc.session.session import Session
+from splitsec.mpc.session.session import Session, SessionSeeds
 from splitsec.prediction.corrections import corrections, join_session, weight_shares
 from splitsec.prediction.joint_inputs import Gathered
 from splitsec.prediction.messages import (
@@ -266,13 +266,11 @@ class _Worker:
         session = Session(
             self.peer,
             rank=SERVER,
-            dealt_seed=seed,
-            pair_seed=job.pair_seed,
+            seeds=SessionSeeds(seed, job.pair_seed),
             plan=plan,
             corrections=lambda query: corrections(self._dealer, job.session, plan, query, rank=SERVER),
             masked_weights={number: layer.weight for number, layer in shared.items()},
-            precision=job.program.precision,
-            comparison=job.program.comparison,
+            arithmetic=Arithmetic(job.program.precision, job.program.comparison),
         )
         masks = weight_masks(plan, seed)
         masked = {layer: self._weights[layer].weight - mask for layer, mask in masks.items()}

@@ -106,8 +106,7 @@ class Training:
         if not isinstance(data, Columns):
             self.load_from(self.protection.loader(data, learner.randomness.order))
         self._trainer = FrontTrainer(
-            learner.segments[0],
-            head=learner.segments[1] if len(learner.segments) == 2 else None,
+            learner.segments,
             learning_rate=settings.learning_rate,
             cut=learner.cut,
             in_flight=settings.batches_in_flight,

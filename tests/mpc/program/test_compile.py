@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.encrypted_tail import run_tail
+from support.encrypted_tail import compiled, run_tail
 from torch import nn
 
 from splitsec.cut import SplitModel, trace
@@ -143,7 +143,7 @@ def test_the_input_limit_is_a_guarantee() -> None:
     with torch.no_grad():
         tail[0].weight.fill_(100.0)
         tail[2].weight.fill_(1000.0)
-    program, _ = compile_tail(trace(tail), (1, 4), limit=1e9)
+    program, _ = compiled(trace(tail), (1, 4), limit=1e9)
     assert program.limited_by == "2"
     # 4 * 100 * 1000 * limit stays below 2**28, and twice the limit would not.
     assert 4e5 * program.limit <= 2**28 < 4e5 * program.limit * 2
@@ -251,7 +251,7 @@ def test_a_calibration_measures_only_where_nothing_is_guaranteed() -> None:
     shallow = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     x = torch.randn(3, 4)
     assert compile_tail(trace(shallow), (1, 4), calibration=x)[0].guaranteed
-    assert not compile_tail(trace(shallow), (1, 4), calibration=x, guarantee=False)[0].guaranteed
+    assert not compiled(trace(shallow), (1, 4), calibration=x, guarantee=False)[0].guaranteed
     assert not compile_tail(trace(shallow), (1, 4), calibration=x * 100)[0].guaranteed
     # Inputs beyond what is usual raise the limit.
     assert compile_tail(trace(shallow), (1, 4), calibration=x * 100)[0].limit > 256

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.encrypted_tail import run_tail
+from support.encrypted_tail import compiled, run_tail
 from torch import nn
 
 from splitsec.cut import trace
@@ -54,7 +54,7 @@ def test_with_a_label_nothing_of_the_logits_reaches_the_client() -> None:
 
 def test_a_label_needs_classes() -> None:
     with pytest.raises(UnsupportedLayerError, match="a label needs an output of samples by classes"):
-        compile_tail(trace(nn.Sequential(nn.Conv2d(1, 2, 3))), (1, 1, 5, 5), reveal="label")
+        compiled(trace(nn.Sequential(nn.Conv2d(1, 2, 3))), (1, 1, 5, 5), reveal="label")
 
 
 def test_predicted_costs_hold_in_both_modes() -> None:
@@ -93,11 +93,11 @@ def test_the_checked_mode_names_the_layer_that_overflows(layer: int) -> None:
     torch.manual_seed(0)
     tail = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     x = torch.rand(3, 6) + 0.1
-    program, _ = compile_tail(trace(tail), (3, 6), calibration=x, guarantee=False, checked=True)
+    program, _ = compiled(trace(tail), (3, 6), calibration=x, guarantee=False, checked=True)
     with torch.no_grad():
         # The weights grow after calibration, as if the data were others.
         tail[layer].weight.mul_(600.0)
-    grown, _ = compile_tail(trace(tail), (3, 6), calibration=x, guarantee=False, checked=True)
+    grown, _ = compiled(trace(tail), (3, 6), calibration=x, guarantee=False, checked=True)
     assert program.steps[layer].bits <= grown.steps[layer].bits
     with pytest.raises(RangeError, match=rf"layer '{layer}' overflowed: \d+ of its values reach"):
         run_tail(tail, x, calibration=x, guarantee=False, checked=True, program_of=program)
@@ -108,7 +108,7 @@ def test_unchecked_the_same_overflow_goes_unseen() -> None:
     torch.manual_seed(0)
     tail = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     x = torch.rand(3, 6) + 0.1
-    program, _ = compile_tail(trace(tail), (3, 6), calibration=x, guarantee=False)
+    program, _ = compiled(trace(tail), (3, 6), calibration=x, guarantee=False)
     with torch.no_grad():
         tail[0].weight.mul_(600.0)
     result, _, _ = run_tail(tail, x, calibration=x, guarantee=False, program_of=program)
@@ -116,7 +116,7 @@ def test_unchecked_the_same_overflow_goes_unseen() -> None:
 
 
 def test_inputs_beyond_the_calibrated_range_are_refused() -> None:
-    program, _ = compile_tail(trace(_mlp()), (3, 6), calibration=torch.rand(3, 6), guarantee=False)
+    program, _ = compiled(trace(_mlp()), (3, 6), calibration=torch.rand(3, 6), guarantee=False)
     with pytest.raises(RangeError, match="holds a value of magnitude 200, beyond 16, .*calibrate"):
         encode_activation(program, torch.full((3, 6), 200.0))
 
@@ -128,13 +128,13 @@ def test_a_layer_that_could_wrap_around_unnoticed_is_refused() -> None:
     # Values that cancel in calibration and need not do so later.
     x = torch.tensor([1.0, -1.0]).repeat(2000)[None] * 10
     with pytest.raises(RangeError, match="layer '0' could overflow so far that no check would notice"):
-        compile_tail(trace(tail), (1, 4000), calibration=x, guarantee=False, checked=True)
+        compiled(trace(tail), (1, 4000), calibration=x, guarantee=False, checked=True)
 
 
 def test_checks_cost_rounds_once_whatever_the_depth() -> None:
     deep = nn.Sequential(*(layer for _ in range(5) for layer in (nn.Linear(4, 4), nn.ReLU())))
     plain, _ = compile_tail(trace(deep), (1, 4))
-    checked, _ = compile_tail(trace(deep), (1, 4), checked=True)
+    checked, _ = compiled(trace(deep), (1, 4), checked=True)
     assert len(checked.checks) == 6
     assert all(isinstance(check, Check) for check in checked.checks)
     rounds = [predict_cost(program, SERVER).total.rounds for program in (plain, checked)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.encrypted_tail import run_tail
+from support.encrypted_tail import compiled, run_tail
 from torch import nn
 from torch.nn import functional as F
 
@@ -138,7 +138,7 @@ def test_what_cannot_be_raised_is_refused_before_it_runs(name: str) -> None:
     # With a sample of what comes, and for labels, too.
     for options in ({"calibration": torch.randn(8, 16)}, {"calibration": x, "guarantee": False, "reveal": "label"}):
         with pytest.raises(RangeError, match="loses its digits"):
-            compile_tail(trace(lost), (4, 16), **options)
+            compiled(trace(lost), (4, 16), **options)
     assert _off(lost, x, resolved=False) > 0.015
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from splitsec import Query
 from splitsec.errors import MessageError, RangeError
-from splitsec.parties.client import Client
+from splitsec.parties.client_predictions import ClientPredictions
 from splitsec.prediction.messages import Calibration
 from splitsec.training.messages import Done
 
@@ -57,20 +57,20 @@ def test_noise_says_nothing_of_the_data_and_is_the_same_for_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[torch.Tensor] = []
-    make = Client._noise_activation
+    make = ClientPredictions._noise_activation
 
-    def note(self: Client, wanted: Any) -> torch.Tensor:
+    def note(self: ClientPredictions, wanted: Any) -> torch.Tensor:
         sent.append(make(self, wanted))
         return sent[-1]
 
-    monkeypatch.setattr(Client, "_noise_activation", note)
+    monkeypatch.setattr(ClientPredictions, "_noise_activation", note)
     with world(tmp_path, epochs=0, stay=True, model=deep) as here:
         front = here.fresh_front(deep)
         for name, scale in (("client-1", 1.0), ("client-2", 0.01)):
             with here.client(name, front) as client:
                 client.predict(part().test_images[:2] * scale)
                 # Another client's is not needed, so ask as if it were.
-                client._noise_activation(client._wanted((1, 6), Query()))
+                client._predictions._noise_activation(client._predictions._request((1, 6), Query()))
     assert all(torch.equal(sent[0], other) for other in sent)
 
 
@@ -93,7 +93,7 @@ def test_a_calibration_decides_about_its_own_client_alone(tmp_path: Path) -> Non
         front = here.fresh_front(deep)
         with here.client("client-1", front) as absurd, here.client("client-2", front) as honest:
             assert isinstance(
-                absurd._server.request(Calibration(), {"activations": torch.full((2, 6), 1e-30)})[0], Done
+                absurd._connection.server.request(Calibration(), {"activations": torch.full((2, 6), 1e-30)})[0], Done
             )
             here.split.eval()
             with torch.no_grad():
@@ -102,7 +102,9 @@ def test_a_calibration_decides_about_its_own_client_alone(tmp_path: Path) -> Non
             assert found.logits is not None
             assert (found.logits - plain).abs().max() < 0.01 * plain.abs().max()
             # The control: it does for the one who sent it, who measures no second time.
-            assert isinstance(absurd._server.request(Calibration(), {"activations": torch.rand(2, 6)})[0], Done)
+            assert isinstance(
+                absurd._connection.server.request(Calibration(), {"activations": torch.rand(2, 6)})[0], Done
+            )
             with pytest.raises(RangeError):
                 absurd.predict(x, Query(batch_size=4))
 
@@ -113,5 +115,5 @@ def test_clients_with_equal_fronts_share_a_program(tmp_path: Path) -> None:
         for name in ("client-1", "client-2"):
             with here.client(name, front) as client:
                 client.predict(part().test_images[:2])
-        assert here.server._service is not None
-        assert len(here.server._service._programs._compiled) == 1
+        assert here.server._predictions._service is not None
+        assert len(here.server._predictions._service._programs._compiled) == 1

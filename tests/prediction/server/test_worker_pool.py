@@ -37,7 +37,7 @@ def _quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture
 def quick(_quick: World) -> World:
     """Parties that several tests share, since a forker takes seconds to start; no session of another test is left."""
-    _until(lambda: _quick.server._pool is None or not _workers(_quick))
+    _until(lambda: _quick.server._predictions._pool is None or not _workers(_quick))
     return _quick
 
 
@@ -59,8 +59,8 @@ def _begin_query(session: ClientSession) -> None:
 
 
 def _workers(here: World) -> list[int]:
-    assert here.server._pool is not None
-    return _children(here.server._pool._forker.pid)
+    assert here.server._predictions._pool is not None
+    return _children(here.server._predictions._pool._forker.pid)
 
 
 def _right(here: World, name: str, front_input: torch.Tensor) -> None:
@@ -122,8 +122,8 @@ def test_the_forker_itself_may_die(here: World) -> None:
         session, crash = _open(client)
         session.run(torch.rand(1, 6))
         (worker,) = _workers(here)
-        assert here.server._pool is not None
-        os.kill(here.server._pool._forker.pid, signal.SIGKILL)
+        assert here.server._predictions._pool is not None
+        os.kill(here.server._predictions._pool._forker.pid, signal.SIGKILL)
         # Its workers do not outlive it.
         _until(lambda: not Path(f"/proc/{worker}").exists(), 30)
         with pytest.raises(RefusedError, match=STOPPING):
@@ -134,14 +134,14 @@ def test_the_forker_itself_may_die(here: World) -> None:
 
 def test_a_forker_that_hangs_is_replaced(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
     _right(here, "client-1", torch.rand(1, 4))
-    assert here.server._pool is not None
-    monkeypatch.setattr(here.server._pool, "_patience", 0.5)
-    stopped = here.server._pool._forker.pid
+    assert here.server._predictions._pool is not None
+    monkeypatch.setattr(here.server._predictions._pool, "_patience", 0.5)
+    stopped = here.server._predictions._pool._forker.pid
     os.kill(stopped, signal.SIGSTOP)
     with here.client("client-1", timeout=60) as client, pytest.raises(RefusedError, match="worker did not start"):
         client.session((1, 6)).__enter__()
     _right(here, "client-1", torch.rand(2, 4))
-    assert here.server._pool._forker.pid != stopped
+    assert here.server._predictions._pool._forker.pid != stopped
     assert not Path(f"/proc/{stopped}").exists()
 
 
@@ -224,7 +224,7 @@ def test_crashed_clients_lock_nobody_out(patient: World, caplog: pytest.LogCaptu
             assert free.run(torch.rand(1, 6)).shape == (1, 3)
         for _, crash in opened:
             crash()
-        pool = patient.server._pool
+        pool = patient.server._predictions._pool
         assert pool is not None
         _until(lambda: "client-1" not in [one.client for one in list(pool._alive.values()) if not one.spare], 30)
         with client.session((1, 6)) as again:
@@ -250,8 +250,8 @@ def test_a_session_that_rests_makes_way_and_its_client_hears_why(patient: World)
     with patient.client("client-1", timeout=60) as client, contextlib.ExitStack() as stack:
         sessions = [stack.enter_context(client.session((1, 6))) for _ in range(7)]
         rests, crash = _open(client)
-        assert patient.server._pool is not None
-        patient.server._pool._alive[rests.name].spare = True
+        assert patient.server._predictions._pool is not None
+        patient.server._predictions._pool._alive[rests.name].spare = True
         newer = stack.enter_context(client.session((1, 6)))
         for session in (newer, *sessions):
             assert session.run(torch.rand(1, 6)).shape == (1, 3)
@@ -265,7 +265,7 @@ def test_a_server_that_stops_waits_neither_for_half_open_sessions_nor_for_querie
     settings: dict[str, Any] = {"epochs": 0, "stay": True, "timeout": 90, "own_pool": True}
     with world(tmp_path, **settings) as made, made.client("client-1") as half, made.client("client-2") as other:
         wanted = OpenSession((1, 6), fresh_seed(), mark=origin_of(made.split.tail).mark)
-        opened, _ = half._server.request(wanted, timeout=60)
+        opened, _ = half._connection.server.request(wanted, timeout=60)
         assert isinstance(opened, SessionOpened)
         hangs, crash = _open(other)
         _begin_query(hangs)

@@ -13,7 +13,7 @@ from support.tensors import all_of
 from splitsec import RunSettings, SplitModel
 from splitsec.cut import origin_of
 from splitsec.errors import MessageError
-from splitsec.local.simulation import simulate
+from splitsec.local.simulation import SimulationSettings, simulate
 from splitsec.mpc.prg import fresh_seed
 from splitsec.training.aggregation import Member, Seeds
 from splitsec.training.aggregation.dealer import MaskBook
@@ -97,7 +97,12 @@ def test_all_clients_end_with_the_segments_of_the_last_turn(drop: float, tmp_pat
     settings = RunSettings(clients=NAMES, epochs=3, batch_size=6, aggregation="relay")
     parts = {name: part(index) for index, name in enumerate(NAMES)}
     result = simulate(
-        split.tail, lambda _: [SplitModel(_net(), CUT).front], parts, cut=CUT, settings=settings, seed=5, drop=drop
+        split.tail,
+        lambda _: [SplitModel(_net(), CUT).front],
+        parts,
+        cut=CUT,
+        settings=settings,
+        how=SimulationSettings(seed=5, drop=drop),
     )
     states = [next(iter(result.segments[name][0].parameters())) for name in NAMES]
     assert all(torch.equal(states[0], state) for state in states)
@@ -118,7 +123,14 @@ def test_only_whose_turn_is_next_is_sent_anything(monkeypatch: pytest.MonkeyPatc
     split = SplitModel(_net(), CUT)
     settings = RunSettings(clients=NAMES, epochs=2, batch_size=6, aggregation="relay")
     parts = {name: part(index) for index, name in enumerate(NAMES)}
-    simulate(split.tail, lambda _: [SplitModel(_net(), CUT).front], parts, cut=CUT, settings=settings, seed=5)
+    simulate(
+        split.tail,
+        lambda _: [SplitModel(_net(), CUT).front],
+        parts,
+        cut=CUT,
+        settings=settings,
+        how=SimulationSettings(seed=5),
+    )
     assert len(sent) == 6 * 3
     for name, number, count in sent:
         following = turn_of(NAMES, number + 1)

@@ -18,7 +18,7 @@ from torch import nn
 from splitsec import Part, RunSettings, SplitModel, Storage
 from splitsec.errors import BudgetError, ConfigError, MessageError
 from splitsec.events import Dropped
-from splitsec.local.simulation import Simulated, simulate
+from splitsec.local.simulation import Simulated, SimulationSettings, simulate
 from splitsec.privacy.history import epsilon_together
 from splitsec.privacy.ledger import CLIENT, NOISY, RECORD, find_ledgers, read_ledger
 from splitsec.privacy.plan import PrivacyPlan
@@ -56,12 +56,9 @@ def _run(
         _parts() if parts is None else parts,
         cut=cut,
         settings=plan,
-        seed=5,
-        drop=drop,
-        checkpoints=checkpoints,
-        ledgers=ledgers,
-        epsilon_limit=epsilon_limit,
-        repeatable=True,
+        how=SimulationSettings(
+            seed=5, drop=drop, checkpoints=checkpoints, ledgers=ledgers, epsilon_limit=epsilon_limit, repeatable=True
+        ),
     )
     return found, split
 
@@ -289,7 +286,7 @@ def test_batch_norm_is_refused_at_either_side() -> None:
                 _parts(),
                 cut=cut,
                 settings=RunSettings(clients=NAMES, **BY_RECORD),
-                seed=0,
+                how=SimulationSettings(seed=0),
             )
 
 
@@ -322,8 +319,7 @@ def test_what_is_not_trained_stays_as_it_is(rules: Privacy) -> None:
         _parts(),
         cut=split.cut,
         settings=settings,
-        seed=0,
-        drop=0.34,
+        how=SimulationSettings(seed=0, drop=0.34),
     )
     ended = found.segments["client-1"][0].state_dict()
     assert torch.equal(ended["mean"], begun["mean"])

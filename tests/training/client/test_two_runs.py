@@ -13,7 +13,7 @@ from torch import nn
 
 from splitsec import Part, RunSettings, SplitModel, randomness
 from splitsec.errors import ConfigError
-from splitsec.local.simulation import Simulated, simulate
+from splitsec.local.simulation import Simulated, SimulationSettings, simulate
 from splitsec.training.aggregation import average
 
 NAMES = ("ada", "bob", "eve")
@@ -54,8 +54,7 @@ class Watched:
             {name: self.parts[name] for name in names},
             cut=split.cut,
             settings=RunSettings(clients=names, epochs=epochs, batch_size=batch_size, steps_per_round=1),
-            seed=0,
-            **options,
+            how=SimulationSettings(seed=0, **options),
         )
 
     def error(self, **options: Any) -> float:

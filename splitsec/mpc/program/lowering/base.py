@@ -150,24 +150,13 @@ class Lowering:
         if isinstance(layer, ByMode):
             target, (args, kwargs), layer = layer.target, layer.in_eval(args), None
         call = Call(node, name, target, args, kwargs, layer)
-        if layer is not None:
-            # A parametrised layer (torch.nn.utils.parametrizations) is its own kind with a weight that is computed.
-            kind = type(layer).__bases__[0] if is_parametrized(layer) else type(layer)
-            lower, described = self._tables.modules.get(kind), kind.__name__
-            if lower is None and type(layer).__module__.startswith("torchvision.ops."):
-                lower = self._tables.torchvision.get(described)
-        elif isinstance(target, str):
-            lower, described = self._tables.methods.get(target), f"Tensor.{target}"
-        else:
-            lower, described = self._tables.functions.get(target), getattr(target, "__name__", str(target))
+        lower, described = self._lowering_of(layer, target)
         if lower is None:
             if layer is not None and is_own(layer) and len(args) == 1 and not kwargs and isinstance(args[0], Shared):
                 return self._inside(call)
             raise UnsupportedLayerError(refusal(name, described, self.tail, node))
-        for hook in [] if layer is None else [*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()]:
-            undone = UNDONE.get(type(hook).__name__)
-            what = f"undo it, which keeps the weight: {undone}" if undone else "remove it"
-            raise UnsupportedLayerError(f"layer '{name}' ({described}) has a hook, which nobody could run; {what}")
+        if layer is not None:
+            _check_hooks(layer, name, described)
         try:
             return lower(self, call)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -175,6 +164,19 @@ class Lowering:
             raise UnsupportedLayerError(
                 f"layer '{name}' ({described}) has no encrypted form with these arguments: {first_line(error)}"
             ) from error
+
+    def _lowering_of(self, layer: nn.Module | None, target: Any) -> tuple[Lower | None, str]:
+        """Return what lowers a layer, a method of a tensor or a function, if anything does, and what it is called."""
+        if layer is not None:
+            # A parametrised layer (torch.nn.utils.parametrizations) is its own kind with a weight that is computed.
+            kind = type(layer).__bases__[0] if is_parametrized(layer) else type(layer)
+            lower = self._tables.modules.get(kind)
+            if lower is None and type(layer).__module__.startswith("torchvision.ops."):
+                lower = self._tables.torchvision.get(kind.__name__)
+            return lower, kind.__name__
+        if isinstance(target, str):
+            return self._tables.methods.get(target), f"Tensor.{target}"
+        return self._tables.functions.get(target), getattr(target, "__name__", str(target))
 
     def _inside(self, call: Call) -> Any:
         """Return what a layer of a user's own does in eval mode."""
@@ -298,3 +300,11 @@ def _holds_shared(value: Any) -> bool:
     if isinstance(value, slice):
         return any(map(_holds_shared, (value.start, value.stop, value.step)))
     return False
+
+
+def _check_hooks(layer: nn.Module, name: str, described: str) -> None:
+    """Raise `UnsupportedLayerError` for a layer with a hook."""
+    for hook in (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()):
+        undone = UNDONE.get(type(hook).__name__)
+        what = f"undo it, which keeps the weight: {undone}" if undone else "remove it"
+        raise UnsupportedLayerError(f"layer '{name}' ({described}) has a hook, which nobody could run; {what}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,24 +33,26 @@ def _linear_function(lowering: Lowering, call: Call) -> Shared:
     return linear(lowering, call.name, given["input"], given["weight"], given["bias"])
 
 
-def _convolution(
-    lowering: Lowering,
-    call: Call,
-    x: Shared,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    *,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-) -> Shared:
+@dataclass(frozen=True)
+class _Convolution:
+    """A convolution's weights and numbers, as torch takes them."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    stride: Any = 1
+    padding: Any = 0
+    dilation: Any = 1
+    groups: int = 1
+
+
+def _convolution(lowering: Lowering, call: Call, x: Shared, given: _Convolution) -> Shared:
     """One or two dimensions; one is two with a height of one."""
+    weight, bias = given.weight, given.bias
     dims = weight.dim() - 2
     if len(x.shape) != dims + 2:
         raise UnsupportedLayerError(f"'{call.name}' takes a batch: give it {dims + 2} dimensions, not {len(x.shape)}")
-    stride, dilation = _spread(stride, dims), _spread(dilation, dims)
-    before, after = _paddings(call, padding, weight.shape[2:], dilation, stride)
+    stride, dilation = _spread(given.stride, dims), _spread(given.dilation, dims)
+    before, after = _paddings(given.padding, weight.shape[2:], dilation)
     name, shape = call.name, lowering.shape_of(call)
     if dims == 1:
         x = lowering.reshape(name, x, (*x.shape[:2], 1, x.shape[2]))
@@ -70,14 +73,12 @@ def _convolution(
         stride=stride,
         padding=before,
         dilation=dilation,
-        groups=groups,
+        groups=given.groups,
     )
     return lowering.reshape(name, output, shape)
 
 
-def _paddings(
-    call: Call, padding: Any, kernel: Sequence[int], dilation: Sequence[int], stride: Sequence[int]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _paddings(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if padding == "same":
         whole = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
         return tuple(one // 2 for one in whole), tuple(one - one // 2 for one in whole)
@@ -94,17 +95,8 @@ def _conv_layer(lowering: Lowering, call: Call) -> Shared:
     layer = call.layer
     if layer.padding_mode != "zeros":
         raise UnsupportedLayerError(f"layer '{call.name}' pads with '{layer.padding_mode}'; use zero padding")
-    return _convolution(
-        lowering,
-        call,
-        call.first,
-        layer.weight,
-        layer.bias,
-        stride=layer.stride,
-        padding=layer.padding,
-        dilation=layer.dilation,
-        groups=layer.groups,
-    )
+    given = _Convolution(layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return _convolution(lowering, call, call.first, given)
 
 
 def _conv_function(lowering: Lowering, call: Call) -> Shared:
@@ -113,8 +105,8 @@ def _conv_function(lowering: Lowering, call: Call) -> Shared:
     )
     if not isinstance(given["weight"], torch.Tensor):
         raise UnsupportedLayerError(f"'{call.name}' has a weight that depends on the input; no encrypted form for that")
-    x, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias")
-    return _convolution(lowering, call, x, weight, bias, **given)
+    x = given.pop("input")
+    return _convolution(lowering, call, x, _Convolution(**given))
 
 
 def scale(lowering: Lowering, name: str, x: Shared, factor: torch.Tensor, offset: torch.Tensor | None = None) -> Shared:
@@ -130,7 +122,9 @@ def _batch_norm_layer(lowering: Lowering, call: Call) -> Shared:
             f"layer '{call.name}' (batch norm) has no running statistics; give it track_running_stats=True"
         )
     weight, bias = (layer.weight, layer.bias) if layer.affine else (None, None)
-    return _batch_norm(lowering, call, call.first, layer.running_mean, layer.running_var, weight, bias, layer.eps)
+    return _batch_norm(
+        lowering, call, call.first, _folded(layer.running_mean, layer.running_var, weight, bias, layer.eps)
+    )
 
 
 def _batch_norm_function(lowering: Lowering, call: Call) -> Shared:
@@ -144,26 +138,23 @@ def _batch_norm_function(lowering: Lowering, call: Call) -> Shared:
     )
     if given["training"] or not isinstance(given["running_mean"], torch.Tensor):
         raise UnsupportedLayerError(f"'{call.name}' takes the batch's statistics; give it training=self.training")
-    arguments = [given[name] for name in ("input", "running_mean", "running_var", "weight", "bias", "eps")]
-    return _batch_norm(lowering, call, *arguments)
+    arguments = [given[name] for name in ("running_mean", "running_var", "weight", "bias", "eps")]
+    return _batch_norm(lowering, call, given["input"], _folded(*arguments))
 
 
-def _batch_norm(
-    lowering: Lowering,
-    call: Call,
-    x: Shared,
-    mean: torch.Tensor,
-    variance: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-) -> Shared:
+def _folded(
+    mean: torch.Tensor, variance: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a batch norm as a factor and an offset of each channel, float64."""
     factor = (variance.detach().double() + eps).rsqrt()
     if weight is not None:
         factor = factor * weight.detach().double()
     offset = -mean.detach().double() * factor
-    if bias is not None:
-        offset = offset + bias.detach().double()
+    return factor, offset if bias is None else offset + bias.detach().double()
+
+
+def _batch_norm(lowering: Lowering, call: Call, x: Shared, folded: tuple[torch.Tensor, torch.Tensor]) -> Shared:
+    factor, offset = folded
     # A convolution of one dimension ends in a reshape of its own, which has its name.
     number = x.number
     last = lowering.steps[number - 1] if number else None
@@ -183,8 +174,8 @@ def _batch_norm(
     )
     if foldable:
         assert layer is not None
-        folded = layer.weight.double() * factor.view(-1, *[1] * (layer.weight.dim() - 1))
-        lowering.weights[number] = Weights(folded, layer.bias * factor + offset)
+        weight = layer.weight.double() * factor.view(-1, *[1] * (layer.weight.dim() - 1))
+        lowering.weights[number] = Weights(weight, layer.bias * factor + offset)
         return x
     shape = [-1, *[1] * (len(x.shape) - channels - 1)]
     return scale(lowering, call.name, x, factor.view(shape), offset.view(shape))
