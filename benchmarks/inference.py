@@ -81,13 +81,16 @@ def measure(work: Workload, engines: Sequence[str], *, runs: int) -> list[Record
     processors = os.sched_getaffinity(0)
     with contextlib.ExitStack() as stack:
         started: dict[str, Engine] = {}
-        for engine in sorted(engines, key=lambda name: name != FIRST):
-            started[engine] = stack.enter_context(starts[engine](work, processors))
-        running = [started[engine] for engine in engines]
+        for name in sorted(engines, key=lambda name: name != FIRST):
+            started[name] = stack.enter_context(starts[name](work, processors))
+        running = [started[name] for name in engines]
+        # Engines start while others run; what has answered is there, and takes no time from the one that is measured.
+        for engine in running:
+            for _ in range(WARM_UP):
+                engine.run(count=False)
         for done in range(0, runs, TURN):
             for turn in running:
-                for _ in range(WARM_UP if done == 0 else 1):
-                    turn.run(count=False)
+                turn.run(count=False)
                 for _ in range(min(TURN, runs - done)):
                     turn.run(count=True)
         return [turn.record() for turn in running]

@@ -60,7 +60,8 @@ def _spu(work: Workload, processors: set[int], python: str, threads: int | None)
     port = str(free_port())
     return PeerProcesses(
         work,
-        [[python, script, str(rank), port, str(directory)] for rank in range(2)],
+        # -P: the folder of the script, in which this module has the name of SPU's package, is no place to import from.
+        [[python, "-P", script, str(rank), port, str(directory)] for rank in range(2)],
         engine="spu",
         provider="semi2k",
         environment=environment if threads is None else {**environment, "OMP_NUM_THREADS": str(threads)},
