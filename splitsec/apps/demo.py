@@ -134,7 +134,7 @@ def simulate_demo(run: LocalRun, console: Console, *, drop: float = 0.0, checkpo
             how=SimulationSettings(seed=run.seed, drop=drop, checkpoints=checkpoints, repeatable=True),
             report=watch.show,
         )
-    watch.samples, watch.dropped = sum(one.samples for one in simulated.rounds), simulated.dropped
+    watch.samples, watch.dropped = sum(done.samples for done in simulated.rounds), simulated.dropped
     watch.began, watch.ended = 0.0, simulated.seconds
     if run.layout == "vertical":
         columns = [part for part in parts if isinstance(part, Columns)]
@@ -145,7 +145,7 @@ def simulate_demo(run: LocalRun, console: Console, *, drop: float = 0.0, checkpo
         for name in run.names:
             trained.fronts[name] = simulated.segments[name][0]
         trained.tail = tail
-        judged = judge_plain(trained, tuple(one.values[count:] for one in aligned), labels[count:])
+        judged = judge_plain(trained, tuple(columns.values[count:] for columns in aligned), labels[count:])
     else:
         rows = [part for part in parts if isinstance(part, Part)]
         pieces = simulated.segments[run.names[0]]

@@ -142,11 +142,11 @@ def _judged(
         offline += cost["offline_ms"]
     # In plain every held-out row, encrypted the first ones of each client.
     every, milliseconds = _plain(model, inputs)
-    counts = [len(one) for one in encrypted]
+    counts = [len(part) for part in encrypted]
     parts = every.split([len(label) for label in labels])
     plain = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
     opened = torch.cat(encrypted)
-    right = torch.cat([one[:count] for one, count in zip(labels, counts, strict=True)])
+    right = torch.cat([part[:count] for part, count in zip(labels, counts, strict=True)])
     queries = max(1, len(online))
     return Judged(
         accuracy_plain=share(plain.argmax(1) == right),
@@ -159,7 +159,7 @@ def _judged(
         plain_ms_median=milliseconds,
         online_ms_median=median(online),
         offline_ms_median=median(offline),
-        total_ms_median=median(one + other for one, other in zip(online, offline, strict=True)),
+        total_ms_median=median(spent + other for spent, other in zip(online, offline, strict=True)),
         rounds=cost["rounds"],
         bytes_online=cost["bytes_sent"] + cost["bytes_received"],
         bytes_offline=cost["bytes_offline"],
@@ -176,7 +176,7 @@ def _plain(model: nn.Module, inputs: list[tuple[torch.Tensor, ...]]) -> tuple[to
     with torch.no_grad(), one_thread():
         for row in range(min(200, len(together[0]))):
             start = time.perf_counter()
-            model(*(one[row : row + 1] for one in together))
+            model(*(columns[row : row + 1] for columns in together))
             times.append((time.perf_counter() - start) * 1e3)
         return model(*together), median(times)
 
@@ -193,7 +193,7 @@ def _columns(
     labels = aligned[0].labels
     assert labels is not None
     joined = train_joined(run, aligned, count).eval()
-    held_out = tuple(one.values[count:] for one in aligned)
+    held_out = tuple(columns.values[count:] for columns in aligned)
     with torch.no_grad():
         auc = auc_of(joined(*held_out), labels[count:])
     return model, [held_out], labels[count:], auc
@@ -229,6 +229,6 @@ def train_joined(run: LocalRun, aligned: list[Columns], count: int) -> VerticalM
         for index in range(run.epochs * loader.per_epoch):
             rows = loader.rows(index)
             optimizer.zero_grad()
-            functional.cross_entropy(model(*(one.values[rows] for one in aligned)), labels[rows]).backward()
+            functional.cross_entropy(model(*(columns.values[rows] for columns in aligned)), labels[rows]).backward()
             optimizer.step()
     return model

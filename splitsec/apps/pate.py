@@ -260,7 +260,7 @@ def _vote(votes: torch.Tensor, confidence: Confidence) -> tuple[torch.Tensor, to
     ballots = [cast(vote, CLASSES, confidence, teachers=teachers) for vote in votes]
     sums = [blank(CLASSES, queries), blank(CLASSES, queries)]
     for pair in ballots:
-        sums = [total + one for total, one in zip(sums, pair, strict=True)]
+        sums = [total + part for total, part in zip(sums, pair, strict=True)]
 
     def held(context: Context, chosen: torch.Tensor) -> Ballot:
         return blank(CLASSES, len(chosen)) if context.planning else only(sums[context.rank], chosen)
@@ -291,5 +291,5 @@ def _study(data: PateData, images: torch.Tensor, rows: torch.Tensor, labels: tor
     spread = LabelSpreading(kernel="knn", n_neighbors=7, alpha=0.2, max_iter=100).fit(_features(images), known)
     sure = torch.from_numpy(spread.label_distributions_.max(1))
     kept = sure >= torch.quantile(sure, UNSURE)
-    found = torch.from_numpy(spread.transduction_).long()
-    return _train(data, images[kept], found[kept], data.student_epochs, seed, shift=images.shape[-1] // 14)
+    spread_labels = torch.from_numpy(spread.transduction_).long()
+    return _train(data, images[kept], spread_labels[kept], data.student_epochs, seed, shift=images.shape[-1] // 14)

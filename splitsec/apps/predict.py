@@ -292,7 +292,7 @@ def _judge(
 ) -> PredictResult:
     assert found.logits is not None
     times = zip(found.online_ms, found.offline_ms, strict=True)
-    ours, theirs, truth = _labels(found.logits), _labels(plain.logits), samples.labels
+    encrypted_labels, plain_labels, truth = _labels(found.logits), _labels(plain.logits), samples.labels
 
     def share(labels: torch.Tensor | None, others: torch.Tensor | None) -> float | None:
         return None if labels is None or others is None else (labels == others).double().mean().item()
@@ -301,10 +301,10 @@ def _judge(
         model=task.source,
         cut=task.cut,
         predictions=len(samples.images),
-        agreement=share(ours, theirs),
+        agreement=share(encrypted_labels, plain_labels),
         undecided=_undecided(plain.logits),
-        accuracy_plain=share(theirs, truth),
-        accuracy_encrypted=share(ours, truth),
+        accuracy_plain=share(plain_labels, truth),
+        accuracy_encrypted=share(encrypted_labels, truth),
         max_abs_error=(found.logits - plain.logits).abs().max().item(),
         plain_ms_median=plain.milliseconds,
         online_ms_median=found.online_ms_median,
@@ -315,8 +315,8 @@ def _judge(
         bytes_offline=found.bytes_offline,
         ranges=ranges,
         seconds=seconds,
-        labels=None if ours is None else ours.tolist(),
-        labels_plain=None if theirs is None else theirs.tolist(),
+        labels=None if encrypted_labels is None else encrypted_labels.tolist(),
+        labels_plain=None if plain_labels is None else plain_labels.tolist(),
     )
 
 

@@ -159,7 +159,7 @@ def compare_digits(public, monomials, first, less, equal):  # type: ignore[no-un
     With n = not c, [c = r] is the product of (r_k xor n_k), and [c < r] the sum over k of r_k n_k times that product
     over the higher bits; both are linear in the monomials with public coefficients.
     """
-    one = np.uint64(0xFFFFFFFFFFFFFFFF) if first else np.uint64(0)
+    ones = np.uint64(0xFFFFFFFFFFFFFFFF) if first else np.uint64(0)
     words = less.shape[1]
     term = np.empty((16, words), dtype=np.uint64)
     for digit in range(less.shape[0]):
@@ -182,7 +182,7 @@ def compare_digits(public, monomials, first, less, equal):  # type: ignore[no-un
             chosen = term[1 << k]
             for word in range(words):
                 result[word] ^= chosen[word] & ~plane[word]
-        term[0] = one
+        term[0] = ones
         for s in range(1, 16):
             term[s] = monomials[15 * digit + s - 1]
         for j in range(4):
@@ -218,7 +218,7 @@ def join_digits(  # type: ignore[no-untyped-def]
     opened and dealt bits is folded one variable at a time, as for the digits.
     """
     groups, words = len(sizes), public.shape[1]
-    one = np.uint64(0xFFFFFFFFFFFFFFFF) if first else np.uint64(0)
+    ones = np.uint64(0xFFFFFFFFFFFFFFFF) if first else np.uint64(0)
     term = np.empty((1 << np.max(sizes), words), dtype=np.uint64)
     for group in range(groups):
         size = sizes[group]
@@ -231,7 +231,7 @@ def join_digits(  # type: ignore[no-untyped-def]
             for s in range(whole + 1):
                 if s & ~above == 0:
                     if s == 0:
-                        term[s] = one
+                        term[s] = ones
                     else:
                         term[s] = _row(masks, products, equal_rows[group, s])
                     other = _row(masks, products, less_rows[group, j, s])
@@ -248,7 +248,7 @@ def join_digits(  # type: ignore[no-untyped-def]
         if equal_rows[group, whole] >= 0:
             for s in range(whole + 1):
                 if s == 0:
-                    term[s] = one
+                    term[s] = ones
                 else:
                     term[s] = _row(masks, products, equal_rows[group, s])
             done = 0
@@ -279,13 +279,13 @@ def conjunctions(public, masks, products, inputs, flips, rows, first, out):  # t
     """
     groups, size = inputs.shape
     words = public.shape[1]
-    one = np.uint64(0xFFFFFFFFFFFFFFFF) if first else np.uint64(0)
+    ones = np.uint64(0xFFFFFFFFFFFFFFFF) if first else np.uint64(0)
     term = np.empty((16, words), dtype=np.uint64)
     bit = np.empty(words, dtype=np.uint64)
     for group in range(groups):
         for s in range(1 << size):
             if s == 0:
-                term[s] = one
+                term[s] = ones
             else:
                 term[s] = _row(masks, products, rows[group, s])
         for k in range(size):

@@ -167,11 +167,15 @@ class ColumnsClient(Client):
         self._connection.server.send(Ask(session.name, session.next_query, tuple(padded)))
         program = session.program
         parts = {
-            one.client: mask(
-                self._pair_seed(one.client), session.name, session.next_query, one.client, (len(activation), one.width)
+            share.client: mask(
+                self._pair_seed(share.client),
+                session.name,
+                session.next_query,
+                share.client,
+                (len(activation), share.width),
             )
-            for one in session.shares
-            if one.client != self.name
+            for share in session.shares
+            if share.client != self.name
         }
         # Who has labels alone has no features, so that the next client's begin at the same place.
         join = "sum" if len({(share.start, share.width) for share in session.shares}) == 1 else "concat"

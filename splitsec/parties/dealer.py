@@ -168,10 +168,10 @@ class Dealer:
         for part in parts:
             self._send(sender, Corrections(body.query), {"part": part})
 
-    def _made(self, sender: Sender, query: int, made: torch.Tensor | Exception) -> None:
+    def _made(self, sender: Sender, query: int, part: torch.Tensor | Exception) -> None:
         """In a thread of the pool: leave a part of a query's corrections for the hub's thread."""
         reply: tuple[Message | Exception, NamedTensors] = (
-            (made, NO_TENSORS) if isinstance(made, Exception) else (Corrections(query), {"part": made})
+            (part, NO_TENSORS) if isinstance(part, Exception) else (Corrections(query), {"part": part})
         )
         self._dealt.put((sender, *reply))
         self._hub.wake()

@@ -154,9 +154,9 @@ class HalvesClient(Client):
         answer, _ = self._connection.dealer.request(OwnWeights())
         if not isinstance(answer, OwnerSeed):
             raise MessageError(f"the dealer answered {type(answer).__name__} to OwnWeights")
-        given = [give(program, weights, token=answer.token, seed=answer.seed) for program, _ in compiled]
-        programs = tuple(program for program, _ in given)
-        done, _ = self._connection.server.request(Half(answer.token, programs), {"weights": given[0][1]})
+        masked = [give(program, weights, token=answer.token, seed=answer.seed) for program, _ in compiled]
+        programs = tuple(program for program, _ in masked)
+        done, _ = self._connection.server.request(Half(answer.token, programs), {"weights": masked[0][1]})
         if not isinstance(done, Done):
             raise MessageError(f"the server answered {type(done).__name__} to a part of the model")
 
@@ -185,7 +185,9 @@ class Halves:
                 expect_shape(weights[2 * index], item.weight, what="a weight")
                 expect_shape(weights[2 * index + 1], item.bias, what="a bias")
         for other, _ in (part for owner, part in self._parts.items() if owner != name):
-            if [one.input_shape for one in other.programs] != [one.input_shape for one in half.programs]:
+            if [program.input_shape for program in other.programs] != [
+                program.input_shape for program in half.programs
+            ]:
                 raise MessageError("the parts of the model take different inputs")
             merge_programs([other.programs[0], half.programs[0]])
         self._parts[name] = half, list(weights)

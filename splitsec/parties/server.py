@@ -264,7 +264,7 @@ class Server:
 
     def _bytes(self) -> tuple[int, int]:
         traffic = list(self._hub.traffic.values())
-        return sum(one.bytes_sent for one in traffic), sum(one.bytes_received for one in traffic)
+        return sum(link.bytes_sent for link in traffic), sum(link.bytes_received for link in traffic)
 
     def _close(self) -> None:
         self._dealer.close()

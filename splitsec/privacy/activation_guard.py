@@ -114,9 +114,9 @@ def distance_correlation(first: torch.Tensor, second: torch.Tensor) -> torch.Ten
     Statistics 2007, definition 5; as a term of a loss: P. Vepakomma et al., "NoPeek: information leakage reduction to
     share activations in distributed deep learning", ICDM workshops 2020, section 3.
     """
-    one, other = _centred(first), _centred(second)
-    between = (one * other).mean()
-    alone = (one * one).mean() * (other * other).mean()
+    left, right = _centred(first), _centred(second)
+    between = (left * right).mean()
+    alone = (left * left).mean() * (right * right).mean()
     squared = between.clamp(min=0) / alone.clamp(min=1e-24).sqrt()
     return (squared + 1e-12).sqrt()
 

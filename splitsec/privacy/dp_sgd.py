@@ -55,9 +55,11 @@ class _SecureOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
 
     def add_noise(self) -> None:
         # Of all together, since the clip is that of all.
-        summed = torch.cat([one.summed_grad.detach().flatten() for one in self.params])
+        summed = torch.cat([parameter.summed_grad.detach().flatten() for parameter in self.params])
         noisy = with_noise(summed, std=self._std, moved=self._clip, stream=self._stream)
-        for parameter, part in zip(self.params, noisy.split([one.numel() for one in self.params]), strict=True):
+        for parameter, part in zip(
+            self.params, noisy.split([parameter.numel() for parameter in self.params]), strict=True
+        ):
             parameter.grad = part.to(parameter).view_as(parameter)
 
 
@@ -80,7 +82,7 @@ class PrivateStep:
                     module.inplace = False  # type: ignore[assignment]
             if isinstance(segment, fx.GraphModule):
                 _not_in_place(segment)
-        self._hooked = [_hooked(one) for one in segments if any(True for _ in _trained(one))]
+        self._hooked = [_hooked(segment) for segment in segments if any(True for _ in _trained(segment))]
         self._optimizer = _SecureOptimizer(optimizer, rules)
         self._clip = rules.clip
         self._probed: set[int] = set()
@@ -118,13 +120,13 @@ class PrivateStep:
         What is not a number does not count.
         """
         # A batch of none has one row that stands in for it.
-        wrong = [len(one) for one in self._optimizer.grad_samples if len(one) != max(1, rows)]
+        wrong = [len(gradients) for gradients in self._optimizer.grad_samples if len(gradients) != max(1, rows)]
         if wrong:
             raise ConfigError(
                 f"a layer sees {wrong[0]} rows for a batch of {rows}: it folds another dimension into the batch's, so "
                 "that no record's gradient can be told; keep the batch dimension first through all layers"
             )
-        parts = [one.flatten(1).norm(dim=1) for one in self._optimizer.grad_samples]
+        parts = [gradients.flatten(1).norm(dim=1) for gradients in self._optimizer.grad_samples]
         norms: torch.Tensor = torch.stack(parts).norm(dim=0)
         broken = ~torch.isfinite(norms)
         if broken.any():
@@ -164,14 +166,14 @@ class PrivateStep:
         """Return the sum of clipped gradients, without noise or a step, in the order of the optimizer's parameters."""
         self._clip_jointly(squares)
         self._optimizer.clip_and_accumulate()
-        sums = [one.summed_grad.detach().view_as(one).double() for one in self._optimizer.params]
+        sums = [parameter.summed_grad.detach().view_as(parameter).double() for parameter in self._optimizer.params]
         self.zero()
         return sums
 
     def close(self) -> None:
         """Take everything out of the segments that per-sample gradients needed."""
-        for one in self._hooked:
-            one.to_standard_module()
+        for module in self._hooked:
+            module.to_standard_module()
 
 
 def _forget(segment: nn.Module) -> None:
@@ -186,7 +188,7 @@ def _forget(segment: nn.Module) -> None:
 
 
 def _trained(segment: nn.Module) -> Any:
-    return (one for one in segment.parameters() if one.requires_grad)
+    return (parameter for parameter in segment.parameters() if parameter.requires_grad)
 
 
 def _hooked(segment: nn.Module) -> GradSampleModule:
@@ -230,7 +232,7 @@ def _check_uses(segment: fx.GraphModule) -> None:
     the norm that is clipped.
     """
     named = dict(segment.named_parameters(remove_duplicate=False))
-    of_layers = {id(one): name for name, one in named.items() if "." in name}
+    of_layers = {id(parameter): name for name, parameter in named.items() if "." in name}
     for node in segment.graph.nodes:
         if node.op != "get_attr":
             continue
@@ -254,7 +256,7 @@ def check_gradients(segment: nn.Module, batch: torch.Tensor) -> None:
         ConfigError: they differ, such as for a weight that is used more than once; names it.
     """
     pair = torch.cat([batch[:1], batch[:1].flip(-1) if batch.dtype == torch.int64 else batch[:1].flip(-1) * 0.5 + 0.1])
-    trained = [(name, one) for name, one in segment.named_parameters() if one.requires_grad]
+    trained = [(name, parameter) for name, parameter in segment.named_parameters() if parameter.requires_grad]
     if not trained:
         return
     training, state = segment.training, torch.get_rng_state()
@@ -267,8 +269,10 @@ def check_gradients(segment: nn.Module, batch: torch.Tensor) -> None:
         parameter.grad = None
     # Of the first row alone, with another weight for each value of its output.
     output[0].backward(torch.arange(output[0].numel(), dtype=output.dtype).cos().view_as(output[0]))
-    truly = {name: torch.zeros_like(one) if one.grad is None else one.grad for name, one in trained}
-    whole = torch.stack([one.norm() for one in truly.values()]).norm()
+    truly = {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for name, parameter in trained
+    }
+    whole = torch.stack([gradient.norm() for gradient in truly.values()]).norm()
     if not torch.isfinite(whole):
         return
     for name, parameter in trained:
@@ -295,18 +299,18 @@ def check_apart(segment: nn.Module, batch: torch.Tensor) -> None:
     first = batch[:1]
     # Beside it a row of zeros, and the same row backwards and larger.
     other = first.flip(-1) if first.dtype == torch.int64 else first.flip(-1) * 3 + 1
-    pairs = [torch.cat([first, one]) for one in (torch.zeros_like(first), other)]
+    pairs = [torch.cat([first, moved]) for moved in (torch.zeros_like(first), other)]
     training = segment.training
-    buffers = {name: one.clone() for name, one in segment.named_buffers()}
+    buffers = {name: buffer.clone() for name, buffer in segment.named_buffers()}
     state = torch.get_rng_state()
     with torch.no_grad():
         segment.eval()
         outputs = [segment(pair.clone()) for pair in pairs]
         segment.train()
         segment(pairs[0].clone())
-        changed = [name for name, one in segment.named_buffers() if not torch.equal(one, buffers[name])]
-        for name, one in segment.named_buffers():
-            one.copy_(buffers[name])
+        changed = [name for name, buffer in segment.named_buffers() if not torch.equal(buffer, buffers[name])]
+        for name, buffer in segment.named_buffers():
+            buffer.copy_(buffers[name])
     segment.train(training)
     torch.set_rng_state(state)
     if changed:

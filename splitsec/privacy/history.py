@@ -67,16 +67,18 @@ class RunHistory:
         """
         own = self._records(data)
         others = (read_ledger(path) for path in sorted(self._directory.glob("ledger-*.json")))
-        return [one for one in others if one.run != run and self._may_share(own, data, one.data)]
+        return [earlier for earlier in others if earlier.run != run and self._may_share(own, data, earlier.data)]
 
     def groups(self, ledgers: Iterable[Ledger]) -> list[list[Ledger]]:
         """Ledgers of the directory, grouped so that runs with a record in common are in one group."""
         groups: list[list[Ledger]] = []
         for ledger in ledgers:
             own = self._records(ledger.data)
-            joined = [one for one in groups if any(self._may_share(own, ledger.data, other.data) for other in one)]
-            groups = [one for one in groups if one not in joined] + [
-                [*(each for one in joined for each in one), ledger]
+            joined = [
+                group for group in groups if any(self._may_share(own, ledger.data, other.data) for other in group)
+            ]
+            groups = [group for group in groups if group not in joined] + [
+                [*(each for group in joined for each in group), ledger]
             ]
         return groups
 
@@ -117,8 +119,8 @@ def shared_runs(place: Path) -> list[list[Ledger]]:
     directories = sorted({path.parent for path in place.rglob("ledger-*.json")})
     groups = [
         group
-        for one in directories
-        for group in RunHistory(one).groups(read_ledger(path) for path in sorted(one.glob("ledger-*.json")))
+        for directory in directories
+        for group in RunHistory(directory).groups(read_ledger(path) for path in sorted(directory.glob("ledger-*.json")))
     ]
     return [group for group in groups if len(group) > 1]
 
@@ -158,7 +160,7 @@ def _fingerprints(records: Sequence[str] | torch.Tensor, salt: bytes) -> Iterabl
         kind = f"{flat.dtype}{tuple(records.shape[1:])}".encode()
         rows = flat.view(torch.uint8).numpy() if flat.numel() else ()
         return (hashlib.blake2b(kind + row.tobytes(), key=salt, digest_size=_BYTES).digest() for row in rows)
-    return (hashlib.blake2b(one.encode(), key=salt, digest_size=_BYTES).digest() for one in records)
+    return (hashlib.blake2b(record.encode(), key=salt, digest_size=_BYTES).digest() for record in records)
 
 
 def _digest(content: bytes, salt: bytes) -> str:

@@ -79,17 +79,17 @@ class Ledger(msgspec.Struct, forbid_unknown_fields=True):
     @property
     def spent(self) -> float:
         """Return the epsilon of the mechanism that the budget is for; 0 where nothing has been spent."""
-        return max((one.epsilon or 0.0 for one in self.entries if one.mechanism in (RECORD, CLIENT)), default=0.0)
+        return max((entry.epsilon or 0.0 for entry in self.entries if entry.mechanism in (RECORD, CLIENT)), default=0.0)
 
     def against_another_client(self) -> float | None:
         """Return the epsilon against one other client, which knows its own share of the noise and can take it off.
 
         None where noise does not come in shares.
         """
-        for one in self.entries:
-            shares = one.parameters.get("shares", 0)
+        for entry in self.entries:
+            shares = entry.parameters.get("shares", 0)
             if shares > 1:
-                history = [(one.noise * math.sqrt((shares - 1) / shares), one.rate, one.steps)]
+                history = [(entry.noise * math.sqrt((shares - 1) / shares), entry.rate, entry.steps)]
                 return epsilon_of(history, delta=self.delta, accountant=self.accountant)
         return None
 
@@ -109,19 +109,19 @@ class Ledger(msgspec.Struct, forbid_unknown_fields=True):
         Args:
             accountant: another than the ledger's.
         """
-        before = next((one for one in self.entries if one.mechanism == mechanism), None)
+        before = next((entry for entry in self.entries if entry.mechanism == mechanism), None)
         if before is not None and (before.noise, before.rate) != (noise, rate):
             raise ConfigError(f"the ledger of {self.client} has {mechanism} with other parameters")
         total = steps + (0 if before is None else before.steps)
         if noise:
             epsilon = epsilon_of([(noise, rate, total)], delta=self.delta, accountant=accountant or self.accountant)
         entry = Entry(mechanism, covers, parameters, noise, rate, total, epsilon if noise else None)
-        self.entries = [one for one in self.entries if one.mechanism != mechanism] + [entry]
+        self.entries = [*(other for other in self.entries if other.mechanism != mechanism), entry]
         return epsilon if noise else 0.0
 
     def steps_of(self, mechanism: str) -> int:
         """How many steps of a mechanism are noted."""
-        return next((one.steps for one in self.entries if one.mechanism == mechanism), 0)
+        return next((entry.steps for entry in self.entries if entry.mechanism == mechanism), 0)
 
     def save(self, path: Path) -> None:
         """Write it as a whole."""
@@ -171,11 +171,16 @@ def plot_ledgers(ledgers: Sequence[Ledger], path: Path) -> None:
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     spent, exchange = figure.subplots(1, 2)
     for ledger in ledgers:
-        name = f"{ledger.client} ({ledger.run[:8]})" if len({one.run for one in ledgers}) > 1 else ledger.client
-        spent.plot([one.epoch for one in ledger.points], [one.epsilon for one in ledger.points], label=name)
-        known = [one for one in ledger.points if one.accuracy is not None]
+        name = f"{ledger.client} ({ledger.run[:8]})" if len({ledger.run for ledger in ledgers}) > 1 else ledger.client
+        spent.plot([point.epoch for point in ledger.points], [point.epsilon for point in ledger.points], label=name)
+        known = [point for point in ledger.points if point.accuracy is not None]
         exchange.plot(
-            [one.epsilon for one in known], [100 * (one.accuracy or 0) for one in known], ".-", ms=3, lw=0.8, label=name
+            [point.epsilon for point in known],
+            [100 * (point.accuracy or 0) for point in known],
+            ".-",
+            ms=3,
+            lw=0.8,
+            label=name,
         )
         if ledger.budget:
             spent.axhline(ledger.budget, color="0.5", ls="--", lw=0.8)

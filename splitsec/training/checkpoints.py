@@ -63,7 +63,7 @@ class Checkpoints:
         write_tensors(self._path(number, "safetensors"), tensors)
         with whole_file(self._path(number, "json")) as partial:
             partial.write_text(json.dumps({"round": number, **facts}, indent=2) + "\n")
-        for old in [one for one in self.rounds() if one > number] + list(self.rounds()[:-KEPT]):
+        for old in [later for later in self.rounds() if later > number] + list(self.rounds()[:-KEPT]):
             # The facts first: without them the tensors count for nothing.
             self._path(old, "json").unlink(missing_ok=True)
             self._path(old, "safetensors").unlink(missing_ok=True)

@@ -36,7 +36,7 @@ class Combinable:
         self.parameters = sum(state[name].numel() for name in real if name in trained)
         self.values = sum(state[name].numel() for name in real)
         self.description = tuple((name, tuple(state[name].shape)) for name in self._names)
-        learning = {name for one in segments for name, value in one.named_parameters() if value.requires_grad}
+        learning = {name for segment in segments for name, value in segment.named_parameters() if value.requires_grad}
         parts = [torch.full((state[name].numel(),), name in learning) for name in self._names]
         self.trained = torch.cat([*parts, torch.empty(0, dtype=torch.bool)])
         self._pooled = {
@@ -69,7 +69,7 @@ class Combinable:
         values = {name: part.view(state[name].shape) for name, part in zip(self._names, parts, strict=True)}
         for variance, mean in self._pooled.items():
             values[variance] = (values[variance] - values[mean] ** 2).clamp(min=0)
-        state.update({name: one.to(state[name].dtype) for name, one in values.items()})
+        state.update({name: value.to(state[name].dtype) for name, value in values.items()})
         for segment in self._segments:
             load_part(segment, state)
 

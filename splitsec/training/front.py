@@ -111,7 +111,7 @@ class FrontTrainer:
         self._flights.clear()
         self.book = EpochBook()
         if self._proximal:
-            self._begun = [one.detach().clone() for one in self._trained]
+            self._begun = [parameter.detach().clone() for parameter in self._trained]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the activation to send, float32; raises `RangeError` if it is not finite."""
@@ -128,9 +128,9 @@ class FrontTrainer:
                 activation: torch.Tensor = self.front(images)
             else:
                 weights = {
-                    name: one.detach().clone().requires_grad_()
-                    for name, one in self.front.named_parameters()
-                    if one.requires_grad
+                    name: parameter.detach().clone().requires_grad_()
+                    for name, parameter in self.front.named_parameters()
+                    if parameter.requires_grad
                 }
                 activation = torch.func.functional_call(self.front, weights, (images,))
         check_batch(activation, images, self._cut)
@@ -223,7 +223,7 @@ class FrontTrainer:
     def take_sum(self) -> dict[str, torch.Tensor]:
         """Return the sum of the last batch's clipped gradients, float64, by the names of parameters."""
         modules = [self.front] if self.head is None else [self.front, self.head]
-        named = [name for module in modules for name, one in module.named_parameters() if one.requires_grad]
+        named = [name for module in modules for name, parameter in module.named_parameters() if parameter.requires_grad]
         return dict(zip(named, self._sum, strict=True))
 
     def close(self) -> None:

@@ -12,11 +12,11 @@ POINT_BYTES = 32
 
 def common_places(points: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return, for each client, the places of those of its points that all clients have, int64."""
-    lists = {name: unpacked(one) for name, one in points.items()}
-    shared = set.intersection(*(set(one) for one in lists.values()))
+    lists = {name: unpacked(point) for name, point in points.items()}
+    shared = set.intersection(*(set(coded) for coded in lists.values()))
     return {
-        name: torch.tensor([place for place, point in enumerate(one) if point in shared], dtype=torch.int64)
-        for name, one in lists.items()
+        name: torch.tensor([place for place, point in enumerate(coded) if point in shared], dtype=torch.int64)
+        for name, coded in lists.items()
     }
 
 

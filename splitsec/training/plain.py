@@ -27,7 +27,9 @@ def train_alone(
         change: what is done to the inputs of each batch.
         on_epoch: called with the number of each epoch, from 1 on, when it begins.
     """
-    optimizer = make_optimizer([one for one in model.parameters() if one.requires_grad], learning_rate)
+    optimizer = make_optimizer(
+        [parameter for parameter in model.parameters() if parameter.requires_grad], learning_rate
+    )
     model.train()
     for index in range(epochs * loader.per_epoch if optimizer is not None else 0):
         if index % loader.per_epoch == 0:

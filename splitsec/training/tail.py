@@ -76,8 +76,8 @@ class TailTrainer:
         self.tail.eval()
         try:
             with torch.no_grad():
-                one = activation[:1].clone() if len(activation) else activation.new_zeros(1, *activation.shape[1:])
-                output: torch.Tensor = self.tail(one)
+                row = activation[:1].clone() if len(activation) else activation.new_zeros(1, *activation.shape[1:])
+                output: torch.Tensor = self.tail(row)
         except (RuntimeError, ValueError) as error:
             shape = "x".join(map(str, activation.shape))
             raise MessageError(f"the tail cannot take an activation of shape {shape}: {first_line(error)}") from None
@@ -89,7 +89,7 @@ class TailTrainer:
     def forward(self, activations: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the tail's output for the activations of a step, by client name, float32; `backward` is due next."""
         self.tail.train()
-        counts = [len(one) for one in activations.values()]
+        counts = [len(activation) for activation in activations.values()]
         whole = torch.cat(list(activations.values())).requires_grad_()
         self._zero(whole)
         with self.randomness:
@@ -104,7 +104,7 @@ class TailTrainer:
         self._step = None
         # The tail's loss is the mean over all samples, a client's that over its own; by record both are sums.
         shares = [1.0 if self._by_sample else count / sum(counts) for count in counts]
-        joined = torch.cat([one * share for one, share in zip(gradients.values(), shares, strict=True)])
+        joined = torch.cat([gradient * share for gradient, share in zip(gradients.values(), shares, strict=True)])
         output.backward(joined.to(output.dtype))
         self._learn(dict(zip(gradients, counts, strict=True)))
         gradient = _gradient_of(whole)
@@ -115,8 +115,8 @@ class TailTrainer:
         """Learn from (activation, labels) by client name; the tail's loss is the mean over all samples."""
         self.tail.train()
         counts = [len(labels) for _, labels in batches.values()]
-        activation = torch.cat([one for one, _ in batches.values()]).requires_grad_()
-        labels = torch.cat([one for _, one in batches.values()])
+        activation = torch.cat([rows for rows, _ in batches.values()]).requires_grad_()
+        labels = torch.cat([targets for _, targets in batches.values()])
         self._zero(activation)
         with self.randomness:
             logits = call_with_rows(self.tail, activation)
@@ -166,9 +166,9 @@ class TailTrainer:
             return
         # The rows of who is gone do not count, at the tail as at the fronts.
         squares = [
-            torch.full((count,), float("inf")) if given is None else self.norms[name] ** 2 + given**2
+            torch.full((count,), float("inf")) if norms is None else self.norms[name] ** 2 + norms**2
             for name, count in self._waiting.items()
-            for given in [participants.get(name)]
+            for norms in [participants.get(name)]
         ]
         self._private.step(sum(self.expected[name] for name in participants), torch.cat(squares))
         self._waiting, self.norms = {}, {}

@@ -51,13 +51,13 @@ class ClientTails(TailTrainer):
                     group["lr"] = newest["lr"]
 
     def forward(self, activations: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: self._copies[name].forward({name: one})[name] for name, one in activations.items()}
+        return {name: self._copies[name].forward({name: activation})[name] for name, activation in activations.items()}
 
     def backward(self, gradients: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: self._copies[name].backward({name: one})[name] for name, one in gradients.items()}
+        return {name: self._copies[name].backward({name: gradient})[name] for name, gradient in gradients.items()}
 
     def step(self, batches: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, StepResult]:
-        return {name: self._copies[name].step({name: one})[name] for name, one in batches.items()}
+        return {name: self._copies[name].step({name: batch})[name] for name, batch in batches.items()}
 
     def end_round(self, participants: Mapping[str, torch.Tensor | None]) -> None:
         """Move the tail by the noisy mean of the participants' clipped updates."""
@@ -68,15 +68,15 @@ class ClientTails(TailTrainer):
         begun = _flat(trained)
         updates = [clip_update(_flat(_trained(self._copies[name].tail)) - begun, self._clip) for name in participants]
         moved = begun + self._noise.add(torch.stack(updates).sum(0)) / len(participants)
-        parts = moved.split([one.numel() for one in trained])
+        parts = moved.split([parameter.numel() for parameter in trained])
         with torch.no_grad():
             for parameter, part in zip(trained, parts, strict=True):
                 parameter.copy_(part.view_as(parameter))
 
 
 def _trained(tail: nn.Module) -> list[nn.Parameter]:
-    return [one for one in tail.parameters() if one.requires_grad]
+    return [parameter for parameter in tail.parameters() if parameter.requires_grad]
 
 
 def _flat(parameters: Sequence[nn.Parameter]) -> torch.Tensor:
-    return torch.cat([one.detach().double().flatten() for one in parameters])
+    return torch.cat([parameter.detach().double().flatten() for parameter in parameters])

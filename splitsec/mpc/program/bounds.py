@@ -224,7 +224,7 @@ def measured_bounds(
 ) -> list[float]:
     """`MARGIN` times the largest magnitudes of every value, those of `measured`, for bounds."""
     scales = value_scales(steps, precision)
-    bounds = [MARGIN * max(one, SMALL_VALUE) for one in largest]
+    bounds = [MARGIN * max(magnitude, SMALL_VALUE) for magnitude in largest]
     most = largest_value(precision)
     if not bounds[0] < most:
         raise RangeError(f"the input reaches {largest[0]:g} in calibration: too much")

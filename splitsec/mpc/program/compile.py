@@ -275,9 +275,9 @@ def _fuse_relu_and_max_pool(steps: list[Step], input_shape: Shape) -> None:
 def encode_weights(program: Program, weights: Mapping[int, Weights]) -> dict[int, Weights]:
     """Weights in the ring, as `run_program` takes them."""
     encoded, scales = {}, value_scales(program.steps, program.precision)
-    for number, held in weights.items():
+    for number, layer in weights.items():
         step = program.steps[number - 1]
-        bias = torch.round(held.bias.double() * 2.0 ** scales[number]).to(torch.int64)
+        bias = torch.round(layer.bias.double() * 2.0 ** scales[number]).to(torch.int64)
         bias = bias.view(1, -1, 1, 1) if step.op == "conv2d" else bias
-        encoded[number] = Weights(laid_out(encode(held.weight, program.precision + step.digits)), bias)
+        encoded[number] = Weights(laid_out(encode(layer.weight, program.precision + step.digits)), bias)
     return encoded

@@ -67,15 +67,15 @@ class StepMemory:
             run_step(number, step, values, None, planner)
             self._traces[key] = planner.trace[began:]
             return
-        planner.replay([_renumbered(one, number) for one in self._traces[key]])
+        planner.replay([_renumbered(event, number) for event in self._traces[key]])
 
 
 def _nameless(step: Step) -> Step:
     return msgspec.structs.replace(step, name="", inputs=())
 
 
-def _renumbered(one: Correlation | Sent, number: int) -> Correlation | Sent:
-    return msgspec.structs.replace(one, layer=number) if isinstance(one, LinearMask) else one
+def _renumbered(event: Correlation | Sent, number: int) -> Correlation | Sent:
+    return msgspec.structs.replace(event, layer=number) if isinstance(event, LinearMask) else event
 
 
 def predict_cost(program: Program, rank: int, memory: StepMemory | None = None) -> Prediction:

@@ -113,22 +113,22 @@ def _correct(values, shift, seeds, bits, blocks, words):  # type: ignore[no-unty
     `bits` are t of party 0, t of party 1, and the value that has gathered so far.
     """
     clear = np.uint64(0xFFFFFFFFFFFFFFF8)
-    one = np.uint64(1)
+    unit = np.uint64(1)
     for i in range(values.shape[0]):
         path = (values[i] >> shift) & 1
         lost = 1 - path
         low = (blocks[0, lost, i, 0] ^ blocks[1, lost, i, 0]) & clear
         high = blocks[0, lost, i, 1] ^ blocks[1, lost, i, 1]
-        left = (blocks[0, 0, i, 0] ^ blocks[1, 0, i, 0]) & one
-        right = (blocks[0, 1, i, 0] ^ blocks[1, 1, i, 0]) & one
-        t_left = left ^ np.uint64(path) ^ one
+        left = (blocks[0, 0, i, 0] ^ blocks[1, 0, i, 0]) & unit
+        right = (blocks[0, 1, i, 0] ^ blocks[1, 1, i, 0]) & unit
+        t_left = left ^ np.uint64(path) ^ unit
         t_right = right ^ np.uint64(path)
-        v_lost = ((blocks[0, lost, i, 0] ^ blocks[1, lost, i, 0]) >> one) & one
-        v_path = ((blocks[0, path, i, 0] ^ blocks[1, path, i, 0]) >> one) & one
+        v_lost = ((blocks[0, lost, i, 0] ^ blocks[1, lost, i, 0]) >> unit) & unit
+        v_path = ((blocks[0, path, i, 0] ^ blocks[1, path, i, 0]) >> unit) & unit
         # Whoever leaves r's path to the left is smaller: beta = 1 where the left child is the lost one.
         v = v_lost ^ np.uint64(bits[2, i]) ^ np.uint64(path)
         bits[2, i] = np.uint8(np.uint64(bits[2, i]) ^ v_path ^ v)
-        words[i, 0] = low | t_left | (t_right << one) | (v << np.uint64(2))
+        words[i, 0] = low | t_left | (t_right << unit) | (v << np.uint64(2))
         words[i, 1] = high
         t_word = t_right if path else t_left
         for party in range(2):
@@ -136,7 +136,7 @@ def _correct(values, shift, seeds, bits, blocks, words):  # type: ignore[no-unty
             t = np.uint64(bits[party, i])
             seeds[party, i, 0] = (block & clear) ^ (t * low)
             seeds[party, i, 1] = blocks[party, path, i, 1] ^ (t * high)
-            bits[party, i] = np.uint8((block & one) ^ (t & t_word))
+            bits[party, i] = np.uint8((block & unit) ^ (t & t_word))
 
 
 @numba.njit("void(uint64[:,:,:], uint8[:,:], uint64[:], int64)", cache=True, nogil=True)
@@ -158,13 +158,13 @@ def _choose(public, shift, seeds):  # type: ignore[no-untyped-def]
 def _step(public, shift, seeds, encrypted, words, bits):  # type: ignore[no-untyped-def]
     """Do one level of evaluation; `bits` are t and the value that has gathered."""
     clear = np.uint64(0xFFFFFFFFFFFFFFF8)
-    one = np.uint64(1)
+    unit = np.uint64(1)
     for i in range(public.shape[0]):
         child = np.uint64((public[i] >> shift) & 1)
         block = encrypted[i, 0] ^ seeds[i, 0]
         word, t = words[i, 0], np.uint64(bits[0, i])
-        bits[1, i] ^= np.uint8(((block >> one) ^ (t & (word >> np.uint64(2)))) & one)
-        bits[0, i] = np.uint8((block ^ (t & (word >> child))) & one)
+        bits[1, i] ^= np.uint8(((block >> unit) ^ (t & (word >> np.uint64(2)))) & unit)
+        bits[0, i] = np.uint8((block ^ (t & (word >> child))) & unit)
         seeds[i, 0] = (block & clear) ^ (t * (word & clear))
         seeds[i, 1] = encrypted[i, 1] ^ seeds[i, 1] ^ (t * words[i, 1])
 

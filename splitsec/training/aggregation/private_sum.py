@@ -64,7 +64,7 @@ class PrivateSumAtServer(AverageAtServer):
         if self.last is not None:
             self._start(self.last)
             prefix = "combined."
-            adam = {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
+            adam = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
             restore_optimizer(self._adam, adam)
 
 

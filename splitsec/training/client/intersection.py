@@ -65,7 +65,7 @@ class Alignment:
 
     def pass_on(self, points: torch.Tensor, owner: str = "the other") -> torch.Tensor:
         """Another client's points, multiplied, in the same order; raises `MessageError` for what are no points."""
-        multiplied = packed([self._multiplied(_point(one)) for one in unpacked(points)])
+        multiplied = packed([self._multiplied(_point(coordinates)) for coordinates in unpacked(points)])
         self._others[owner] = len(multiplied)
         return multiplied
 

@@ -236,7 +236,7 @@ class ClientPrivacy:
         )
         # Read anew, since another run over the same data may be going on.
         earlier = self._earlier()
-        ledger.earlier = [one.run for one in earlier]
+        ledger.earlier = [ledger.run for ledger in earlier]
         ledger.together = (
             epsilon_together([ledger, *earlier], delta=rules.delta, accountant=rules.accountant)
             if earlier
@@ -286,7 +286,7 @@ class ClientPrivacy:
         # A point an epoch.
         if epoch < int(before) + 1 and number < self._welcome.rounds:
             return
-        known = [one for one in ledger.entries if one.mechanism == self._mechanism]
+        known = [entry for entry in ledger.entries if entry.mechanism == self._mechanism]
         mean = sum(self._accuracies) / len(self._accuracies) if self._accuracies else None
         self._accuracies = []
         steps, epsilon = (known[0].steps, known[0].epsilon or 0.0) if known else (0, 0.0)

@@ -33,27 +33,27 @@ def check_hello(
         raise RefusedError(f"{name} cuts at '{hello.cut}', the server at '{cut}'")
     if hello.samples < 1:
         raise RefusedError(f"{name} has no samples")
-    others = {other: one for other, one in members.items() if other != name}
-    if hello.samples + sum(one.samples for one in others.values()) > MAX_TOTAL_WEIGHT:
+    others = {other: member for other, member in members.items() if other != name}
+    if hello.samples + sum(other_hello.samples for other_hello in others.values()) > MAX_TOTAL_WEIGHT:
         raise RefusedError(f"the clients' samples add up to more than {MAX_TOTAL_WEIGHT}")
     if hello.shape:
         _check_shape(name, hello.shape, {} if layout.aligns_rows else others, least=0 if layout.aligns_rows else 1)
     layout.check_hello(name, hello, others, settings)
     if not settings.rule.combines:
         return
-    for other, one in others.items():
-        _check_alike(name, hello, other, one)
+    for other, other_hello in others.items():
+        _check_alike(name, hello, other, other_hello)
 
 
 def _check_shape(name: str, shape: tuple[int, ...], others: Mapping[str, Hello], *, least: int) -> None:
     # The server tries its tail on an activation of this shape. Who has labels alone adds no features to others'.
     if len(shape) > MOST_DIMENSIONS or min(shape) < least or math.prod(shape) > MOST_VALUES:
         raise RefusedError(f"an activation of {name} cannot have shape {shape}")
-    for other, one in others.items():
-        if one.shape and one.shape != shape:
+    for other, other_hello in others.items():
+        if other_hello.shape and other_hello.shape != shape:
             raise RefusedError(
-                f"one row's activation has shape {times(shape)} at {name} and {times(one.shape)} at {other}: bring "
-                "the inputs of all clients to one size"
+                f"one row's activation has shape {times(shape)} at {name} and {times(other_hello.shape)} at {other}: "
+                "bring the inputs of all clients to one size"
             )
 
 
@@ -66,17 +66,17 @@ def check_architecture(name: str, hello: Hello, architecture: str) -> None:
         )
 
 
-def _check_alike(name: str, hello: Hello, other: str, one: Hello) -> None:
-    own, others = dict(hello.segments), dict(one.segments)
+def _check_alike(name: str, hello: Hello, other: str, other_hello: Hello) -> None:
+    own, others = dict(hello.segments), dict(other_hello.segments)
     for key in sorted(set(own) | set(others)):
         if own.get(key) != others.get(key):
             raise RefusedError(
                 f"the model of {name} differs from that of {other}: {_described(key, own)} at {name}, "
                 f"{_described(key, others)} at {other}"
             )
-    if (hello.values, hello.parameters) != (one.values, one.parameters):
+    if (hello.values, hello.parameters) != (other_hello.values, other_hello.parameters):
         raise RefusedError(f"{name} and {other} do not combine the same number of values")
-    if hello.begins != one.begins:
+    if hello.begins != other_hello.begins:
         raise RefusedError(
             f"{name} and {other} begin with different values in their segments, and the server cannot know which are "
             "meant: give all clients the same seed, or the same weights"

@@ -191,8 +191,8 @@ def _dim(call: Call) -> int:
     if call.layer is not None:
         dim = call.layer.dim
     else:
-        given = call.options(f"{'input' if callable(call.target) else 'self'} dim _stacklevel dtype", dim=None)
-        dim = given["dim"]
+        options = call.options(f"{'input' if callable(call.target) else 'self'} dim _stacklevel dtype", dim=None)
+        dim = options["dim"]
     if dim is None:
         raise UnsupportedLayerError(f"'{call.name}' does not say along which dimension; give it dim=-1")
     return int(dim) % len(call.first.shape)

@@ -15,9 +15,9 @@ from splitsec.mpc.program.lowering.layers import scale
 
 
 def _operands(call: Call, *, reverse: bool = False) -> tuple[Any, Any]:
-    given = call.options(f"{'input' if callable(call.target) else 'self'} other alpha", alpha=1)
-    left, right = call.args[0] if call.args else given.get("input"), given.get("other")
-    if right is None or given["alpha"] != 1:
+    options = call.options(f"{'input' if callable(call.target) else 'self'} other alpha", alpha=1)
+    left, right = call.args[0] if call.args else options.get("input"), options.get("other")
+    if right is None or options["alpha"] != 1:
         raise UnsupportedLayerError(
             f"'{call.name}' takes options, such as alpha, which have no encrypted form; write a + alpha * b"
         )
@@ -135,11 +135,11 @@ def _matmul(lowering: Lowering, call: Call) -> Shared:
 
 def _reduced(call: Call) -> tuple[tuple[int, ...], int]:
     """Which dimensions a sum or mean takes, and how many elements that is."""
-    given = call.options(f"{'input' if callable(call.target) else 'self'} dim keepdim dtype", dim=None)
-    x, dim = call.first, given["dim"]
+    options = call.options(f"{'input' if callable(call.target) else 'self'} dim keepdim dtype", dim=None)
+    x, dim = call.first, options["dim"]
     dims = range(len(x.shape)) if dim is None or dim == () else [dim] if isinstance(dim, int) else dim
     axes = tuple(sorted(int(dim) % len(x.shape) for dim in dims))
-    return axes, math.prod(x.shape[one] for one in axes)
+    return axes, math.prod(x.shape[axis] for axis in axes)
 
 
 def _sum(lowering: Lowering, call: Call) -> Shared:

@@ -39,7 +39,7 @@ def _mask(name: str, mask: Any) -> torch.Tensor | None:
 
 
 def _scaled_dot_product(lowering: Lowering, call: Call) -> Shared:
-    given = call.options(
+    options = call.options(
         "query key value attn_mask dropout_p is_causal scale enable_gqa",
         attn_mask=None,
         dropout_p=0.0,
@@ -47,17 +47,17 @@ def _scaled_dot_product(lowering: Lowering, call: Call) -> Shared:
         scale=None,
         enable_gqa=False,
     )
-    q, k, v = (given[name] for name in ("query", "key", "value"))
-    if given["dropout_p"] or given["enable_gqa"]:
+    q, k, v = (options[name] for name in ("query", "key", "value"))
+    if options["dropout_p"] or options["enable_gqa"]:
         raise UnsupportedLayerError(f"'{call.name}' drops out or groups its queries; no encrypted form for that")
-    mask = given["attn_mask"]
+    mask = options["attn_mask"]
     if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
         # Here true takes part; in nn.MultiheadAttention it does not.
         mask = ~mask
     mask = _mask(call.name, mask)
-    if given["is_causal"]:
+    if options["is_causal"]:
         mask = MASKED * torch.ones(q.shape[-2], k.shape[-2]).triu(1).double()
-    factor = 1 / math.sqrt(q.shape[-1]) if given["scale"] is None else float(given["scale"])
+    factor = 1 / math.sqrt(q.shape[-1]) if options["scale"] is None else float(options["scale"])
     q = lowering.affine(call.name, q, factor)
     return _attend(lowering, call.name, q, k, v, mask)
 
@@ -76,7 +76,7 @@ def attention(
         parts = list(weight.split(size))
     else:
         three = (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)
-        parts = [one.detach().double() for one in three]
+        parts = [bias.detach().double() for bias in three]
         parts[0] = parts[0] * factor[:size]
     bias = torch.zeros(3 * size) if layer.in_proj_bias is None else layer.in_proj_bias.detach()
     biases = (bias.double() * factor[:, 0]).split(size)
@@ -85,7 +85,7 @@ def attention(
         three_values = [lowering.narrow(name, whole, len(whole.shape) - 1, at * size, size) for at in range(3)]
     else:
         three_values = [
-            linear(lowering, name, x, weight, one) for x, weight, one in zip((q, k, v), parts, biases, strict=True)
+            linear(lowering, name, x, weight, bias) for x, weight, bias in zip((q, k, v), parts, biases, strict=True)
         ]
     # Length and batch come in this order unless `batch_first`; heads go beside the batch.
     order = (0, 2, 1, 3) if layer.batch_first else (1, 2, 0, 3)
@@ -103,7 +103,7 @@ def attention(
 
 
 def _multihead(lowering: Lowering, call: Call) -> tuple[Shared, None]:
-    given = call.options(
+    options = call.options(
         "query key value key_padding_mask need_weights attn_mask average_attn_weights is_causal",
         key_padding_mask=None,
         need_weights=True,
@@ -111,28 +111,28 @@ def _multihead(lowering: Lowering, call: Call) -> tuple[Shared, None]:
         average_attn_weights=True,
         is_causal=False,
     )
-    q, k, v = (given[name] for name in ("query", "key", "value"))
+    q, k, v = (options[name] for name in ("query", "key", "value"))
     if len(q.shape) != 3:
         raise UnsupportedLayerError(f"layer '{call.name}' takes a batch: give it three dimensions")
-    if given["key_padding_mask"] is not None:
+    if options["key_padding_mask"] is not None:
         raise UnsupportedLayerError(f"layer '{call.name}' has a padding mask; leave padded places out of the sequence")
     # Whoever uses the attention's weights finds that there are none.
-    return attention(lowering, call.name, call.layer, q, k, v, given["attn_mask"]), None
+    return attention(lowering, call.name, call.layer, q, k, v, options["attn_mask"]), None
 
 
 def _encoder_layer(lowering: Lowering, call: Call) -> Shared:
-    given = call.options(
+    options = call.options(
         "src src_mask src_key_padding_mask is_causal", src_mask=None, src_key_padding_mask=None, is_causal=False
     )
-    if given["src_key_padding_mask"] is not None:
+    if options["src_key_padding_mask"] is not None:
         raise UnsupportedLayerError(f"layer '{call.name}' has a padding mask; leave padded places out of the sequence")
-    layer, name, x = call.layer, call.name, given["src"]
+    layer, name, x = call.layer, call.name, options["src"]
 
     def norm(which: nn.LayerNorm, value: Shared) -> Shared:
         return layer_norm(lowering, name, value, 1, which.weight, which.bias, which.eps)
 
     def attend(value: Shared) -> Shared:
-        return attention(lowering, f"{name}.self_attn", layer.self_attn, value, value, value, given["src_mask"])
+        return attention(lowering, f"{name}.self_attn", layer.self_attn, value, value, value, options["src_mask"])
 
     def feed(value: Shared) -> Shared:
         inner = linear(lowering, f"{name}.linear1", value, layer.linear1.weight, layer.linear1.bias)

@@ -51,11 +51,11 @@ class Call:
         Raises:
             UnsupportedLayerError: an argument of another name, which would change the result.
         """
-        given = {**dict(zip(names.split(), self.args, strict=False)), **self.kwargs}
-        unknown = [name for name in given if name not in names.split()]
+        options = {**dict(zip(names.split(), self.args, strict=False)), **self.kwargs}
+        unknown = [name for name in options if name not in names.split()]
         if unknown or len(self.args) > len(names.split()):
             raise UnsupportedLayerError(f"'{self.name}' has no encrypted form with {', '.join(unknown) or 'so much'}")
-        return {**defaults, **given}
+        return {**defaults, **options}
 
     @property
     def first(self) -> Any:
@@ -219,12 +219,13 @@ class Lowering:
 
     def emit(self, op: str, name: str, inputs: Sequence[Shared], shape: Sequence[int], **attributes: Any) -> Shared:
         """Add a step; its value."""
-        for one in inputs:
-            if not isinstance(one, Shared):
+        for value in inputs:
+            if not isinstance(value, Shared):
+                kind = type(value).__name__
                 raise UnsupportedLayerError(
-                    f"'{name}' takes a {type(one).__name__} where a value on shares is due; no encrypted form for that"
+                    f"'{name}' takes a {kind} where a value on shares is due; no encrypted form for that"
                 )
-        self.steps.append(Step(op, name, tuple(one.number for one in inputs), tuple(shape), **attributes))
+        self.steps.append(Step(op, name, tuple(value.number for value in inputs), tuple(shape), **attributes))
         return Shared(len(self.steps), tuple(shape))
 
     def emit_weights(

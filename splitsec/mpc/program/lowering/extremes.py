@@ -29,8 +29,8 @@ def _extreme(sign: float) -> Lower:
 
     def lower(lowering: Lowering, call: Call) -> Shared:
         name, shape = call.name, lowering.shape_of(call)
-        given = call.options(f"{'self' if isinstance(call.target, str) else 'input'} other")
-        left, right = list(given.values())[:2]
+        options = call.options(f"{'self' if isinstance(call.target, str) else 'input'} other")
+        left, right = list(options.values())[:2]
         if not isinstance(left, Shared):
             left, right = right, left
         opposite = negative(lowering, name, right) if isinstance(right, Shared) else -_real(right)
@@ -65,15 +65,15 @@ def _over_dimensions(sign: float) -> Lower:
     """amax and amin."""
 
     def lower(lowering: Lowering, call: Call) -> Shared:
-        given = call.options(
+        options = call.options(
             f"{'self' if isinstance(call.target, str) else 'input'} dim keepdim", dim=(), keepdim=False
         )
-        x, dim = call.first, given["dim"]
+        x, dim = call.first, options["dim"]
         dims = range(len(x.shape)) if dim in ((), None) else [dim] if isinstance(dim, int) else dim
         axes = sorted(int(dim) % len(x.shape) for dim in dims)
         if 0 in axes:
             raise UnsupportedLayerError(f"'{call.name}' compares the samples of a batch; name the other dimensions")
-        return _largest(lowering, call.name, x, axes, keep=bool(given["keepdim"]), sign=sign)
+        return _largest(lowering, call.name, x, axes, keep=bool(options["keepdim"]), sign=sign)
 
     return lower
 
@@ -85,10 +85,10 @@ def _max_or_min(sign: float) -> Lower:
         second = call.args[1] if len(call.args) > 1 else call.kwargs.get("other")
         if isinstance(second, (Shared, torch.Tensor)):
             return _extreme(sign)(lowering, call)
-        given = call.options(
+        options = call.options(
             f"{'self' if isinstance(call.target, str) else 'input'} dim keepdim", dim=None, keepdim=False
         )
-        if given["dim"] is None:
+        if options["dim"] is None:
             raise UnsupportedLayerError(f"'{call.name}' compares the samples of a batch; name a dimension")
         # Whoever uses the indices finds that there are none.
         return _over_dimensions(sign)(lowering, call), None

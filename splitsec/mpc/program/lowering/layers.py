@@ -27,10 +27,10 @@ def _linear_layer(lowering: Lowering, call: Call) -> Shared:
 
 
 def _linear_function(lowering: Lowering, call: Call) -> Shared:
-    given = call.options("input weight bias", bias=None)
-    if not isinstance(given["weight"], torch.Tensor):
+    options = call.options("input weight bias", bias=None)
+    if not isinstance(options["weight"], torch.Tensor):
         raise UnsupportedLayerError(f"'{call.name}' has a weight that depends on the input; use torch.matmul")
-    return linear(lowering, call.name, given["input"], given["weight"], given["bias"])
+    return linear(lowering, call.name, options["input"], options["weight"], options["bias"])
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class _Convolution:
     groups: int = 1
 
 
-def _convolution(lowering: Lowering, call: Call, x: Shared, given: _Convolution) -> Shared:
+def _convolution(lowering: Lowering, call: Call, x: Shared, options: _Convolution) -> Shared:
     """One or two dimensions; one is two with a height of one."""
-    weight, bias = given.weight, given.bias
+    weight, bias = options.weight, options.bias
     dims = weight.dim() - 2
     if len(x.shape) != dims + 2:
         raise UnsupportedLayerError(f"'{call.name}' takes a batch: give it {dims + 2} dimensions, not {len(x.shape)}")
-    stride, dilation = _spread(given.stride, dims), _spread(given.dilation, dims)
-    before, after = _paddings(given.padding, weight.shape[2:], dilation)
+    stride, dilation = _spread(options.stride, dims), _spread(options.dilation, dims)
+    before, after = _paddings(options.padding, weight.shape[2:], dilation)
     name, shape = call.name, lowering.shape_of(call)
     if dims == 1:
         x = lowering.reshape(name, x, (*x.shape[:2], 1, x.shape[2]))
@@ -73,7 +73,7 @@ def _convolution(lowering: Lowering, call: Call, x: Shared, given: _Convolution)
         stride=stride,
         padding=before,
         dilation=dilation,
-        groups=given.groups,
+        groups=options.groups,
     )
     return lowering.reshape(name, output, shape)
 
@@ -81,7 +81,7 @@ def _convolution(lowering: Lowering, call: Call, x: Shared, given: _Convolution)
 def _paddings(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if padding == "same":
         whole = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
-        return tuple(one // 2 for one in whole), tuple(one - one // 2 for one in whole)
+        return tuple(size // 2 for size in whole), tuple(size - size // 2 for size in whole)
     pads = (0,) * len(kernel) if padding == "valid" else _spread(padding, len(kernel))
     return pads, pads
 
@@ -95,18 +95,18 @@ def _conv_layer(lowering: Lowering, call: Call) -> Shared:
     layer = call.layer
     if layer.padding_mode != "zeros":
         raise UnsupportedLayerError(f"layer '{call.name}' pads with '{layer.padding_mode}'; use zero padding")
-    given = _Convolution(layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-    return _convolution(lowering, call, call.first, given)
+    options = _Convolution(layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return _convolution(lowering, call, call.first, options)
 
 
 def _conv_function(lowering: Lowering, call: Call) -> Shared:
-    given = call.options(
+    options = call.options(
         "input weight bias stride padding dilation groups", bias=None, stride=1, padding=0, dilation=1, groups=1
     )
-    if not isinstance(given["weight"], torch.Tensor):
+    if not isinstance(options["weight"], torch.Tensor):
         raise UnsupportedLayerError(f"'{call.name}' has a weight that depends on the input; no encrypted form for that")
-    x = given.pop("input")
-    return _convolution(lowering, call, x, _Convolution(**given))
+    x = options.pop("input")
+    return _convolution(lowering, call, x, _Convolution(**options))
 
 
 def scale(lowering: Lowering, name: str, x: Shared, factor: torch.Tensor, offset: torch.Tensor | None = None) -> Shared:
@@ -128,7 +128,7 @@ def _batch_norm_layer(lowering: Lowering, call: Call) -> Shared:
 
 
 def _batch_norm_function(lowering: Lowering, call: Call) -> Shared:
-    given = call.options(
+    options = call.options(
         "input running_mean running_var weight bias training momentum eps",
         weight=None,
         bias=None,
@@ -136,10 +136,10 @@ def _batch_norm_function(lowering: Lowering, call: Call) -> Shared:
         momentum=0.1,
         eps=1e-5,
     )
-    if given["training"] or not isinstance(given["running_mean"], torch.Tensor):
+    if options["training"] or not isinstance(options["running_mean"], torch.Tensor):
         raise UnsupportedLayerError(f"'{call.name}' takes the batch's statistics; give it training=self.training")
-    arguments = [given[name] for name in ("running_mean", "running_var", "weight", "bias", "eps")]
-    return _batch_norm(lowering, call, given["input"], _folded(*arguments))
+    arguments = [options[name] for name in ("running_mean", "running_var", "weight", "bias", "eps")]
+    return _batch_norm(lowering, call, options["input"], _folded(*arguments))
 
 
 def _folded(
@@ -212,9 +212,9 @@ def _layer_norm_layer(lowering: Lowering, call: Call) -> Shared:
 
 def _layer_norm_function(lowering: Lowering, call: Call) -> Shared:
     names = "input normalized_shape weight bias eps cudnn_enable"
-    given = call.options(names, weight=None, bias=None, eps=1e-5, cudnn_enable=True)
-    dims = len(given["normalized_shape"])
-    return layer_norm(lowering, call.name, given["input"], dims, given["weight"], given["bias"], given["eps"])
+    options = call.options(names, weight=None, bias=None, eps=1e-5, cudnn_enable=True)
+    dims = len(options["normalized_shape"])
+    return layer_norm(lowering, call.name, options["input"], dims, options["weight"], options["bias"], options["eps"])
 
 
 def group_norm(
@@ -243,11 +243,17 @@ def _group_norm_layer(lowering: Lowering, call: Call) -> Shared:
 
 
 def _group_norm_function(lowering: Lowering, call: Call) -> Shared:
-    given = call.options(
+    options = call.options(
         "input num_groups weight bias eps cudnn_enabled", weight=None, bias=None, eps=1e-5, cudnn_enabled=True
     )
     return group_norm(
-        lowering, call.name, given["input"], int(given["num_groups"]), given["weight"], given["bias"], given["eps"]
+        lowering,
+        call.name,
+        options["input"],
+        int(options["num_groups"]),
+        options["weight"],
+        options["bias"],
+        options["eps"],
     )
 
 

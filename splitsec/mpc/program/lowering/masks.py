@@ -13,8 +13,8 @@ from splitsec.mpc.program.lowering.base import LOWERINGS, MASKED, Call, Lowering
 
 def _masked_fill(lowering: Lowering, call: Call) -> Shared:
     """Return a constant mask's elements replaced by a number."""
-    given = call.options(f"{'input' if callable(call.target) else 'self'} mask value")
-    x, mask, value = call.first, given["mask"], given["value"]
+    options = call.options(f"{'input' if callable(call.target) else 'self'} mask value")
+    x, mask, value = call.first, options["mask"], options["value"]
     if not isinstance(mask, torch.Tensor) or isinstance(value, Shared):
         raise UnsupportedLayerError(f"'{call.name}' has a mask that depends on the input; no encrypted form for that")
     return _chosen(lowering, call, mask, float(value), x)
@@ -22,10 +22,10 @@ def _masked_fill(lowering: Lowering, call: Call) -> Shared:
 
 def _where(lowering: Lowering, call: Call) -> Shared:
     """One value or number where a constant mask is true, another elsewhere."""
-    given = call.options(f"{'condition' if callable(call.target) else 'self'} input other")
+    options = call.options(f"{'condition' if callable(call.target) else 'self'} input other")
     if not callable(call.target):
-        given = {"condition": given["input"], "input": given["self"], "other": given["other"]}
-    mask, yes, no = given["condition"], given["input"], given["other"]
+        options = {"condition": options["input"], "input": options["self"], "other": options["other"]}
+    mask, yes, no = options["condition"], options["input"], options["other"]
     if not isinstance(mask, torch.Tensor):
         raise UnsupportedLayerError(f"'{call.name}' chooses by a value on shares: {ADVICE['where']}")
     if isinstance(yes, Shared) and isinstance(no, Shared):

@@ -25,12 +25,12 @@ def _same(_lowering: Lowering, call: Call) -> Any:
 
 
 def _dropout(_lowering: Lowering, call: Call) -> Any:
-    given = call.options("input p training inplace", p=0.5, training=True)
-    if given["training"] and given["p"]:
+    options = call.options("input p training inplace", p=0.5, training=True)
+    if options["training"] and options["p"]:
         raise UnsupportedLayerError(
             f"'{call.name}' drops out at any time; use nn.Dropout or training=self.training, which stop in eval mode"
         )
-    return given["input"]
+    return options["input"]
 
 
 def _stochastic_depth(_lowering: Lowering, call: Call) -> Any:
@@ -42,9 +42,9 @@ def _stochastic_depth(_lowering: Lowering, call: Call) -> Any:
 
 def _numbers(call: Call, name: str) -> list[int]:
     """Dimensions given one by one or as one sequence."""
-    given = call.kwargs.get(name, call.args[1:])
-    given = given[0] if len(given) == 1 and isinstance(given[0], Sequence) else given
-    return [int(one) for one in given]
+    options = call.kwargs.get(name, call.args[1:])
+    options = options[0] if len(options) == 1 and isinstance(options[0], Sequence) else options
+    return [int(number) for number in options]
 
 
 def _permute(lowering: Lowering, call: Call) -> Shared:
@@ -55,10 +55,10 @@ def _permute(lowering: Lowering, call: Call) -> Shared:
 
 def _transpose(lowering: Lowering, call: Call) -> Shared:
     x = call.first
-    given = call.options("input dim0 dim1") if callable(call.target) else call.options("self dim0 dim1")
+    options = call.options("input dim0 dim1") if callable(call.target) else call.options("self dim0 dim1")
     order = list(range(len(x.shape)))
-    one, other = int(given["dim0"]), int(given["dim1"])
-    order[one], order[other] = order[other], order[one]
+    first, second = int(options["dim0"]), int(options["dim1"])
+    order[first], order[second] = order[second], order[first]
     return lowering.permute(call.name, x, order)
 
 
@@ -87,8 +87,8 @@ def _index(lowering: Lowering, call: Call) -> Any:
             raise UnsupportedLayerError(f"'{call.name}' looks up by a value on shares; no encrypted form for that")
         return source[sizes]
     parts = list(sizes) if isinstance(sizes, tuple) else [sizes]
-    given = sum(part is not None and part is not Ellipsis for part in parts)
-    missing = [slice(None)] * (len(source.shape) - given)
+    options = sum(part is not None and part is not Ellipsis for part in parts)
+    missing = [slice(None)] * (len(source.shape) - options)
     if Ellipsis in [part for part in parts if not isinstance(part, torch.Tensor)]:
         at = next(index for index, part in enumerate(parts) if part is Ellipsis)
         parts[at : at + 1] = missing
@@ -100,8 +100,8 @@ def _index(lowering: Lowering, call: Call) -> Any:
             index += part.indices(size)
         elif isinstance(part, int):
             index += [part % size, part % size + 1, 1]
-        elif len(parts) - 1 == sum(isinstance(one, slice) and one == slice(None) for one in parts):
-            dim = next(at for at, one in enumerate(parts) if one is part)
+        elif len(parts) - 1 == sum(isinstance(part, slice) and part == slice(None) for part in parts):
+            dim = next(at for at, index in enumerate(parts) if index is part)
             return _gathered(lowering, call, source, dim, part)
         else:
             raise UnsupportedLayerError(f"'{call.name}' takes elements by more than one list; take one at a time")
@@ -114,7 +114,7 @@ def _gathered(lowering: Lowering, call: Call, x: Shared, dim: int, wanted: Any) 
         flat = flat.nonzero().view(-1)
     if flat.dim() != 1:
         raise UnsupportedLayerError(f"'{call.name}' takes elements by a list of {flat.dim()} dimensions; give it one")
-    index = tuple(int(one) % x.shape[dim] for one in flat.tolist())
+    index = tuple(int(index) % x.shape[dim] for index in flat.tolist())
     shape = [*x.shape[:dim], len(index), *x.shape[dim + 1 :]]
     return lowering.emit("gather", call.name, (x,), shape, dim=dim, index=index)
 
@@ -133,8 +133,8 @@ def _narrow(lowering: Lowering, call: Call) -> Shared:
 def _select(lowering: Lowering, call: Call) -> Shared:
     x, dim, index = call.args
     dim = int(dim) % len(x.shape)
-    one = lowering.narrow(call.name, x, dim, int(index) % x.shape[dim], 1)
-    return lowering.reshape(call.name, one, lowering.shape_of(call))
+    part = lowering.narrow(call.name, x, dim, int(index) % x.shape[dim], 1)
+    return lowering.reshape(call.name, part, lowering.shape_of(call))
 
 
 def _parts(lowering: Lowering, call: Call, x: Shared, dim: int, sizes: Sequence[int]) -> tuple[Shared, ...]:
@@ -146,15 +146,15 @@ def _parts(lowering: Lowering, call: Call, x: Shared, dim: int, sizes: Sequence[
 
 
 def _chunk(lowering: Lowering, call: Call) -> tuple[Shared, ...]:
-    given = call.options("input chunks dim", dim=0)
-    x, dim = call.first, int(given["dim"]) % len(call.first.shape)
-    size = -(-x.shape[dim] // int(given["chunks"]))
+    options = call.options("input chunks dim", dim=0)
+    x, dim = call.first, int(options["dim"]) % len(call.first.shape)
+    size = -(-x.shape[dim] // int(options["chunks"]))
     return _parts(lowering, call, x, dim, _even(x.shape[dim], size))
 
 
 def _split(lowering: Lowering, call: Call) -> tuple[Shared, ...]:
-    given = call.options("tensor split_size_or_sections dim", dim=0)
-    x, dim, size = call.first, int(given["dim"]) % len(call.first.shape), given["split_size_or_sections"]
+    options = call.options("tensor split_size_or_sections dim", dim=0)
+    x, dim, size = call.first, int(options["dim"]) % len(call.first.shape), options["split_size_or_sections"]
     return _parts(lowering, call, x, dim, _even(x.shape[dim], size) if isinstance(size, int) else size)
 
 
@@ -163,16 +163,16 @@ def _even(length: int, size: int) -> list[int]:
 
 
 def _unbind(lowering: Lowering, call: Call) -> tuple[Shared, ...]:
-    given = call.options("input dim", dim=0)
-    x, dim = call.first, int(given["dim"]) % len(call.first.shape)
+    options = call.options("input dim", dim=0)
+    x, dim = call.first, int(options["dim"]) % len(call.first.shape)
     rest = [*x.shape[:dim], *x.shape[dim + 1 :]]
     ones = _parts(lowering, call, x, dim, [1] * x.shape[dim])
-    return tuple(lowering.reshape(call.name, one, rest) for one in ones)
+    return tuple(lowering.reshape(call.name, part, rest) for part in ones)
 
 
 def _cat(lowering: Lowering, call: Call) -> Shared:
-    given = call.options("tensors dim", dim=0)
-    parts, dim = list(given["tensors"]), int(given["dim"])
+    options = call.options("tensors dim", dim=0)
+    parts, dim = list(options["tensors"]), int(options["dim"])
     shape = lowering.shape_of(call)
     return lowering.emit(
         "cat", call.name, [on_shares(lowering, call, part, parts) for part in parts], shape, dim=dim % len(shape)
@@ -180,12 +180,12 @@ def _cat(lowering: Lowering, call: Call) -> Shared:
 
 
 def _stack(lowering: Lowering, call: Call) -> Shared:
-    given = call.options("tensors dim", dim=0)
-    parts, shape = list(given["tensors"]), lowering.shape_of(call)
-    dim = int(given["dim"]) % len(shape)
+    options = call.options("tensors dim", dim=0)
+    parts, shape = list(options["tensors"]), lowering.shape_of(call)
+    dim = int(options["dim"]) % len(shape)
     parts = [on_shares(lowering, call, part, parts) for part in parts]
-    one = [*parts[0].shape[:dim], 1, *parts[0].shape[dim:]]
-    return lowering.emit("cat", call.name, [lowering.reshape(call.name, x, one) for x in parts], shape, dim=dim)
+    widened = [*parts[0].shape[:dim], 1, *parts[0].shape[dim:]]
+    return lowering.emit("cat", call.name, [lowering.reshape(call.name, x, widened) for x in parts], shape, dim=dim)
 
 
 def on_shares(lowering: Lowering, call: Call, value: Any, beside: Sequence[Any]) -> Shared:
@@ -195,7 +195,7 @@ def on_shares(lowering: Lowering, call: Call, value: Any, beside: Sequence[Any])
     """
     if isinstance(value, Shared):
         return value
-    known = next(one for one in beside if isinstance(one, Shared))
+    known = next(value for value in beside if isinstance(value, Shared))
     constant = torch.as_tensor(value).detach().double()
     # Zero times one element of a value on shares, spread over the constant's shape: shares of zero.
     dims = len(known.shape)
@@ -208,10 +208,10 @@ def on_shares(lowering: Lowering, call: Call, value: Any, beside: Sequence[Any])
 
 
 def _pad(lowering: Lowering, call: Call) -> Shared:
-    given = call.options("input pad mode value", mode="constant", value=None)
-    x, ends = given["input"], tuple(int(one) for one in given["pad"])
-    if given["mode"] != "constant" or given["value"] not in (None, 0, 0.0):
-        raise UnsupportedLayerError(f"'{call.name}' pads with {given['mode']} {given['value']}; use zeros")
+    options = call.options("input pad mode value", mode="constant", value=None)
+    x, ends = options["input"], tuple(int(number) for number in options["pad"])
+    if options["mode"] != "constant" or options["value"] not in (None, 0, 0.0):
+        raise UnsupportedLayerError(f"'{call.name}' pads with {options['mode']} {options['value']}; use zeros")
     return lowering.emit("pad", call.name, (x,), lowering.shape_of(call), padding=ends)
 
 
@@ -225,7 +225,7 @@ def _pad_layer(lowering: Lowering, call: Call) -> Shared:
 
 def _flip(lowering: Lowering, call: Call) -> Shared:
     output: Shared = call.first
-    for dim in (one % len(call.first.shape) for one in _numbers(call, "dims")):
+    for dim in (number % len(call.first.shape) for number in _numbers(call, "dims")):
         index = tuple(reversed(range(output.shape[dim])))
         output = lowering.emit("gather", call.name, (output,), output.shape, dim=dim, index=index)
     return output
@@ -243,11 +243,11 @@ def _pixel_shuffle(lowering: Lowering, call: Call) -> Shared:
 def _upsample(lowering: Lowering, call: Call) -> Shared:
     if call.layer is not None:
         return _nearest(lowering, call, call.layer.mode, call.layer)
-    given = call.options(
+    options = call.options(
         "input size scale_factor mode align_corners recompute_scale_factor antialias", mode="nearest", antialias=False
     )
-    rest = {name: value for name, value in given.items() if name != "input"}
-    return _nearest(lowering, call, given["mode"], lambda value: F.interpolate(value, **rest))
+    rest = {name: value for name, value in options.items() if name != "input"}
+    return _nearest(lowering, call, options["mode"], lambda value: F.interpolate(value, **rest))
 
 
 def _nearest(lowering: Lowering, call: Call, mode: str, layer: Callable[[torch.Tensor], torch.Tensor]) -> Shared:

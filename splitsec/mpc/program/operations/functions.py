@@ -47,8 +47,8 @@ def _rows(running: Running) -> tuple[torch.Tensor, Callable[[torch.Tensor], torc
     share = running.first.share.movedim(running.step.dim, 0)
     shape = share.shape
 
-    def back(made: torch.Tensor) -> torch.Tensor:
-        return made.view(shape).movedim(0, running.step.dim)
+    def back(value: torch.Tensor) -> torch.Tensor:
+        return value.view(shape).movedim(0, running.step.dim)
 
     return share.reshape(shape[0], -1), back
 
