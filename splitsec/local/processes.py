@@ -144,6 +144,7 @@ class PartyGroup:
 
     @property
     def pids(self) -> dict[str, int]:
+        """Return the process id of each party by name."""
         return {name: party.process.pid for name, party in self._parties.items()}
 
     def __enter__(self) -> PartyGroup:

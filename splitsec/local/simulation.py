@@ -61,6 +61,7 @@ class Simulated:
 
     @property
     def samples_per_second(self) -> float:
+        """Return how many rows of all clients were trained on in a second."""
         return sum(done.samples for done in self.rounds) / max(self.seconds, 1e-9)
 
 

@@ -38,10 +38,14 @@ class Context(Protocol):
     """What a two-party protocol needs: who it is, correlations, and a way to exchange masked values."""
 
     @property
-    def rank(self) -> int: ...
+    def rank(self) -> int:
+        """Return whose half this is, `SERVER` or `CLIENT`."""
+        ...
 
     @property
-    def precision(self) -> int: ...
+    def precision(self) -> int:
+        """Return the fractional bits of a value."""
+        ...
 
     @property
     def comparison(self) -> ComparisonKind:

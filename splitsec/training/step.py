@@ -83,6 +83,7 @@ class EpochBook:
     correct: int = 0
 
     def add(self, results: Sequence[tuple[StepResult, int]]) -> None:
+        """Count the results of a step, each with its number of rows."""
         for result, count in results:
             self.samples += count
             self.loss_sum += result.loss * count
@@ -90,8 +91,10 @@ class EpochBook:
 
     @property
     def loss(self) -> float:
+        """Return the mean loss of a row so far; 0 before the first."""
         return self.loss_sum / max(1, self.samples)
 
     @property
     def accuracy(self) -> float:
+        """Return the share of rows that were classified right so far; 0 before the first."""
         return self.correct / max(1, self.samples)
