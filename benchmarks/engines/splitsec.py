@@ -9,11 +9,10 @@ from benchmarks.engines.base import ENGINES, Engine
 from benchmarks.slow_link import SlowLink
 from splitsec.apps.latency import our_parties
 from splitsec.apps.workload import Workload
-from splitsec.mpc.context import ComparisonKind
 
 
 @contextlib.contextmanager
-def _start(work: Workload, comparison: ComparisonKind) -> Iterator[Engine]:
+def _start(work: Workload, comparison: str) -> Iterator[Engine]:
     with contextlib.ExitStack() as stack:
         reach = None
         if work.link is not None:

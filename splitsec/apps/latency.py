@@ -22,7 +22,6 @@ from splitsec.events import size
 from splitsec.local.prediction_service import Service, start_service
 from splitsec.local.processes import PartyGroup
 from splitsec.machine import settle
-from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.prg import Stream, fresh_seed
 from splitsec.mpc.protocols.linear import LinearMask
 from splitsec.parties.client import Client
@@ -35,7 +34,7 @@ from splitsec.transport import load_key_pair, load_public_keys
 WARM_UP = 3
 
 
-def engine_name(comparison: ComparisonKind) -> str:
+def engine_name(comparison: str) -> str:
     """Return what a table calls our engine with this kind of comparison."""
     return "splitsec" if comparison == "tables" else f"splitsec-{comparison}"
 
@@ -129,7 +128,7 @@ def service_of(work: Workload, split: SplitModel) -> Service:
 
 @contextlib.contextmanager
 def our_parties(
-    work: Workload, comparison: ComparisonKind = "tables", *, reach: Callable[[str], str] | None = None
+    work: Workload, comparison: str = "tables", *, reach: Callable[[str], str] | None = None
 ) -> Iterator[Ours]:
     """Start a server and a dealer for the workload and open a session; everything is ended on leaving.
 
@@ -174,7 +173,7 @@ def our_parties(
                 yield Ours(work, session, split, steady)
 
 
-def _steady(client: Client, split: SplitModel, work: Workload, comparison: ComparisonKind, runs: int = 20) -> float:
+def _steady(client: Client, split: SplitModel, work: Workload, comparison: str, runs: int = 20) -> float:
     """Return median milliseconds a query, all in all, while the randomness of the next two is made ready."""
     inputs, times = work.inputs(), []
     shape = split.front(inputs).shape

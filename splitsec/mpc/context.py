@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 SERVER = 0
 CLIENT = 1
-ComparisonKind: TypeAlias = Literal["tables", "dcf"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Arithmetic:
     """
 
     precision: int = PRECISION_BITS
-    comparison: ComparisonKind = "tables"
+    comparison: str = "tables"
 
 
 USUAL = Arithmetic()
@@ -48,7 +47,7 @@ class Context(Protocol):
         ...
 
     @property
-    def comparison(self) -> ComparisonKind:
+    def comparison(self) -> str:
         """Return how values are compared in this session; see `protocols.compare.Comparison`."""
         ...
 

@@ -35,8 +35,7 @@ from splitsec.prediction.joint_inputs import joined_shape
 from splitsec.prediction.messages import Calibration, NeedsCalibration, OpenSession, SessionOpened
 from splitsec.prediction.noise_inputs import noise_inputs
 from splitsec.prediction.server.allowance import batches
-from splitsec.settings.query import Query
-from splitsec.settings.setting import check_bounds
+from splitsec.settings.query import Query, check_query
 
 log = logging.getLogger(__name__)
 # Rows of noise on which a server measures ranges.
@@ -70,7 +69,7 @@ class ClientPredictions:
         Args:
             shared: makes what is given of an activation to which others add theirs.
         """
-        check_bounds(query)
+        check_query(query)
         self._check_predictable(images, query, looked_up=shared is None)
         self.inputs = images.shape[1:], images.dtype
         queries = _Queries(self._segments, images, query.batch_size, shared)
@@ -108,7 +107,7 @@ class ClientPredictions:
     @contextmanager
     def session(self, shape: Sequence[int], query: Query) -> Iterator[ClientSession]:
         """Open a prediction session for activations of `shape`, batch dimension first."""
-        check_bounds(query)
+        check_query(query)
         request = self._request(tuple(shape), query)
         opened = self._open(request)
         program = opened.program

@@ -46,7 +46,7 @@ from splitsec.privacy.activation_guard import Guard
 from splitsec.randomness import derived_seed
 from splitsec.settings.answers import AnswerRules
 from splitsec.settings.parties import ClientConfig, DealerConfig, ServerConfig
-from splitsec.settings.query import Query
+from splitsec.settings.query import Query, check_query
 from splitsec.settings.run import MODEL_PARTS, RunSettings
 from splitsec.settings.setting import part_of
 from splitsec.tensors import SAVE_WEIGHTS, read_tensors
@@ -145,6 +145,8 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
     began = time.monotonic()
     check_directories(base, out=config.out, checkpoints=config.checkpoints, ledgers=config.ledgers)
     claim_directories(base, config.name, out=config.out, checkpoints=config.checkpoints, ledgers=config.ledgers)
+    # Before the training, which may take hours, rather than after it.
+    check_query(part_of(config, Query))
     config = replace(config, model=absolute_source(config.model, base))
     runs = {None: _run_rows, "vertical": run_columns, MODEL_PARTS: _run_half}
     runs[config.layout](config, base, report, processors)

@@ -8,7 +8,6 @@ import msgspec
 import torch
 from msgspec import Meta
 
-from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.program.program import Program, Reveal
 from splitsec.mpc.session.messages import (
     Corrections,
@@ -46,7 +45,7 @@ class OpenSession(Message, frozen=True):
     pair_seed: Seed
     reveal: Reveal = "logits"
     checked: bool = False
-    comparison: ComparisonKind = "tables"
+    comparison: str = "tables"
     mark: OptionalIdentifier = ""
     run: OptionalIdentifier = ""
     rounds: Number = 0

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.program.program import Reveal
-from splitsec.settings.setting import Bounds, setting
+from splitsec.settings.setting import Bounds, check_bounds, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +30,18 @@ class Query:
         bool, setting("Compare every layer's values with their bounds in each query, for five rounds more.")
     ] = False
     comparison: Annotated[
-        ComparisonKind,
+        str,
         setting(
             "Protocol of comparisons: `dcf` takes two rounds less a layer and twenty times the bytes offline, for a "
             "slow link with time to make randomness ready."
         ),
     ] = "tables"
+
+
+def check_query(query: Query) -> None:
+    """Raise `ConfigError` for a setting out of bounds, or a comparison that is not known."""
+    # To import the protocols compiles them, which only predictions need.
+    from splitsec.mpc.protocols.comparison import COMPARISONS
+
+    check_bounds(query)
+    COMPARISONS.get(query.comparison)

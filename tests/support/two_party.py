@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from splitsec.mpc.context import SERVER, Arithmetic, ComparisonKind, Context
+from splitsec.mpc.context import SERVER, Arithmetic, Context
 from splitsec.mpc.correlation import Plan
 from splitsec.mpc.in_process import Dealt, in_threads
 from splitsec.mpc.prg import Stream, fresh_seed
@@ -51,7 +51,7 @@ class Unmasked(Recorder):
         return torch.zeros(tuple(shape), dtype=torch.int64)
 
 
-def plan_of(protocol: Protocol, precision: int = 16, comparison: ComparisonKind = "tables") -> Plan:
+def plan_of(protocol: Protocol, precision: int = 16, comparison: str = "tables") -> Plan:
     planner = Planner(SERVER, precision, comparison)
     protocol(planner)
     return planner.plan
@@ -64,7 +64,7 @@ def run_both(
     kind: type[Recorder] = Recorder,
     timeout: float = 60,
     weights: Mapping[int, torch.Tensor] | None = None,
-    comparison: ComparisonKind = "tables",
+    comparison: str = "tables",
 ) -> tuple[list[Any], list[Recorder]]:
     """Run `protocol(context)` as both parties; returns their results and sessions, server first.
 

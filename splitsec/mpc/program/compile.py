@@ -18,7 +18,6 @@ import torch
 from torch import fx
 
 from splitsec.errors import MessageError, RangeError, UnsupportedLayerError, first_line
-from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.program.bounds import (
     MARGIN,
     SMALL_VALUE,
@@ -72,7 +71,7 @@ class CompileOptions:
     guarantee: bool = True
     reveal: Reveal = "logits"
     checked: bool = False
-    comparison: ComparisonKind = "tables"
+    comparison: str = "tables"
     resolved: bool = True
 
 

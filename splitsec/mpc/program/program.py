@@ -12,7 +12,6 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 import torch
 
-from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.protocols.broken_lines import Curve
 from splitsec.mpc.ring import PRECISION_BITS
 from splitsec.transport.fields import MAX_DIMENSIONS
@@ -94,7 +93,7 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limited_by: str
     precision: int = PRECISION_BITS
     checks: tuple[Check, ...] = ()
-    comparison: ComparisonKind = "tables"
+    comparison: str = "tables"
     guaranteed: bool = True
     answer_bits: int = PRECISION_BITS
     least: float = 0.0

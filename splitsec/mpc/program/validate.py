@@ -7,6 +7,7 @@ import math
 from splitsec.errors import MessageError
 from splitsec.mpc.program.operations import OPERATIONS
 from splitsec.mpc.program.program import LARGEST_CONSTANT, MAX_STEPS, MOST_ANSWER_BITS, MOST_DIGITS, Program, Step
+from splitsec.mpc.protocols.comparison import COMPARISONS
 from splitsec.mpc.ring import HEADROOM_BITS
 
 
@@ -16,6 +17,8 @@ def check_program(program: Program) -> None:
         raise MessageError("an impossible program")
     if not 0 <= program.answer_bits <= MOST_ANSWER_BITS:
         raise MessageError("a program that opens an impossible number of bits")
+    if program.comparison not in COMPARISONS:
+        raise MessageError(f"the program compares by '{program.comparison[:32]}', which is not known here")
     for number, step in enumerate(program.steps, 1):
         _check_step(program, number, step)
     for check in program.checks:

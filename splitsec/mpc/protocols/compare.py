@@ -29,10 +29,10 @@ from splitsec.mpc.bit_planes import (
     tensor_of,
     words_for,
 )
-from splitsec.mpc.context import SERVER, ComparisonKind, Context
+from splitsec.mpc.context import SERVER, Context
 from splitsec.mpc.correlation import Shape
 from splitsec.mpc.prg import Stream
-from splitsec.mpc.protocols.dcf import evaluate, generate, roots_of
+from splitsec.mpc.protocols.comparison import COMPARISONS, Comparison
 
 DIGIT_BITS = 4
 MONOMIALS = 15
@@ -248,53 +248,25 @@ def _less_by_tables(context: Context, planes: Words, masks: Words, dealt: Words,
     return less
 
 
+@COMPARISONS.register("tables")
 @dataclass(frozen=True)
-class Comparison:
-    """What the signs of `count` values take, whose bits from `low` to `high` count.
-
-    `kind` is `"tables"`, as above, or `"dcf"`: distributed comparison functions (see `dcf`), which need no message
-    between the opening of c and the result, and twenty times the dealt bytes and the arithmetic.
-    """
-
-    count: int
-    low: int
-    high: int
-    kind: ComparisonKind
-
-    @property
-    def width(self) -> int:
-        """Return the number of bits that are compared."""
-        return self.high - self.low
-
-    @property
-    def words(self) -> int:
-        """Return the number of words of a plane."""
-        return words_for(self.count)
+class TableComparison(Comparison):
+    """The comparison of this module: digits by dealt tables, one or two rounds."""
 
     def own_shapes(self) -> list[Shape]:
-        """Return the shapes of what each party draws: masks of the bits that are opened, or the root of its tree."""
-        return [(self.count, 2)] if self.kind == "dcf" else [(mask_planes(self.width, self.words), self.words)]
+        """Return the shape of the masks of the bits that are opened."""
+        return [(mask_planes(self.width, self.words), self.words)]
 
     def masked_shapes(self) -> list[Shape]:
-        """Return the shapes of what is dealt in shares: all corrected planes, or r's sign bit alone."""
-        return [(1 if self.kind == "dcf" else corrected_planes(self.width, self.words), self.words)]
-
-    def shared_shapes(self) -> list[Shape]:
-        """Return the shapes of what both parties get alike."""
-        return [(self.width, self.count, 2), (1, self.words)] if self.kind == "dcf" else []
+        """Return the shape of all corrected planes."""
+        return [(corrected_planes(self.width, self.words), self.words)]
 
     def deal(
         self, own: torch.Tensor, other: torch.Tensor, values: torch.Tensor, client: Stream
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Return the server's shares of `masked_shapes`, and what both get, for r (`values`) and both parties' own."""
-        if self.kind == "tables":
-            dealt = deal_comparison(planes_in(own ^ other), values, self.low, self.high)
-            shared = []
-        else:
-            dealt = planes_of(values.numpy(), self.high, self.high + 1)
-            roots = roots_of(planes_in(own)), roots_of(planes_in(other))
-            shared = [tensor_of(planes) for planes in generate(*roots, values.numpy(), self.low, self.high)]
-        return [tensor_of(dealt).bitwise_xor_(client.ring(self.masked_shapes()[0]))], shared
+        """Deal the tables of r's digits."""
+        dealt = deal_comparison(planes_in(own ^ other), values, self.low, self.high)
+        return [tensor_of(dealt).bitwise_xor_(client.ring(self.masked_shapes()[0]))], []
 
     def signs(
         self,
@@ -304,30 +276,14 @@ class Comparison:
         dealt: torch.Tensor,
         shared: Sequence[torch.Tensor],
     ) -> Words:
-        """Return this party's share of the plane of [z >= 0], where c = z + 2**high + r, |z| < 2**high - 2**low.
-
-        Exact up to what lies below bit `low`: it is the sign of (c >> low) - (r >> low) - 2**(high - low), which is
-        z >> low or that plus one.
-
-        Args:
-            opened: c, int64 (n,).
-            own, dealt, shared: this party's parts, of the shapes above.
-        """
+        """Return the signs; see `Comparison.signs`."""
         planes: Words
         if context.planning:
             planes = np.zeros((self.width + 1, self.words), dtype=np.uint64)
         else:
             planes = planes_of(opened.numpy(), self.low, self.high + 1)
-        if self.kind == "tables":
-            less = _less_by_tables(context, planes, planes_in(own), planes_in(dealt), self.width)
-            top = planes_in(dealt)[digit_count(self.width) * MONOMIALS]
-        elif context.planning:
-            return np.zeros(self.words, dtype=np.uint64)
-        else:
-            words, last = (planes_in(tensor) for tensor in shared)
-            less = evaluate(roots_of(planes_in(own)), words, last, opened.numpy(), self.low, context.rank)
-            top = planes_in(dealt)[0]
-        signs: Words = less ^ top
+        less = _less_by_tables(context, planes, planes_in(own), planes_in(dealt), self.width)
+        signs: Words = less ^ planes_in(dealt)[digit_count(self.width) * MONOMIALS]
         if context.rank == SERVER:
             signs ^= planes[self.width]
         return signs

@@ -12,11 +12,19 @@ zero, which makes room for c and for a node's bits: t at bit 0, v at bit 1 of a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numba
 import numpy as np
+import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from splitsec.mpc.bit_planes import Words, words_for
+from splitsec.mpc.bit_planes import Words, planes_in, planes_of, tensor_of, words_for
+from splitsec.mpc.context import SERVER, Context
+from splitsec.mpc.correlation import Shape
+from splitsec.mpc.prg import Stream
+from splitsec.mpc.protocols.comparison import COMPARISONS, Comparison
 
 # Nothing up its sleeve: it need only be fixed.
 _KEY = b"splitsec dcf key"
@@ -94,6 +102,54 @@ def evaluate(
             _step(public[part], shift, seeds, _encrypt(seeds), words[level, part], bits)
         _output(seeds, bits, last[0], begin, out)
     return out
+
+
+@COMPARISONS.register("dcf")
+@dataclass(frozen=True)
+class DcfComparison(Comparison):
+    """The comparison of this module: no message between the opening of c and the result.
+
+    It takes twenty times the dealt bytes and the arithmetic of the tables in `compare`.
+    """
+
+    def own_shapes(self) -> list[Shape]:
+        """Return the shape of the roots of a party's trees."""
+        return [(self.count, 2)]
+
+    def masked_shapes(self) -> list[Shape]:
+        """Return the shape of r's sign bit."""
+        return [(1, self.words)]
+
+    def shared_shapes(self) -> list[Shape]:
+        """Return the shapes of the correction words, and of the final ones."""
+        return [(self.width, self.count, 2), (1, self.words)]
+
+    def deal(
+        self, own: torch.Tensor, other: torch.Tensor, values: torch.Tensor, client: Stream
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Deal r's sign bit in shares, and the correction words."""
+        top = planes_of(values.numpy(), self.high, self.high + 1)
+        roots = roots_of(planes_in(own)), roots_of(planes_in(other))
+        words = [tensor_of(planes) for planes in generate(*roots, values.numpy(), self.low, self.high)]
+        return [tensor_of(top).bitwise_xor_(client.ring(self.masked_shapes()[0]))], words
+
+    def signs(
+        self,
+        context: Context,
+        opened: torch.Tensor,
+        own: torch.Tensor,
+        dealt: torch.Tensor,
+        shared: Sequence[torch.Tensor],
+    ) -> Words:
+        """Return the signs; see `Comparison.signs`."""
+        if context.planning:
+            return np.zeros(self.words, dtype=np.uint64)
+        words, last = (planes_in(tensor) for tensor in shared)
+        less = evaluate(roots_of(planes_in(own)), words, last, opened.numpy(), self.low, context.rank)
+        signs: Words = less ^ planes_in(dealt)[0]
+        if context.rank == SERVER:
+            signs ^= planes_of(opened.numpy(), self.high, self.high + 1)[0]
+        return signs
 
 
 @numba.njit("void(uint64[:,:,:], uint64[:,:,:,:])", cache=True, nogil=True)

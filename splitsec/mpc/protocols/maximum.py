@@ -21,10 +21,11 @@ import torch
 from torch.nn.functional import pad
 
 from splitsec.mpc.bit_planes import WORD, and_rows, bits_of, conjunctions, planes_in, tensor_of, words_for
-from splitsec.mpc.context import SERVER, ComparisonKind, Context
+from splitsec.mpc.context import SERVER, Context
 from splitsec.mpc.correlation import Masked, Masks, Shape, correlation
 from splitsec.mpc.prg import Stream
-from splitsec.mpc.protocols.compare import Comparison, open_planes
+from splitsec.mpc.protocols.compare import open_planes
+from splitsec.mpc.protocols.comparison import Comparison, comparison_of
 from splitsec.mpc.protocols.relu import deal_selection, select_value, selection_shapes
 from splitsec.mpc.protocols.truncate import truncate
 from splitsec.mpc.ring import HEADROOM_BITS, shift_right
@@ -86,7 +87,7 @@ class MaxMask(Masked, frozen=True):
     zero: bool
     shift: int
     high: int
-    kind: ComparisonKind = "tables"
+    kind: str = "tables"
 
     @property
     def words(self) -> int:
@@ -102,7 +103,7 @@ class MaxMask(Masked, frozen=True):
     def comparison(self) -> Comparison:
         """Return the comparison of all pairs at once, as truncated values."""
         pairs = len(_contest(self.size, zero=self.zero).pairs)
-        return Comparison(pairs * self.padded, 0, self.high - self.shift, self.kind)
+        return comparison_of(self.kind, pairs * self.padded, 0, self.high - self.shift)
 
     def own_shapes(self) -> list[Shape]:
         """Return the shapes of r, of what the comparison takes, of masks of its results, and of the plane of t."""

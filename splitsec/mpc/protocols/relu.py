@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from splitsec.mpc.bit_planes import Ints, Words, bits_of, planes_in, select, truncate_and_select, words_for
-from splitsec.mpc.context import SERVER, ComparisonKind, Context
+from splitsec.mpc.context import SERVER, Context
 from splitsec.mpc.correlation import Masked, Masks, Shape, correlation
 from splitsec.mpc.prg import Stream
-from splitsec.mpc.protocols.compare import Comparison, open_planes
+from splitsec.mpc.protocols.compare import open_planes
+from splitsec.mpc.protocols.comparison import Comparison, comparison_of
 from splitsec.mpc.ring import HEADROOM_BITS, shift_right
 
 
@@ -35,12 +36,12 @@ class ReluMask(Masked, frozen=True):
     count: int
     shift: int
     high: int
-    kind: ComparisonKind = "tables"
+    kind: str = "tables"
 
     @property
     def comparison(self) -> Comparison:
         """Return the comparison."""
-        return Comparison(self.count, self.shift, self.high, self.kind)
+        return comparison_of(self.kind, self.count, self.shift, self.high)
 
     def own_shapes(self) -> list[Shape]:
         """Return the shapes of r, of what the comparison takes, and of the plane of t."""

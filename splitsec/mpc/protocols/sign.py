@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 
 from splitsec.mpc.bit_planes import bits_of, planes_in, words_for
-from splitsec.mpc.context import SERVER, ComparisonKind, Context
+from splitsec.mpc.context import SERVER, Context
 from splitsec.mpc.correlation import Masked, Masks, Shape, correlation
 from splitsec.mpc.prg import Stream
-from splitsec.mpc.protocols.compare import Comparison, open_planes
+from splitsec.mpc.protocols.compare import open_planes
+from splitsec.mpc.protocols.comparison import Comparison, comparison_of
 from splitsec.mpc.ring import HEADROOM_BITS
 
 
@@ -23,12 +24,12 @@ class SignMask(Masked, frozen=True):
     count: int
     low: int
     high: int
-    kind: ComparisonKind = "tables"
+    kind: str = "tables"
 
     @property
     def comparison(self) -> Comparison:
         """Return the comparison."""
-        return Comparison(self.count, self.low, self.high, self.kind)
+        return comparison_of(self.kind, self.count, self.low, self.high)
 
     def own_shapes(self) -> list[Shape]:
         """Return the shapes of r, of what the comparison takes, and of the plane of t."""

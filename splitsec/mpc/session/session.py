@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from splitsec.errors import RandomnessError
-from splitsec.mpc.context import USUAL, Arithmetic, ComparisonKind
+from splitsec.mpc.context import USUAL, Arithmetic
 from splitsec.mpc.correlation import Correlation, Plan
 from splitsec.mpc.prg import Stream
 from splitsec.mpc.ring import PRECISION_BITS
@@ -48,10 +48,10 @@ class Planner:
     `trace` is what it did, in order; `replay` does the same again without running anything.
     """
 
-    def __init__(self, rank: int, precision: int = PRECISION_BITS, comparison: ComparisonKind = "tables") -> None:
+    def __init__(self, rank: int, precision: int = PRECISION_BITS, comparison: str = "tables") -> None:
         self.rank = rank
         self.precision = precision
-        self.comparison: ComparisonKind = comparison
+        self.comparison: str = comparison
         self.planning = True
         self.cost = Cost()
         self._taken: list[Correlation] = []
@@ -145,7 +145,7 @@ class Session:
         self.peer = peer
         self.rank = rank
         self.precision = arithmetic.precision
-        self.comparison: ComparisonKind = arithmetic.comparison
+        self.comparison: str = arithmetic.comparison
         self.planning = False
         self.plan = plan
         self._seeds = seeds

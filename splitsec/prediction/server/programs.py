@@ -18,7 +18,6 @@ import torch
 from torch import fx
 
 from splitsec.errors import RangeError, RefusedError
-from splitsec.mpc.context import ComparisonKind
 from splitsec.mpc.program.compile import CompileOptions, compile_tail, encode_weights
 from splitsec.mpc.program.program import Program, Reveal, Weights
 from splitsec.mpc.ring import PRECISION_BITS
@@ -39,7 +38,7 @@ class ProgramKey(msgspec.Struct, frozen=True):
     shape: tuple[int, ...]
     reveal: Reveal
     checked: bool
-    comparison: ComparisonKind
+    comparison: str
     measured: str = ""
 
 

@@ -13,6 +13,7 @@ import torch
 from splitsec.errors import MessageError, RefusedError
 from splitsec.mpc.prg import SEED_BYTES
 from splitsec.mpc.program.program import Reveal
+from splitsec.mpc.protocols.comparison import COMPARISONS
 from splitsec.party_names import DEALER
 from splitsec.prediction.joint_inputs import joined_shape
 from splitsec.prediction.messages import OpenSession, SessionOpened, Share
@@ -97,6 +98,7 @@ class PredictionService:
 
         Raises:
             UnsupportedLayerError, RangeError, MessageError: the tail cannot run encrypted on this shape.
+            ConfigError: the comparison is not known here.
             RefusedError: too many of the client's sessions are open, and in use; or it may not ask for this.
             BudgetError: the client has had as many predictions as it may have.
         """
@@ -110,6 +112,7 @@ class PredictionService:
                 f"an activation of shape {'x'.join(map(str, shape))} has more than {MOST_ELEMENTS} elements; ask for "
                 "smaller batches"
             )
+        COMPARISONS.get(request.comparison)
         left = self._check_rules(client, request.reveal, shape[0])
         self._check_share(client)
         compiled = self._programs.get(ProgramKey(shape, request.reveal, request.checked, request.comparison), client)
