@@ -124,6 +124,20 @@ def ignore(_event: AnyEvent) -> None:
     """Report nothing."""
 
 
+def with_first(report: Report, kind: type[AnyEvent], act: Callable[[], None]) -> Report:
+    """Return a report that also calls `act` at the first event of a kind."""
+    waiting = True
+
+    def passed_on(event: AnyEvent) -> None:
+        nonlocal waiting
+        if waiting and isinstance(event, kind):
+            waiting = False
+            act()
+        report(event)
+
+    return passed_on
+
+
 def with_traffic(report: Report, traffic: Callable[[], tuple[int, int]]) -> Report:
     """Return a report that adds the bytes sent and received so far to the end of each round."""
 

@@ -31,14 +31,18 @@ def settle(threads: int, cpu: int | None = None) -> list[int] | None:
     torch.set_num_threads(threads)
     keep_memory()
     _allow_descriptors()
-    # What is loaded now stays, so the garbage collector need not look at it in the middle of a query.
-    gc.freeze()
+    freeze_loaded()
     if cpu is None:
         return None
     available = sorted(os.sched_getaffinity(0))
     first = cpu % len(available)
     os.sched_setaffinity(0, {available[first]})
     return available[first:] + available[:first]
+
+
+def freeze_loaded() -> None:
+    """Let the garbage collector look no more at what is loaded now, which stays, in the middle of a query or a step."""
+    gc.freeze()
 
 
 @contextlib.contextmanager

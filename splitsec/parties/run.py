@@ -29,8 +29,8 @@ from splitsec.cut.origin import whole_origin
 from splitsec.cut.segment_files import FrontFacts, Role, check_role, origin_of_file, read_segment, save_segment
 from splitsec.data import rows as data
 from splitsec.errors import ConfigError
-from splitsec.events import Finished, Report
-from splitsec.machine import settle
+from splitsec.events import Finished, Report, RoundDone, with_first
+from splitsec.machine import freeze_loaded, settle
 from splitsec.models.load import absolute_source, load_model, load_weights
 from splitsec.parties.client import Client
 from splitsec.parties.dealer import Dealer
@@ -122,6 +122,8 @@ def run_server(config: ServerConfig, base: Path, report: Report) -> None:
     """Run the training; the trained tail is saved even when predictions are interrupted."""
     processors = settle(config.threads, config.cpu)
     began = time.monotonic()
+    # Libraries load parts of themselves with the first steps; a look at all of it takes as long as many steps.
+    report = with_first(report, RoundDone, freeze_loaded)
     server = make_server(config, base, report, processors=processors)
 
     def save_tail() -> None:
@@ -148,6 +150,7 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
     # Before the training, which may take hours, rather than after it.
     check_query(part_of(config, Query))
     config = replace(config, model=absolute_source(config.model, base))
+    report = with_first(report, RoundDone, freeze_loaded)
     runs = {None: _run_rows, "vertical": run_columns, MODEL_PARTS: _run_half}
     runs[config.layout](config, base, report, processors)
     report(Finished(config.name, time.monotonic() - began))
