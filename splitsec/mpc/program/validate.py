@@ -31,7 +31,8 @@ def _check_step(program: Program, number: int, step: Step) -> None:
         raise MessageError(f"the program has an unknown operation '{step.op[:32]}'")
     if not step.inputs or any(not 0 <= index < number for index in step.inputs):
         raise MessageError(f"step {number} of the program reads a value that is not there")
-    if not max(map(abs, _constants(step))) < LARGEST_CONSTANT:
+    # One by one: the largest of several is no number only where the first is none.
+    if not all(abs(constant) < LARGEST_CONSTANT for constant in _constants(step)):
         raise MessageError(f"step {number} ('{step.name[:64]}') has a constant of {LARGEST_CONSTANT:g} or more")
     if step.op == "argmax" and (number < len(program.steps) or len(step.shape) != 2):
         raise MessageError("only the last step of a program may take a label, of two dimensions")
