@@ -263,3 +263,12 @@ def test_a_propertys_docstring_begins_with_a_verb(path: Path) -> None:
 def test_control_a_property_without_a_verb_is_seen() -> None:
     source = 'class A:\n    @property\n    def width(self) -> int:\n        """Bits."""\n        return 1\n'
     assert _properties_without_a_verb(source) == ["width"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_has_a_test_of_its_own(path: Path) -> None:
+    """Tests mirror the package, so that what fails points at the module."""
+    if path.name in ("__init__.py", "__main__.py"):
+        return
+    relative = path.relative_to(PACKAGE)
+    assert (Path(__file__).parent / relative.parent / f"test_{relative.name}").exists()
