@@ -103,18 +103,18 @@ def table_of(records: Sequence[Record]) -> Table:
         table.add_column(column, no_wrap=True)
     for column in ("online", "offline", "total", "steady", "error", "ours faster"):
         table.add_column(column, justify="right", no_wrap=True)
-    ours = {(one.model, one.batch): one for one in records if one.engine == "splitsec"}
-    for one in records:
-        own = None if one.engine == "splitsec" else ours.get((one.model, one.batch))
+    ours = {(record.model, record.batch): record for record in records if record.engine == "splitsec"}
+    for record in records:
+        own = None if record.engine == "splitsec" else ours.get((record.model, record.batch))
         table.add_row(
-            f"{one.model}, {one.batch}",
-            one.engine,
-            _short(one.online_ms),
-            _short(one.offline_ms) if one.offline_ms else "",
-            _short(one.total_ms),
-            _short(one.steady_ms) if one.steady_ms else "",
-            f"{one.max_abs_error:.0e}",
-            f"{_times(one.online_ms / own.online_ms)}, {_times(one.total_ms / own.total_ms)}" if own else "",
+            f"{record.model}, {record.batch}",
+            record.engine,
+            _short(record.online_ms),
+            _short(record.offline_ms) if record.offline_ms else "",
+            _short(record.total_ms),
+            _short(record.steady_ms) if record.steady_ms else "",
+            f"{record.max_abs_error:.0e}",
+            f"{_times(record.online_ms / own.online_ms)}, {_times(record.total_ms / own.total_ms)}" if own else "",
         )
     return table
 

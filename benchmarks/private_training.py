@@ -132,8 +132,8 @@ def _opacus(run: LocalRun, parts: Sequence[Part], ledger: Ledger) -> tuple[float
     model = load_model(run.model)
     optimizer = make_optimizer(list(model.parameters()), settings.learning_rate)
     assert optimizer is not None
-    images = torch.cat([one.train_images for one in parts])
-    labels = torch.cat([one.train_labels for one in parts])
+    images = torch.cat([part.train_images for part in parts])
+    labels = torch.cat([part.train_labels for part in parts])
     rows = TensorDataset(images, labels)
     with warnings.catch_warnings(), one_thread():
         warnings.simplefilter("ignore")
@@ -159,8 +159,8 @@ def _opacus(run: LocalRun, parts: Sequence[Part], ledger: Ledger) -> tuple[float
 
 
 def _accuracy(model: nn.Module, parts: Sequence[Part]) -> float:
-    images = torch.cat([one.test_images for one in parts])
-    labels = torch.cat([one.test_labels for one in parts])
+    images = torch.cat([part.test_images for part in parts])
+    labels = torch.cat([part.test_labels for part in parts])
     with torch.no_grad():
         return share(model.eval()(images).argmax(1) == labels)
 

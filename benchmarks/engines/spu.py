@@ -52,8 +52,8 @@ def _spu(work: Workload, processors: set[int], python: str, threads: int | None)
     (directory / "steps.json").write_bytes(msgspec.json.encode(program.steps))
     with torch.no_grad():
         expected = split(x)
-    arrays = {f"{number}_w": one.weight.float().numpy() for number, one in weights.items()}
-    arrays |= {f"{number}_b": one.bias.float().numpy() for number, one in weights.items()}
+    arrays = {f"{number}_w": layer.weight.float().numpy() for number, layer in weights.items()}
+    arrays |= {f"{number}_b": layer.bias.float().numpy() for number, layer in weights.items()}
     np.savez(directory / "arrays.npz", x=x.numpy(), expected=expected.numpy(), **arrays)  # type: ignore[arg-type]
     environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "PYTHONPATH")}
     script = str(Path(__file__).with_name("spu_peer.py"))

@@ -262,17 +262,17 @@ def _vote(votes: torch.Tensor, confidence: Confidence) -> tuple[torch.Tensor, to
     for pair in ballots:
         sums = [total + part for total, part in zip(sums, pair, strict=True)]
 
-    def held(context: Context, chosen: torch.Tensor) -> Ballot:
+    def shares_of(context: Context, chosen: torch.Tensor) -> Ballot:
         return blank(CLASSES, len(chosen)) if context.planning else only(sums[context.rank], chosen)
 
     every = torch.arange(queries)
-    first = run_pair(lambda context, _: confident(context, held(context, every), confidence.threshold))
+    first = run_pair(lambda context, _: confident(context, shares_of(context, every), confidence.threshold))
     answered = first.server[0]
     chosen = torch.nonzero(answered).flatten()
     costs = [first.cost]
     labels = torch.empty(0, dtype=torch.int64)
     if len(chosen):
-        second = run_pair(lambda context, _: winners(context, held(context, chosen)))
+        second = run_pair(lambda context, _: winners(context, shares_of(context, chosen)))
         labels = second.client[0]
         costs.append(second.cost)
     moved = sum(cost.bytes_sent + cost.bytes_received for cost in costs)

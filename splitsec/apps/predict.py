@@ -75,8 +75,8 @@ class Samples:
         labels = arrays.get("labels")
         if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
             raise ConfigError(f"the labels in {path} are {labels.dtype} {labels.shape}; give a whole number an image")
-        found = None if labels is None else torch.from_numpy(labels.astype(np.int64))
-        return Samples(torch.from_numpy(np.ascontiguousarray(images)), found)
+        labels_read = None if labels is None else torch.from_numpy(labels.astype(np.int64))
+        return Samples(torch.from_numpy(np.ascontiguousarray(images)), labels_read)
 
     def fit(self, model: nn.Module, rows: int | None) -> Samples:
         """In the dtype that a model takes: whole numbers where it looks them up in a table, else real ones.
@@ -288,11 +288,11 @@ def _undecided(logits: torch.Tensor) -> int:
 
 
 def _judge(
-    task: PredictionTask, samples: Samples, found: Predictions, plain: _Plain, *, ranges: str, seconds: float
+    task: PredictionTask, samples: Samples, predictions: Predictions, plain: _Plain, *, ranges: str, seconds: float
 ) -> PredictResult:
-    assert found.logits is not None
-    times = zip(found.online_ms, found.offline_ms, strict=True)
-    encrypted_labels, plain_labels, truth = _labels(found.logits), _labels(plain.logits), samples.labels
+    assert predictions.logits is not None
+    times = zip(predictions.online_ms, predictions.offline_ms, strict=True)
+    encrypted_labels, plain_labels, truth = _labels(predictions.logits), _labels(plain.logits), samples.labels
 
     def share(labels: torch.Tensor | None, others: torch.Tensor | None) -> float | None:
         return None if labels is None or others is None else (labels == others).double().mean().item()
@@ -305,14 +305,14 @@ def _judge(
         undecided=_undecided(plain.logits),
         accuracy_plain=share(plain_labels, truth),
         accuracy_encrypted=share(encrypted_labels, truth),
-        max_abs_error=(found.logits - plain.logits).abs().max().item(),
+        max_abs_error=(predictions.logits - plain.logits).abs().max().item(),
         plain_ms_median=plain.milliseconds,
-        online_ms_median=found.online_ms_median,
-        offline_ms_median=found.offline_ms_median,
+        online_ms_median=predictions.online_ms_median,
+        offline_ms_median=predictions.offline_ms_median,
         total_ms_median=median(online + offline for online, offline in times),
-        rounds=found.rounds,
-        bytes_online=found.bytes_sent + found.bytes_received,
-        bytes_offline=found.bytes_offline,
+        rounds=predictions.rounds,
+        bytes_online=predictions.bytes_sent + predictions.bytes_received,
+        bytes_offline=predictions.bytes_offline,
         ranges=ranges,
         seconds=seconds,
         labels=None if encrypted_labels is None else encrypted_labels.tolist(),

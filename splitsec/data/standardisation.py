@@ -121,8 +121,8 @@ class Scaling:
     @property
     def described(self) -> str:
         """Return the scaling as a text that is equal for equal scalings."""
-        given = None if self.given is None else self.given.as_json()
-        return f"standardise {self.standardise} codes {sorted(self.codes)} given {given}"
+        as_json = None if self.given is None else self.given.as_json()
+        return f"standardise {self.standardise} codes {sorted(self.codes)} given {as_json}"
 
     def measured(self, values: torch.Tensor, names: Sequence[str]) -> Standardisation:
         """Return the standardisation to use, where `values` (N, columns) are the rows for training."""

@@ -75,9 +75,9 @@ class ColumnsClient(Client):
     @property
     def standardisation(self) -> Standardisation:
         """Return the scaling of the columns, for `Columns.scaling.given` where people come later."""
-        given = self.columns.scaling.given
-        assert given is not None
-        return given
+        scaling = self.columns.scaling.given
+        assert scaling is not None
+        return scaling
 
     def predict_rows(self, rows: Sequence[int], query: Query | None = None) -> Predictions:
         """Encrypted predictions for aligned rows, of which other clients hold other columns; see `columns`.

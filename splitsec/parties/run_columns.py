@@ -85,8 +85,8 @@ def _load_columns(config: ClientConfig, base: Path, model: VerticalModel) -> Col
     columns = Columns.load(base / config.data)
     scaling = Scaling(standardise=config.standardise, codes=config.codes)
     if config.weights is not None:
-        given = _load_front(model.fronts[config.name], base / config.weights, config)
-        scaling = replace(scaling, given=given)
+        standardisation = _load_front(model.fronts[config.name], base / config.weights, config)
+        scaling = replace(scaling, given=standardisation)
     elif not config.train:
         raise ConfigError(
             "with train = false and no weights the front would be untrained, and every prediction a guess: give "

@@ -24,18 +24,18 @@ def check_directories(base: Path, **directories: str | None) -> None:
 
     After hours of training is too late to find that there is nowhere to write.
     """
-    for name, given in directories.items():
-        if given is None:
+    for name, directory in directories.items():
+        if directory is None:
             continue
-        path = base / given
+        path = base / directory
         try:
             path.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
-            raise ConfigError(f'{name} = "{given}" is a file, and must be a directory to write into') from None
+            raise ConfigError(f'{name} = "{directory}" is a file, and must be a directory to write into') from None
         except OSError as error:
-            raise ConfigError(f'{name} = "{given}" cannot be made a directory: {error.strerror}') from None
+            raise ConfigError(f'{name} = "{directory}" cannot be made a directory: {error.strerror}') from None
         if not os.access(path, os.W_OK | os.X_OK):
-            raise ConfigError(f'{name} = "{given}" is a directory that this user cannot write to')
+            raise ConfigError(f'{name} = "{directory}" is a directory that this user cannot write to')
 
 
 _OWNER = ".splitsec-party"
@@ -49,10 +49,10 @@ def claim_directories(base: Path, party: str, **directories: str | None) -> None
     Raises:
         ConfigError: it is that of another party; names the setting, the party and what to do.
     """
-    for name, given in directories.items():
-        if given is None:
+    for name, directory in directories.items():
+        if directory is None:
             continue
-        note = base / given / _OWNER
+        note = base / directory / _OWNER
         try:
             # Of parties that start at the same moment only one can make it.
             with note.open("x", encoding="utf-8") as file:
@@ -61,12 +61,12 @@ def claim_directories(base: Path, party: str, **directories: str | None) -> None
             owner = note.read_text(encoding="utf-8", errors="replace").strip()[:64]
             if owner not in ("", party):
                 raise ConfigError(
-                    f'{name} = "{given}" is the directory of {owner}, and parties that share one overwrite each '
-                    f'other\'s files: give {party} its own, such as {name} = "{given}-{party}" (or remove '
+                    f'{name} = "{directory}" is the directory of {owner}, and parties that share one overwrite each '
+                    f'other\'s files: give {party} its own, such as {name} = "{directory}-{party}" (or remove '
                     f"{note.name} in it, if {owner} does not need it any more)"
                 ) from None
         except OSError as error:
-            raise ConfigError(f'{name} = "{given}" cannot be written to: {error.strerror}') from None
+            raise ConfigError(f'{name} = "{directory}" cannot be written to: {error.strerror}') from None
 
 
 def load_calibration(path: Path) -> torch.Tensor:

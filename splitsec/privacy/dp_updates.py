@@ -38,7 +38,7 @@ class NoiseShares(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     std: float
     shares: int
 
-    def one(self, length: int) -> torch.Tensor:
+    def share(self, length: int) -> torch.Tensor:
         """One share for a vector: int64 (length,)."""
         return discrete_gaussian(Stream(fresh_seed()), length, self.std / math.sqrt(self.shares))
 

@@ -75,8 +75,8 @@ def _unknown(name: str, described: dict[str, Described], kind: type[Any], above:
         return f"'{above}{name}' is called {above}{RENAMED[name]} now"
     others = [other for other in _PARTIES if other is not kind and name in other.__dataclass_fields__]
     if others and not above and kind in _PARTIES:
-        theirs, ours = (party.__name__.removesuffix("Config").lower() for party in (others[0], kind))
-        return f"'{name}' is a setting of the {theirs} and not of the {ours}: is the file another party's?"
+        other_party, this_party = (party.__name__.removesuffix("Config").lower() for party in (others[0], kind))
+        return f"'{name}' is a setting of the {other_party} and not of the {this_party}: is the file another party's?"
     near = difflib.get_close_matches(name, described, 1, 0.6)
     meant = f"did you mean {above}{near[0]}? " if near else ""
     return f"there is no setting '{above}{name}'; {meant}There are: {', '.join(described)}"

@@ -174,7 +174,7 @@ def test_a_private_demo_of_processes_and_its_ledgers(tmp_path: Path) -> None:
     assert found["agreement"] == 1
     assert _main("privacy", "ledger", str(run), "--json", str(tmp_path / "ledgers.json")) == 0
     ledgers = json.loads((tmp_path / "ledgers.json").read_text())
-    assert [one["spent"] for one in ledgers] == [found["epsilon"]] * 3
+    assert [ledger["spent"] for ledger in ledgers] == [found["epsilon"]] * 3
 
 
 @pytest.mark.slow

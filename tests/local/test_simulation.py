@@ -148,11 +148,11 @@ def test_a_relay_is_one_client_after_the_other_in_plain() -> None:
 
 
 def test_fedprox_holds_clients_and_momentum_carries_the_average() -> None:
-    begin = torch.cat([one.detach().flatten() for one in SplitModel(model(), CUT).front.parameters()])
+    begin = torch.cat([parameter.detach().flatten() for parameter in SplitModel(model(), CUT).front.parameters()])
 
     def moved(**settings: Any) -> float:
         found, _ = _simulate(**settings)
-        end = torch.cat([one.detach().flatten() for one in found.segments["client-1"][0].parameters()])
+        end = torch.cat([parameter.detach().flatten() for parameter in found.segments["client-1"][0].parameters()])
         return float((end - begin).norm())
 
     free = moved()
@@ -170,7 +170,7 @@ def test_the_learning_rate_falls_along_a_cosine() -> None:
 def test_with_one_step_a_round_clients_step_together() -> None:
     found, _ = _simulate(steps_per_round=1)
     # 41 samples in batches of 4 at 3 clients: 4 steps an epoch.
-    assert [one.round for one in found.rounds] == list(range(1, 13))
+    assert [done.round for done in found.rounds] == list(range(1, 13))
     states = [_state(segments) for segments in found.segments.values()]
     assert all(torch.equal(states[0][key], other[key]) for other in states for key in other)
 
@@ -204,8 +204,8 @@ def test_who_drops_out_neither_stalls_nor_spoils_a_round(
     assert max(errors) < 2**-16
     # In every round somebody; who vanishes after its upload is not missing in the average.
     assert found.dropped >= 9
-    assert sum(len(one.dropped) for one in found.rounds) >= 9
-    assert max(len(one.dropped) for one in found.rounds) < 6
+    assert sum(len(done.dropped) for done in found.rounds) >= 9
+    assert max(len(done.dropped) for done in found.rounds) < 6
 
 
 def test_too_few_left_end_the_run_by_name() -> None:

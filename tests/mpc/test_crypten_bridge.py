@@ -170,9 +170,9 @@ def test_a_tail_trains_on_shares() -> None:
         torch.nn.functional.mse_loss(tail(x), target).backward()
         optimizer.step()
     trained = [decode(server[name] + client[name]) for name in server]
-    for one, other, before in zip(trained, tail.parameters(), first.values(), strict=True):
-        torch.testing.assert_close(one, other.detach(), atol=2e-3, rtol=0)
-        assert (one - before).abs().max() > 1e-2
+    for parameter, other, before in zip(trained, tail.parameters(), first.values(), strict=True):
+        torch.testing.assert_close(parameter, other.detach(), atol=2e-3, rtol=0)
+        assert (parameter - before).abs().max() > 1e-2
 
 
 def test_the_tape_is_each_threads_own() -> None:

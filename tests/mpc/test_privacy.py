@@ -36,7 +36,7 @@ def _received(
         # The last that the client receives are the server's shares of the result and of the checks' counts, which open
         # them: they are meant to.
         meant = 0 if opened or rank == SERVER else 1 + bool(program.checks)
-        rows.append(torch.cat([one.flatten() for one in messages[: len(messages) - meant]]))
+        rows.append(torch.cat([message.flatten() for message in messages[: len(messages) - meant]]))
     return torch.stack(rows)
 
 

@@ -42,7 +42,7 @@ def test_a_front_of_the_run_is_answered_and_every_other_is_refused(tmp_path: Pat
         fresh = copy.deepcopy(here.front)
         clients = [here.client(f"client-{number}") for number in (1, 2)]
         results = here.together(*(lambda client=client: client.train(part(), seed=0) for client in clients))
-        assert not [one for one in results if isinstance(one, BaseException)]
+        assert not [result for result in results if isinstance(result, BaseException)]
         x = part().test_images[:2]
         # The control: the front that was trained with this tail.
         assert clients[0].predict(x).logits.shape == (2, 3)
@@ -238,9 +238,9 @@ def test_a_run_goes_on_with_more_epochs_but_not_with_other_data(tmp_path: Path) 
     assert server["mark"] == client["mark"] != ""
     assert (server["run"], server["version"]) == (client["run"], client["version"])
     errors = run(seed=1)
-    assert all(isinstance(one, ConfigError) and "another seed" in str(one) for one in errors)
+    assert all(isinstance(error, ConfigError) and "another seed" in str(error) for error in errors)
     errors = run(rows=11)
-    assert all(isinstance(one, ConfigError) and "is not that which the run" in str(one) for one in errors)
+    assert all(isinstance(error, ConfigError) and "is not that which the run" in str(error) for error in errors)
     assert not [one for one in run(epochs=4) if isinstance(one, BaseException)]
     assert facts("server", 4)["epochs"] == 4
     tails = [load_file(tmp_path / "server" / f"round-00000{number}.safetensors")["tail.2.weight"] for number in (3, 4)]

@@ -128,7 +128,7 @@ def test_columns_are_trained_on_and_predicted_together(
     plain, values, _ = _plain(_model(join), 3)
     torch.testing.assert_close(mine.values, values[0])
     with torch.no_grad():
-        expected = plain.eval()(*(one[30:40] for one in values))
+        expected = plain.eval()(*(value[30:40] for value in values))
     torch.testing.assert_close(batch.logits, expected, atol=2e-3, rtol=0)
     torch.testing.assert_close(single.logits, expected[:3], atol=2e-3, rtol=0)
 
@@ -339,5 +339,7 @@ def test_a_run_does_not_go_on_with_columns_that_are_scaled_otherwise(tmp_path: P
 
     assert run(0, 1, Scaling()) == [None, None]
     errors = run(1, 2, Scaling(standardise=False))
-    assert all(isinstance(one, ConfigError) and "something else is done to its columns" in str(one) for one in errors)
+    assert all(
+        isinstance(error, ConfigError) and "something else is done to its columns" in str(error) for error in errors
+    )
     assert run(2, 2, Scaling()) == [None, None]

@@ -62,8 +62,8 @@ def _kinds(events: list[Any]) -> list[str]:
 
 
 def _states(clients: list[Any]) -> list[dict[str, torch.Tensor]]:
-    assert all(isinstance(one, Client) for one in clients), clients
-    return [one.front.state_dict() for one in clients]
+    assert all(isinstance(client, Client) for client in clients), clients
+    return [client.front.state_dict() for client in clients]
 
 
 @pytest.mark.parametrize(("kind", "sends"), [(Batch, False), (Batch, True), (Upload, False), (Upload, True)], ids=str)

@@ -38,7 +38,7 @@ def _of_opacus(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, cli
         warnings.simplefilter("ignore")
         F.cross_entropy(whole(images), labels).backward()
     optimizer.clip_and_accumulate()
-    return {name.removeprefix("_module."): one.summed_grad for name, one in whole.named_parameters()}
+    return {name.removeprefix("_module."): parameter.summed_grad for name, parameter in whole.named_parameters()}
 
 
 @pytest.mark.parametrize("cut", ["pool", "relu1", "fc1"])
@@ -63,9 +63,9 @@ def test_the_sum_over_the_cut_is_that_of_the_uncut_model(cut: str) -> None:
     stepper = tail._private._optimizer  # type: ignore[union-attr]
     stepper.add_noise = lambda: (
         caught.update(  # type: ignore[method-assign]
-            {name: one.summed_grad.clone() for name, one in zip(names, stepper.params, strict=True)}
+            {name: parameter.summed_grad.clone() for name, parameter in zip(names, stepper.params, strict=True)}
         )
-        or [setattr(one, "grad", one.summed_grad.view_as(one)) for one in stepper.params]
+        or [setattr(parameter, "grad", parameter.summed_grad.view_as(parameter)) for parameter in stepper.params]
     )
     tail.end_round({"a": front.norms[:6], "b": front.norms[6:]})
     for name, tensor in expected.items():
@@ -113,7 +113,7 @@ def test_batches_without_rows_are_steps_of_noise_alone() -> None:
     tail = TailTrainer(split.tail, learning_rate=1e-3)
     tail.protect(rules, jointly=True)
     tail.expected = {"a": 4.0}
-    before = {name: one.clone() for name, one in split.tail.named_parameters()}
+    before = {name: parameter.clone() for name, parameter in split.tail.named_parameters()}
     sent = front.forward(torch.zeros(0, 1, 8, 8))
     assert sent.shape == (0, 32, 4, 4)
     result = tail.step({"a": (sent, torch.zeros(0, dtype=torch.int64))})["a"]
@@ -121,7 +121,7 @@ def test_batches_without_rows_are_steps_of_noise_alone() -> None:
     front.backward(result.gradient, tail.norms["a"])
     assert all(not one.any() for one in front.take_sum().values())
     tail.end_round({"a": front.norms})
-    assert all(torch.equal(one, before[name]) for name, one in split.tail.named_parameters())
+    assert all(torch.equal(parameter, before[name]) for name, parameter in split.tail.named_parameters())
 
 
 def test_a_gradient_that_never_came_is_forgotten() -> None:
@@ -288,7 +288,7 @@ class _Deeper(_Linear):
 
 
 def _norms(segment: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    optimizer = torch.optim.SGD([one for one in segment.parameters() if one.requires_grad], lr=1.0)
+    optimizer = torch.optim.SGD([parameter for parameter in segment.parameters() if parameter.requires_grad], lr=1.0)
     step = PrivateStep([segment], optimizer, GradientNoise(0.5, 0.0))
     step.probe(segment, x)
     step.zero()
@@ -301,7 +301,11 @@ def _true_norms(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> torc
     for row, label in zip(x.split(1), labels.split(1), strict=True):
         model.zero_grad()
         F.cross_entropy(model(row), label).backward()
-        found.append(torch.stack([one.grad.norm() for one in model.parameters() if one.grad is not None]).norm())
+        found.append(
+            torch.stack(
+                [parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]
+            ).norm()
+        )
     return torch.stack(found)
 
 
@@ -377,7 +381,7 @@ def test_layers_that_work_in_place_are_made_not_to() -> None:
     model(torch.randn(5, 4)).sum().backward()
     assert step.norms(5).shape == (5,)
     step.close()
-    assert not any(hasattr(one, "grad_sample") for one in model.parameters())
+    assert not any(hasattr(parameter, "grad_sample") for parameter in model.parameters())
 
 
 def test_poisson_batches_take_each_row_at_its_rate() -> None:

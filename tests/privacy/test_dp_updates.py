@@ -21,11 +21,11 @@ def test_an_update_is_shortened_and_never_lengthened() -> None:
 
 def test_all_shares_together_have_the_deviation_of_the_sum() -> None:
     noise = NoiseShares(1000.0, 4)
-    whole = sum(noise.one(20_000).double() for _ in range(4))
+    whole = sum(noise.share(20_000).double() for _ in range(4))
     # Within ten standard errors of a deviation of 20,000 draws.
     assert abs(whole.std().item() / 1000.0 - 1) < 10 / math.sqrt(2 * 20_000)
     # The control: one share alone has half of it.
-    assert noise.one(20_000).double().std() < 600
+    assert noise.share(20_000).double().std() < 600
 
 
 def test_the_dealer_adds_what_absent_clients_would_have() -> None:

@@ -115,7 +115,7 @@ def _left(there: list[str], length: int, shares: NoiseShares, *, dealer_covers: 
         seed = book.seeds_for(name, noise=shares)
         update = clip_update(torch.full((length,), float(index + 1), dtype=torch.float64), 1.0)
         if name in there:
-            uploads.append(mask_update(begun, update, noise=shares.one(length), seed=seed, round_number=0))
+            uploads.append(mask_update(begun, update, noise=shares.share(length), seed=seed, round_number=0))
             rounded = [torch.round(part * (1 << FRACTION_BITS)) for part in (begun, update)]
             exact += rounded[0] + rounded[1]
     if not dealer_covers:
@@ -147,14 +147,14 @@ def test_control_masks_that_do_not_cancel_show() -> None:
     for name in NAMES:
         other.seeds_for(name, noise=shares)
     zero = torch.zeros(1000, dtype=torch.float64)
-    uploads = [mask_update(zero, zero, noise=shares.one(1000), seed=seed, round_number=0) for seed in seeds]
+    uploads = [mask_update(zero, zero, noise=shares.share(1000), seed=seed, round_number=0) for seed in seeds]
     left = combine(uploads, other.open_sum(0, NAMES, 1000), total_weight=1) * (1 << FRACTION_BITS)
     assert left.abs().median() > 1e15
 
 
 def test_a_single_noisy_upload_is_uniform() -> None:
     zero = torch.zeros(8000, dtype=torch.float64)
-    share = NoiseShares(1e6, 5).one(8000)
+    share = NoiseShares(1e6, 5).share(8000)
     upload = mask_update(zero, zero, noise=share, seed=fresh_seed(), round_number=0)
     counts = torch.bincount(upload.view(torch.uint8).long(), minlength=256).numpy()
     assert stats.chisquare(counts).pvalue > LEAST

@@ -21,7 +21,7 @@ def test_values_come_back_and_parameters_come_first() -> None:
     flat = combinable.flat()
     assert combinable.values == len(flat) == 2 * 9 + 2 + 4 + 4 + 12
     assert combinable.parameters == combinable.values - 4
-    first = torch.cat([one.detach().flatten() for one in module.parameters()]).double()
+    first = torch.cat([parameter.detach().flatten() for parameter in module.parameters()]).double()
     assert torch.equal(flat[: combinable.parameters], first)
     combinable.load(flat)
     for key, value in module.state_dict().items():
@@ -35,10 +35,10 @@ def test_statistics_of_batch_norm_are_pooled() -> None:
     """The variance of all rows together; the mean of the clients' variances is the control, and too small."""
     rows = [torch.randn(50, 2, dtype=torch.float64) + 5 * number for number in range(3)]
     norms = []
-    for one in rows:
+    for row in rows:
         norm = nn.BatchNorm1d(2, momentum=None).double()
-        norm.running_mean.copy_(one.mean(0))
-        norm.running_var.copy_(one.var(0, unbiased=False))
+        norm.running_mean.copy_(row.mean(0))
+        norm.running_var.copy_(row.var(0, unbiased=False))
         norms.append(norm)
     average = torch.stack([Combinable([norm]).flat() for norm in norms]).mean(0)
     own = torch.stack([norm.running_var for norm in norms]).mean(0)

@@ -137,7 +137,7 @@ def test_several_batches_in_flight_take_gradients_at_the_weights_that_made_them(
         output = stale(batch)
         output.backward(torch.ones_like(output))
         reference.load_state_dict({**reference.state_dict(), **_buffers(stale)})
-        waiting.append([one.grad for one in stale.parameters()])
+        waiting.append([parameter.grad for parameter in stale.parameters()])
         if index >= 1:
             _apply(reference, optimizer, waiting.pop(0))
     _apply(reference, optimizer, waiting.pop(0))

@@ -205,5 +205,5 @@ def test_large_tensors_travel_in_several_frames(hub: Hub[Any], keys: dict[str, K
         link.send(Ping(0), {"parts": tensors})
         incoming = hub.receive(20)
         assert incoming is not None
-        assert all(torch.equal(one, two) for one, two in zip(incoming.tensors["parts"], tensors, strict=True))
+        assert all(torch.equal(tensor, two) for tensor, two in zip(incoming.tensors["parts"], tensors, strict=True))
         link.close()

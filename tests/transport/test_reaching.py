@@ -168,7 +168,7 @@ def test_a_server_that_starts_later_is_waited_for_with_one_line(
     address = _nobody()
     with caplog.at_level(logging.WARNING), _way(keys, address) as way:
         assert _found(way, 1.5) is None
-        lines = [one.getMessage() for one in caplog.records if "waits for server" in one.getMessage()]
+        lines = [record.getMessage() for record in caplog.records if "waits for server" in record.getMessage()]
         assert len(lines) == 1
         assert "a waits for server at tcp://127.0.0.1" in lines[0]
         assert "nobody listens there yet" in lines[0]

@@ -76,10 +76,10 @@ def _bounds(
     for number, step in enumerate(steps, 1):
         operation = OPERATIONS.get(step.op)
         before = [bounds[index] for index in step.inputs]
-        made = operation.bound(step, before, sizes.get(number)) + _ROUNDING
-        if not made * _room(step, scales[number], precision) <= most or not operation.inside(step, before) <= most:
+        largest = operation.bound(step, before, sizes.get(number)) + _ROUNDING
+        if not largest * _room(step, scales[number], precision) <= most or not operation.inside(step, before) <= most:
             return bounds, step.name
-        bounds.append(made)
+        bounds.append(largest)
     return bounds, ""
 
 
@@ -93,12 +93,12 @@ class Memory:
         self._sizes: dict[tuple[object, ...], Size] = {}
         self._largest: dict[tuple[object, ...], float] = {}
 
-    def size_of(self, step: Step, held: Weights, precision: int) -> Size:
+    def size_of(self, step: Step, layer: Weights, precision: int) -> Size:
         """`size_of`, once for the same weights."""
-        few = held.weight.flatten()[:256].sum().item(), held.bias.flatten()[:256].sum().item()
-        key = (step.name, step.op, tuple(held.weight.shape), precision, *few)
+        few = layer.weight.flatten()[:256].sum().item(), layer.bias.flatten()[:256].sum().item()
+        key = (step.name, step.op, tuple(layer.weight.shape), precision, *few)
         if key not in self._sizes:
-            self._sizes[key] = size_of(step, held, precision)
+            self._sizes[key] = size_of(step, layer, precision)
         return self._sizes[key]
 
     def largest(self, steps: Sequence[Step], weights: Mapping[int, Weights], sample: torch.Tensor) -> list[float]:
@@ -118,35 +118,35 @@ class Memory:
     def _keys(steps: Sequence[Step]) -> list[tuple[object, ...]]:
         # Tails of one model end alike: equal steps are counted from the end.
         seen: dict[tuple[object, ...], int] = {}
-        found: list[tuple[object, ...]] = []
+        keys: list[tuple[object, ...]] = []
         for step in reversed(steps):
             key = (step.name, step.op, step.shape)
             seen[key] = seen.get(key, 0) + 1
-            found.append((*key, seen[key]))
-        return found[::-1]
+            keys.append((*key, seen[key]))
+        return keys[::-1]
 
 
 def _magnitude(value: torch.Tensor) -> float:
     return value.abs().max().item()
 
 
-def size_of(step: Step, held: Weights, precision: int) -> Size:
+def size_of(step: Step, layer: Weights, precision: int) -> Size:
     """How much a layer's weights let its values grow.
 
     Raises:
         RangeError: weights that are not finite, or too large or too small for fixed point; names the layer.
     """
-    check_range(held.weight, limit=real_limit(precision), what=f"the weight of layer '{step.name}'")
-    check_range(held.bias, limit=largest_value(precision), what=f"the bias of layer '{step.name}'")
+    check_range(layer.weight, limit=real_limit(precision), what=f"the weight of layer '{step.name}'")
+    check_range(layer.bias, limit=largest_value(precision), what=f"the bias of layer '{step.name}'")
     precision += step.digits
-    rounded = (held.weight.double() * 2.0**precision).round_().mul_(2.0**-precision).abs_()
+    rounded = (layer.weight.double() * 2.0**precision).round_().mul_(2.0**-precision).abs_()
     largest = rounded.max().item()
-    if largest < 2.0 ** (4 - precision) and held.weight.abs().max():
+    if largest < 2.0 ** (4 - precision) and layer.weight.abs().max():
         raise RangeError(
             f"the weights of layer '{step.name}' are too small for {precision} fractional bits; scale them up"
         )
     norm = rounded.flatten(1).sum(1).max().item() if step.op in ("linear", "conv2d") else largest
-    return Size(norm, _magnitude(held.bias))
+    return Size(norm, _magnitude(layer.bias))
 
 
 def range_checks(
@@ -164,7 +164,7 @@ def range_checks(
     Raises:
         RangeError: a layer for which that is not so.
     """
-    found, scales = [], value_scales(steps, precision)
+    checks, scales = [], value_scales(steps, precision)
     compared = _compared(steps, label=label)
     allowed = list(bounds)
     for number, step in enumerate(steps, 1):
@@ -178,18 +178,18 @@ def range_checks(
         bits = _bits(allowed[number])
         if not max(reach, 2.0**bits) * room < 2.0 ** (HEADROOM_BITS - 1 - 2 * precision):
             raise RangeError(f"layer '{step.name}' could overflow so far that no check would notice; scale it down")
-        found.append(Check(number, bits))
-    return tuple(found)
+        checks.append(Check(number, bits))
+    return tuple(checks)
 
 
 def _compared(steps: Sequence[Step], *, label: bool) -> set[int]:
     """Return the numbers of the values whose bounds a later comparison depends on."""
-    found = {len(steps)} if label else set()
+    numbers = {len(steps)} if label else set()
     for number in range(len(steps), 0, -1):
         step = steps[number - 1]
-        if OPERATIONS.get(step.op).compares or number in found:
-            found.update(step.inputs)
-    return found
+        if OPERATIONS.get(step.op).compares or number in numbers:
+            numbers.update(step.inputs)
+    return numbers
 
 
 def batches(calibration: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
@@ -214,8 +214,8 @@ def measured(
     """
     largest = [0.0] * (len(steps) + 1)
     for rows in batches(calibration, shape[0]):
-        found = (memory or Memory()).largest(steps, weights, rows)
-        largest = [max(pair) for pair in zip(largest, found, strict=True)]
+        magnitudes = (memory or Memory()).largest(steps, weights, rows)
+        largest = [max(pair) for pair in zip(largest, magnitudes, strict=True)]
     return largest
 
 

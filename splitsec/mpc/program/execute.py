@@ -167,9 +167,9 @@ def encode_activation(program: Program, activation: torch.Tensor, cut: str = "in
     return Encoded(elements)
 
 
-def run_step(number: int, step: Step, inputs: Sequence[Value], held: Weights | None, context: Context) -> Value:
+def run_step(number: int, step: Step, inputs: Sequence[Value], weights: Weights | None, context: Context) -> Value:
     """One step at one party: its share of the result."""
     operation, precision = OPERATIONS.get(step.op), context.precision
     operands = [scaled(x, operation.takes(step, x.scale, precision), context) for x in inputs]
     scale = operation.gives(step, [x.scale for x in operands], precision)
-    return Value(operation.run(Running(number, step, operands, held, context, scale)), scale)
+    return Value(operation.run(Running(number, step, operands, weights, context, scale)), scale)

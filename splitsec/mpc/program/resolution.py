@@ -54,9 +54,9 @@ def check_digits(
     """
     x = noise(program.input_shape, program.limit) if sample is None else sample.detach().double()
     rounded = _rounded_weights(program, weights)
-    found = _lost_digits(tail, program, rounded, x)
-    if found is not None:
-        raise RangeError(_lost(program, weights, rounded, x, *found))
+    digits_lost = _lost_digits(tail, program, rounded, x)
+    if digits_lost is not None:
+        raise RangeError(_lost(program, weights, rounded, x, *digits_lost))
 
     def enough(power: int) -> bool:
         return _lost_digits(tail, program, rounded, x * 2.0**-power, smaller=2.0**-power) is None
@@ -83,7 +83,7 @@ def _lost_digits(
     Args:
         smaller: how much smaller than usual the activations are.
     """
-    parameter = next((one for one in tail.parameters() if one.is_floating_point()), torch.empty(0))
+    parameter = next((value for value in tail.parameters() if value.is_floating_point()), torch.empty(0))
     with torch.no_grad():
         expected = tail(x.to(parameter.dtype)).double()
     if not torch.isfinite(expected).all() or not expected.numel():

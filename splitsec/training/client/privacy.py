@@ -265,7 +265,7 @@ class ClientPrivacy:
         else:
             update[:count] = flat[:count] * self._trained
         share = torch.zeros(len(flat), dtype=torch.int64)
-        share[:count] = noise.one(count) * self._trained
+        share[:count] = noise.share(count) * self._trained
         return mask_update(begun, update, noise=share, seed=seed, round_number=round_number)
 
     def only_trained(self, values: torch.Tensor, own: torch.Tensor) -> torch.Tensor:

@@ -61,7 +61,7 @@ COMPRESSIONS: Registry[Compression] = Registry("compression", package="splitsec.
 
 
 def coders(text: str, samples: int) -> tuple[Coder, Coder]:
-    """Return the coders of activations and gradients of a client with `rows` rows, as `settings.compression` says.
+    """Return the coders of activations and gradients of a client with `samples` rows, as `settings.compression` says.
 
     Raises:
         ConfigError: there is no compression of this name here.

@@ -38,7 +38,7 @@ def _linear() -> tuple[Program, dict[int, Weights]]:
 
 
 def _uniform(tensors: list[torch.Tensor]) -> bool:
-    data = torch.cat([one.contiguous().view(-1).view(torch.uint8) for one in tensors]).long()
+    data = torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors]).long()
     return bool(stats.chisquare(torch.bincount(data, minlength=256).numpy()).pvalue > 1e-6)
 
 

@@ -74,10 +74,10 @@ def test_noise_and_thresholds_that_promise_nothing() -> None:
 
 
 def _sums(labels: torch.Tensor, confidence: Confidence, classes: int) -> list[Ballot]:
-    ballots = [cast(one, classes, confidence, teachers=len(labels)) for one in labels]
+    ballots = [cast(part, classes, confidence, teachers=len(labels)) for part in labels]
     sums = [blank(classes, labels.shape[1])] * 2
     for pair in ballots:
-        sums = [total + one for total, one in zip(sums, pair, strict=True)]
+        sums = [total + part for total, part in zip(sums, pair, strict=True)]
     return sums
 
 
@@ -128,5 +128,5 @@ def test_what_the_parties_see_is_the_same_whatever_the_votes() -> None:
         sums = _sums(labels, QUIET, 2)
         views.append(run_pair(lambda context, _, held=sums: winners(context, _held(held, context))).seen[0])
     words = [one.view(torch.uint8).long() for one in views]
-    table = np.stack([torch.bincount(one, minlength=256).numpy() for one in words])
+    table = np.stack([torch.bincount(word, minlength=256).numpy() for word in words])
     assert stats.chi2_contingency(table).pvalue > 1e-6

@@ -151,7 +151,7 @@ def test_messages_about_a_run_are_answered() -> None:
     assert len(seeds[0].pairs) == 1
     body, tensors = book.answer("server", OpenMasks(RUN, START, 0, ("a", "b"), 3))
     assert body == MaskSum(0)
-    assert torch.equal(tensors["mask_sum"], sum(Stream(one.seed, 0).ring((3,)) for one in seeds))
+    assert torch.equal(tensors["mask_sum"], sum(Stream(seed.seed, 0).ring((3,)) for seed in seeds))
     assert book.answer("server", OpenMasks(RUN, START, 1, ("a", "c"), 3)) == (Unseeded(1, ("c",)), {})
 
 

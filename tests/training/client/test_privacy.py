@@ -64,7 +64,7 @@ def _run(
 
 
 def _weights(segments: Any) -> torch.Tensor:
-    return torch.cat([one.detach().flatten() for segment in segments for one in segment.parameters()])
+    return torch.cat([parameter.detach().flatten() for segment in segments for parameter in segment.parameters()])
 
 
 @pytest.mark.parametrize("cut", ["1", "1,3"])
@@ -89,9 +89,9 @@ def test_the_epsilon_of_a_run_is_opacuss_for_the_same_steps(cut: str) -> None:
 def test_all_clients_have_the_same_front_and_no_losses_are_told(cut: str) -> None:
     found, split = _run(cut, **BY_RECORD)
     fronts = [_weights(found.segments[name]) for name in NAMES]
-    assert all(torch.equal(one, fronts[0]) for one in fronts)
+    assert all(torch.equal(front, fronts[0]) for front in fronts)
     assert torch.isfinite(fronts[0]).all()
-    assert not any(hasattr(one, "grad_sample") for one in split.tail.parameters())
+    assert not any(hasattr(parameter, "grad_sample") for parameter in split.tail.parameters())
 
 
 def test_two_runs_of_one_seed_differ_by_the_noise() -> None:
@@ -107,10 +107,10 @@ def test_clients_that_drop_out_and_come_back(changed: dict[str, Any]) -> None:
     found, _ = _run(drop=0.34, **BY_RECORD, **changed)
     assert found.dropped
     fronts = [_weights(found.segments[name]) for name in NAMES]
-    assert all(torch.equal(one, fronts[0]) for one in fronts)
+    assert all(torch.equal(front, fronts[0]) for front in fronts)
     # Who was started again has forgotten everything, and its ledger says what the run has cost all the same.
-    assert [one.steps_of(RECORD) for one in found.ledgers.values()] == [12] * 3
-    assert all(4.9 < one.spent <= 5 for one in found.ledgers.values())
+    assert [ledger.steps_of(RECORD) for ledger in found.ledgers.values()] == [12] * 3
+    assert all(4.9 < ledger.spent <= 5 for ledger in found.ledgers.values())
 
 
 @pytest.mark.parametrize("combine", ["average", "none"])
@@ -130,7 +130,7 @@ def test_a_budget_by_client(cut: str) -> None:
     assert entry.epsilon is not None
     assert entry.epsilon <= 5
     fronts = [_weights(found.segments[name]) for name in NAMES]
-    assert all(torch.equal(one, fronts[0]) for one in fronts)
+    assert all(torch.equal(front, fronts[0]) for front in fronts)
 
 
 def test_a_client_moves_the_average_by_its_clip_at_most() -> None:
@@ -148,7 +148,7 @@ def test_a_client_moves_the_average_by_its_clip_at_most() -> None:
 def test_activations_are_guarded_and_charged() -> None:
     rules = Privacy(activation_clip=1.0, activation_noise=0.5, nopeek=0.3)
     found, _ = _run(privacy=rules)
-    entries = {one.mechanism: one for one in found.ledgers["client-1"].entries}
+    entries = {entry.mechanism: entry for entry in found.ledgers["client-1"].entries}
     assert set(entries) == {NOISY, "NoPeek"}
     # Each row is sent once an epoch; every release counts.
     assert entries[NOISY].steps == 3
@@ -388,4 +388,4 @@ def test_who_refuses_a_run_does_not_keep_the_others_waiting(tmp_path: Path) -> N
         assert "may spend epsilon 0.5 over all runs: 0 earlier ones have spent 0.000, this one wants" in str(third)
         for client in clients:
             client.close()
-    assert [(one.name, one.round) for one in events if isinstance(one, Dropped)] == [("client-3", 1)]
+    assert [(event.name, event.round) for event in events if isinstance(event, Dropped)] == [("client-3", 1)]

@@ -63,7 +63,7 @@ class Watched:
         sum_of_all, true = self.sums[0], self.uploads[2]
         self.run(NAMES[:2], **options)
         front = SplitModel(copy.deepcopy(self.model), "2").front
-        begun = torch.cat([one.detach().flatten() for one in front.parameters()]).double() * 20
+        begun = torch.cat([parameter.detach().flatten() for parameter in front.parameters()]).double() * 20
         return float((sum_of_all - self.sums[0] - true).norm() / (true - begun).norm())
 
 
@@ -88,7 +88,7 @@ def test_a_batch_of_all_rows_is_said_to_open_it(
 
 
 def _weights(found: Simulated) -> torch.Tensor:
-    return torch.cat([one.detach().flatten() for one in found.segments["ada"][0].parameters()])
+    return torch.cat([parameter.detach().flatten() for parameter in found.segments["ada"][0].parameters()])
 
 
 def test_a_run_that_was_killed_goes_on_with_its_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

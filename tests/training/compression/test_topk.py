@@ -10,7 +10,7 @@ ROWS = torch.tensor([4, 0, 7])
 
 
 def _bytes(tensors: list[torch.Tensor]) -> int:
-    return sum(one.numel() * one.element_size() for one in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def test_what_is_left_out_of_an_activation_comes_later() -> None:

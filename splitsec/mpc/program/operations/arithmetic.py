@@ -84,7 +84,7 @@ OPERATIONS.register_all(
     {
         "add": Operation(
             run=_add,
-            plain=lambda _step, x, _held: sum(x[1:], x[0]),
+            plain=lambda _step, x, _weights: sum(x[1:], x[0]),
             takes=takes_product,
             bound=lambda _step, bounds, _size: sum(bounds),
             inside=lambda _step, bounds: sum(bounds),
@@ -92,7 +92,7 @@ OPERATIONS.register_all(
         ),
         "affine": Operation(
             run=_affine,
-            plain=lambda step, x, _held: x[0] * step.factor + step.offset,
+            plain=lambda step, x, _weights: x[0] * step.factor + step.offset,
             takes=_affine_takes,
             gives=_affine_gives,
             bound=_affine_bound,
@@ -100,7 +100,7 @@ OPERATIONS.register_all(
         ),
         "mul": Operation(
             run=_mul,
-            plain=lambda _step, x, _held: x[0] * x[1],
+            plain=lambda _step, x, _weights: x[0] * x[1],
             takes=takes_precision,
             gives=lambda _step, scales, _precision: sum(scales),
             bound=lambda _step, bounds, _size: bounds[0] * bounds[1],
@@ -109,7 +109,7 @@ OPERATIONS.register_all(
         # `kernel` is how many products each element of the result sums.
         "matmul": Operation(
             run=_matmul,
-            plain=lambda _step, x, _held: torch.matmul(x[0], x[1]),
+            plain=lambda _step, x, _weights: torch.matmul(x[0], x[1]),
             takes=takes_precision,
             gives=lambda _step, scales, _precision: sum(scales),
             bound=_matmul_bound,
@@ -117,7 +117,7 @@ OPERATIONS.register_all(
         ),
         "sum": Operation(
             run=_sum,
-            plain=lambda step, x, _held: x[0].sum(step.index).view(step.shape),
+            plain=lambda step, x, _weights: x[0].sum(step.index).view(step.shape),
             takes=takes_product,
             bound=lambda step, bounds, _size: bounds[0] * step.kernel[0],
             grows=True,

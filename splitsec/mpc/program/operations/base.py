@@ -32,7 +32,7 @@ class Running:
     number: int
     step: Step
     inputs: Sequence[Value]
-    held: Weights | None
+    weights: Weights | None
     context: Context
     scale: int
 

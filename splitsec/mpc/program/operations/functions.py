@@ -84,7 +84,7 @@ def _standardise_takes(step: Step, scale: int, precision: int) -> int:
     return min(scale, row_bits(step.shape[-1], step.bits, precision, precision + FREE_BITS))
 
 
-def _plain_standardise(step: Step, inputs: Sequence[torch.Tensor], _held: Weights | None) -> torch.Tensor:
+def _plain_standardise(step: Step, inputs: Sequence[torch.Tensor], _weights: Weights | None) -> torch.Tensor:
     return torch.layer_norm(inputs[0], inputs[0].shape[-1:], eps=step.low)
 
 
@@ -100,7 +100,7 @@ OPERATIONS.register_all(
     {
         "curve": Operation(
             run=_curve,
-            plain=lambda step, x, _held: step.curves[0](x[0]),
+            plain=lambda step, x, _weights: step.curves[0](x[0]),
             takes=takes_precision,
             gives=gives_product,
             bound=_curve_bound,
@@ -110,7 +110,7 @@ OPERATIONS.register_all(
         ),
         "softmax": Operation(
             run=_softmax,
-            plain=lambda step, x, _held: x[0].softmax(step.dim),
+            plain=lambda step, x, _weights: x[0].softmax(step.dim),
             takes=takes_precision,
             gives=lambda _step, scales, _precision: scales[0] + FINE_BITS,
             bound=lambda _step, _bounds, _size: 1.01,
@@ -118,7 +118,7 @@ OPERATIONS.register_all(
         ),
         "log_softmax": Operation(
             run=_log_softmax,
-            plain=lambda step, x, _held: x[0].log_softmax(step.dim),
+            plain=lambda step, x, _weights: x[0].log_softmax(step.dim),
             takes=takes_precision,
             gives=gives_precision,
             bound=lambda step, bounds, _size: 2 * bounds[0] + math.log(step.shape[step.dim]) + 1,

@@ -25,38 +25,38 @@ def _linear(running: Running) -> torch.Tensor:
     options = (step.op, tuple(share.shape), step.weight, step.stride, step.padding, step.dilation, step.groups)
     if step.owner:
         shared = SharedLinear(running.number, *options, owner=step.owner, source=step.source)  # type: ignore[arg-type]
-        return shared_linear(running.context, share, shared, running.held)
+        return shared_linear(running.context, share, shared, running.weights)
     item = LinearMask(running.number, *options)  # type: ignore[arg-type]
-    weight, bias = (None, None) if running.held is None else (running.held.weight, running.held.bias)
+    weight, bias = (None, None) if running.weights is None else (running.weights.weight, running.weights.bias)
     return linear(running.context, share, item, weight=weight, bias=bias)
 
 
-def _plain_linear(_step: Step, inputs: Sequence[torch.Tensor], held: Weights | None) -> torch.Tensor:
-    assert held is not None
-    return F.linear(inputs[0], held.weight.double(), held.bias.double())
+def _plain_linear(_step: Step, inputs: Sequence[torch.Tensor], weights: Weights | None) -> torch.Tensor:
+    assert weights is not None
+    return F.linear(inputs[0], weights.weight.double(), weights.bias.double())
 
 
-def _plain_conv(step: Step, inputs: Sequence[torch.Tensor], held: Weights | None) -> torch.Tensor:
-    assert held is not None
+def _plain_conv(step: Step, inputs: Sequence[torch.Tensor], weights: Weights | None) -> torch.Tensor:
+    assert weights is not None
     return F.conv2d(
-        inputs[0], held.weight.double(), held.bias.double(), step.stride, step.padding, step.dilation, step.groups
+        inputs[0], weights.weight.double(), weights.bias.double(), step.stride, step.padding, step.dilation, step.groups
     )
 
 
-def _plain_scale(_step: Step, inputs: Sequence[torch.Tensor], held: Weights | None) -> torch.Tensor:
-    assert held is not None
-    return inputs[0] * held.weight + held.bias
+def _plain_scale(_step: Step, inputs: Sequence[torch.Tensor], weights: Weights | None) -> torch.Tensor:
+    assert weights is not None
+    return inputs[0] * weights.weight + weights.bias
 
 
 def _shift(running: Running) -> torch.Tensor:
     # What the server alone knows it adds alone; what nobody knows both add in shares. A planning run has no weights.
     share = running.first.share
-    return share if running.held is None else share + running.held.bias
+    return share if running.weights is None else share + running.weights.bias
 
 
-def _plain_shift(_step: Step, inputs: Sequence[torch.Tensor], held: Weights | None) -> torch.Tensor:
-    assert held is not None
-    return inputs[0] + held.bias
+def _plain_shift(_step: Step, inputs: Sequence[torch.Tensor], weights: Weights | None) -> torch.Tensor:
+    assert weights is not None
+    return inputs[0] + weights.bias
 
 
 def _bound(_step: Step, bounds: Sequence[float], size: Size | None) -> float:

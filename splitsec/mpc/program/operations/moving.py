@@ -15,7 +15,7 @@ def _moving(move: Callable[[Step, torch.Tensor], torch.Tensor]) -> Operation:
     def run(running: Running) -> torch.Tensor:
         return move(running.step, running.first.share)
 
-    return Operation(run=run, plain=lambda step, inputs, _held: move(step, inputs[0]))
+    return Operation(run=run, plain=lambda step, inputs, _weights: move(step, inputs[0]))
 
 
 def _index(step: Step, x: torch.Tensor) -> torch.Tensor:
@@ -51,7 +51,7 @@ OPERATIONS.register_all(
         "expand": _moving(_expand),
         "cat": Operation(
             run=_cat,
-            plain=lambda step, inputs, _held: torch.cat(list(inputs), step.dim),
+            plain=lambda step, inputs, _weights: torch.cat(list(inputs), step.dim),
             takes=takes_product,
         ),
     }

@@ -54,7 +54,7 @@ def _count_bits(step: Step) -> int:
     return ((step.divisor or math.prod(step.kernel)) - 1).bit_length()
 
 
-def _plain_avg_pool(step: Step, inputs: Sequence[torch.Tensor], _held: Weights | None) -> torch.Tensor:
+def _plain_avg_pool(step: Step, inputs: Sequence[torch.Tensor], _weights: Weights | None) -> torch.Tensor:
     return F.avg_pool2d(inputs[0], step.kernel, step.stride, step.padding, step.ceil, step.padded, step.divisor or None)
 
 
@@ -102,7 +102,7 @@ OPERATIONS.register_all(
         ),
         "adaptive_avg_pool2d": Operation(
             run=_adaptive,
-            plain=lambda step, inputs, _held: F.adaptive_avg_pool2d(inputs[0], (step.shape[-2], step.shape[-1])),
+            plain=lambda step, inputs, _weights: F.adaptive_avg_pool2d(inputs[0], (step.shape[-2], step.shape[-1])),
             takes=takes_precision,
             gives=lambda step, scales, precision: scales[0] + precision + _count_bits(step),
             room=lambda step: float(math.prod(step.kernel)),

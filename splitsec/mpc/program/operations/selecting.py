@@ -74,7 +74,7 @@ def _max_pool(running: Running) -> torch.Tensor:
     return largest(context, candidates, zero=step.zero, shift=shift, high=high).view(step.shape)
 
 
-def _plain_max_pool(step: Step, inputs: Sequence[torch.Tensor], _held: Weights | None) -> torch.Tensor:
+def _plain_max_pool(step: Step, inputs: Sequence[torch.Tensor], _weights: Weights | None) -> torch.Tensor:
     output = F.max_pool2d(inputs[0], step.kernel, step.stride, step.padding, step.dilation, step.ceil)
     return output.clamp(min=0) if step.zero else output
 
@@ -93,16 +93,18 @@ def _with_ends(step: Step, bounds: Sequence[float]) -> float:
 
 OPERATIONS.register_all(
     {
-        "relu": Operation(run=_relu, plain=lambda _step, x, _held: x[0].relu(), gives=gives_precision, compares=True),
+        "relu": Operation(
+            run=_relu, plain=lambda _step, x, _weights: x[0].relu(), gives=gives_precision, compares=True
+        ),
         "leaky_relu": Operation(
             run=_leaky_relu,
-            plain=lambda step, x, _held: F.leaky_relu(x[0], step.slope),
+            plain=lambda step, x, _weights: F.leaky_relu(x[0], step.slope),
             gives=lambda _step, _scales, precision: 2 * precision,
             compares=True,
         ),
         "hardtanh": Operation(
             run=_hardtanh,
-            plain=lambda step, x, _held: x[0].clamp(step.low, step.high),
+            plain=lambda step, x, _weights: x[0].clamp(step.low, step.high),
             gives=gives_precision,
             bound=lambda step, bounds, _size: (
                 min(max(bounds), max(abs(step.low), abs(step.high)))
@@ -115,7 +117,7 @@ OPERATIONS.register_all(
         "max_pool2d": Operation(run=_max_pool, plain=_plain_max_pool, gives=gives_precision, compares=True),
         "argmax": Operation(
             run=_winners,
-            plain=lambda _step, x, _held: (x[0] >= x[0].max(1, keepdim=True).values).double(),
+            plain=lambda _step, x, _weights: (x[0] >= x[0].max(1, keepdim=True).values).double(),
             gives=lambda _step, _scales, _precision: 0,
             bound=lambda _step, _bounds, _size: 1.0,
             compares=True,
