@@ -133,7 +133,7 @@ class OwnLayer(nn.Module):
         return x * 2 if self.training else torch.relu(x)
 
 
-def test_a_layer_of_ones_own_may_come_first_behind_a_cut(speed: Speed) -> None:
+def test_a_users_own_layer_may_come_first_behind_a_cut(speed: Speed) -> None:
     model = nn.Sequential(OwnLayer(), nn.Linear(6, 6), OwnLayer(), nn.Linear(6, 3))
     costs = {cost.name: cost for cost in list_cuts(model, (6,), speed=speed)}
     assert list(costs) == ["input", "0", "1", "2"]

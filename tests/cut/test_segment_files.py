@@ -87,7 +87,7 @@ def test_what_cannot_be_written_or_read_is_said(tmp_path: Path) -> None:
         read_record(tmp_path / "x.pt")
 
 
-def test_a_front_of_ones_own_predicts_for_nobody_else(tmp_path: Path) -> None:
+def test_a_front_of_another_run_is_refused_predictions(tmp_path: Path) -> None:
     values = {"0.weight": torch.ones(2, 2)}
     for name, own in (("own", True), ("combined", False)):
         path, origin = tmp_path / name, Origin(mark="0" * 32, run="1" * 32, rounds=2)

@@ -16,7 +16,7 @@ def test_a_query_of_no_rows_is_refused() -> None:
         check_query(Query(ahead=-1))
 
 
-def test_a_comparison_is_one_that_there_is() -> None:
+def test_an_unknown_comparison_is_refused() -> None:
     check_query(Query(comparison="dcf"))
     with pytest.raises(ConfigError, match="there is no comparison 'guess'; choose one of: .*tables"):
         check_query(Query(comparison="guess"))

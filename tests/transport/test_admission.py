@@ -62,7 +62,7 @@ def _answers(hub: Hub[Any], link: Link[Any], number: int) -> bool:
 
 
 @pytest.mark.parametrize("most", [MOST_UNKNOWN, 1 << 20], ids=["limited", "control without a limit"])
-def test_strangers_hold_so_many_connections_and_no_more(
+def test_strangers_may_have_a_limited_number_of_connections(
     keys: dict[str, KeyPair], most: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     defaults = admission_module.Admission.__init__.__kwdefaults__

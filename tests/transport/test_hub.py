@@ -162,7 +162,7 @@ def test_who_never_reads_costs_so_much_and_no_more(
         link.close()
 
 
-def test_a_message_for_one_that_is_gone_is_logged(
+def test_a_message_for_a_party_that_is_gone_is_logged(
     hub: Hub[Any], keys: dict[str, KeyPair], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

@@ -161,7 +161,7 @@ def test_what_torch_itself_is_not_sure_of_is_no_reason() -> None:
     compile_tail(trace(nn.Sequential(nn.LayerNorm(1), nn.LogSoftmax(-1)).eval()), (2, 1))
 
 
-def test_one_small_row_of_weights_is_seen() -> None:
+def test_a_single_small_row_of_weights_is_seen() -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     compile_tail(trace(layers), (4, 8))

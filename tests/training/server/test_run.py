@@ -154,7 +154,7 @@ def _until(parties: Parties, condition: Any) -> None:
 
 @pytest.mark.parametrize("in_flight", [1, 3])
 @pytest.mark.parametrize("combine", ["average", "relay"])
-def test_one_that_is_back_before_its_own_round_is_over_goes_on_once(in_flight: int, combine: str) -> None:
+def test_a_client_that_is_back_before_its_round_is_over_goes_on_once(in_flight: int, combine: str) -> None:
     parties = _all_started(batches_in_flight=in_flight, aggregation=combine)
     _until(parties, lambda: "c" in parties.run.state.round.uploaded or "c" in parties.run.state.round.idle)
     parties.begin("c")
@@ -163,7 +163,7 @@ def test_one_that_is_back_before_its_own_round_is_over_goes_on_once(in_flight: i
 
 
 @pytest.mark.parametrize("others_done", [True, False])
-def test_one_that_starts_again_in_the_last_round_still_gets_its_end(others_done: bool) -> None:
+def test_a_client_that_starts_again_in_the_last_round_still_gets_its_end(others_done: bool) -> None:
     parties = _all_started()
     _until(
         parties, lambda: parties.run.number == 2 and (not others_done or {"a", "c"} <= parties.run.state.round.uploaded)
@@ -174,7 +174,7 @@ def test_one_that_starts_again_in_the_last_round_still_gets_its_end(others_done:
     _ended_alike(parties)
 
 
-def test_one_may_start_again_twice_in_a_round() -> None:
+def test_a_client_may_start_again_twice_in_a_round() -> None:
     parties = _all_started()
     _until(parties, lambda: parties.run.number == 1)
     for _ in range(3):

@@ -177,7 +177,7 @@ class Inner(nn.Module):
 
 
 @pytest.mark.parametrize("make", [DropPath, Residual])
-def test_a_layer_of_ones_own_runs_by_what_it_does_in_eval_mode(make: Callable[[], nn.Module]) -> None:
+def test_a_users_own_layer_runs_as_it_does_in_eval_mode(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), make(), nn.Linear(8, 2)).eval()
     for module in model.modules():
@@ -201,7 +201,7 @@ class Decides(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-def test_a_layer_of_ones_own_that_no_graph_says_is_refused_with_the_line() -> None:
+def test_a_users_own_layer_that_cannot_be_traced_is_refused_with_the_line() -> None:
     for layer, reason in (
         (Typed(), r"layer '1' \(Typed\) has no encrypted form: it does something that a graph does not see"),
         (Decides(), r"layer '1' \(Decides\) has no encrypted form: .*control flow, at .*test_advice\.py"),
