@@ -65,7 +65,7 @@ def run_shared(op: str, *inputs: torch.Tensor, **attributes: Any) -> torch.Tenso
     return opened  # type: ignore[no-any-return]
 
 
-def expect_shared(op: str, *inputs: torch.Tensor, off: float = 2.0**-14, **attributes: Any) -> None:
+def expect_shared(op: str, *inputs: torch.Tensor, off: float = 2.0**-12, **attributes: Any) -> None:
     """Fail unless both parties compute on shares what the operation is in plain, and its bound holds."""
     plain = run_plain(op, *inputs, **attributes)
     attributes.pop("bits", None)
