@@ -49,6 +49,20 @@ def follow_in_place(traced: fx.GraphModule) -> None:
             user.replace_input_with(base, node)
 
 
+def operation_name(node: fx.Node) -> str:
+    """Return the name of the method, function or ATen operation that a node calls, without an overload's."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.partition("::")[2]
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def changes_attribute(node: fx.Node) -> bool:
+    """Say whether a node is an ATen operation that changes a parameter, buffer or constant in place."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return bool(node.meta.get("changes"))
+    return isinstance(node.args[0], fx.Node) and node.args[0].op == "get_attr"
+
+
 def changed_attribute(model: nn.Module, node: fx.Node) -> str:
     """Return the path of the model's parameter, buffer or constant that a node overwrites; empty if there is none."""
     for base in (node.kwargs.get("out"), overwritten(model, node)):
@@ -66,7 +80,7 @@ def overwritten(traced: nn.Module, node: fx.Node) -> fx.Node | None:
     if node.op == "call_module":
         layer = traced.get_submodule(str(node.target))
         return first if getattr(layer, "inplace", False) is True else None
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = operation_name(node)
     by_name = name.endswith("_") and not name.endswith("__")
     return first if node.target in _OPERATORS or by_name or _flagged(node) else None
 
@@ -101,5 +115,8 @@ def _is_view(traced: nn.Module, node: fx.Node) -> bool:
         return isinstance(traced.get_submodule(str(node.target)), _VIEW_LAYERS)
     if node.target is getattr:
         return node.args[1] in _VIEW_NAMES
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = operation_name(node)
+    if isinstance(node.target, torch._ops.OpOverload):
+        aliases = [result.alias_info for result in node.target._schema.returns]
+        return name in _VIEW_NAMES or any(alias is not None and not alias.is_write for alias in aliases)
     return name in _VIEW_NAMES or node.target in (torch.dropout, nn.functional.dropout)

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import torch
 from torch import fx, nn
 
+from splitsec.cut.both_modes import containers
 from splitsec.cut.state import as_it_was
-from splitsec.cut.tracing import containers
 from splitsec.errors import CutError
 
 # The cut before the first layer: the whole network is the tail.
@@ -52,22 +52,35 @@ class CutGraph:
         # Sets of nodes are the bits of a number: networks have hundreds of nodes, and every pair is looked at.
         self._before: dict[fx.Node, int] = {}
         self._users: list[int] = []
+        whole, changes = 1 << self.order[self.input], 0
         for index, node in enumerate(self.nodes):
             before = 1 << index
             for other in node.all_input_nodes:
                 before |= self._before[other]
+            if node.meta.get("changes") and not node.users:
+                # A counter is on the side of the layer behind it.
+                changes |= before
+            elif before & whole and node is not self.input:
+                before |= changes
+                changes = 0
             self._before[node] = before
         for node in self.nodes:
             self._users.append(sum(1 << self.order[user] for user in node.users))
-        whole = 1 << self.order[self.input]
         # The last node of every module that the tracer looked into.
         self._last = {path: node for node in self.nodes for path in containers(node)}
         self.batch_sizes = {node for node in self.nodes if self._is_batch_size(node)}
         self._sizes = sum(1 << self.order[node] for node in self.batch_sizes)
-        free = [node for node in self.nodes if node in self.batch_sizes or not self._before[node] & whole]
-        self._free = sum(1 << self.order[node] for node in free)
+        self._free = 0
+        for index, node in enumerate(self.nodes):
+            inputs = node.all_input_nodes
+            computed = bool(inputs) and all(self._free >> self.order[other] & 1 for other in inputs)
+            free = node in self.batch_sizes or not self._before[node] & whole or computed
+            if free and not node.meta.get("changes"):
+                self._free |= 1 << index
 
     def _is_batch_size(self, node: fx.Node) -> bool:
+        if node.target is torch.ops.aten.sym_size.int:
+            return node.args == (self.input, 0)
         if node.op == "call_method" and node.target == "size":
             return bool(node.args[0] is self.input and node.args[1:] == (0,))
         if node.op != "call_function" or node.target is not operator.getitem or node.args[1] != 0:
@@ -121,7 +134,11 @@ class CutGraph:
         for node in self.nodes:
             if node.op not in ("call_module", "call_function", "call_method") or self.is_free(node):
                 continue
-            if self._gives_several(node) or any(user.op == "output" for user in node.users):
+            if (
+                not node.meta.get("sendable", True)
+                or self._gives_several(node)
+                or any(user.op == "output" for user in node.users)
+            ):
                 continue
             if self.crossing(node) != [node]:
                 continue

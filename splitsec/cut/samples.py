@@ -21,13 +21,17 @@ LARGEST = 2**28
 _LAYERS = 3
 
 
-def make_sample(model: nn.Module) -> torch.Tensor | None:
+def make_sample(model: nn.Module, *, shapes_alone: bool = False) -> torch.Tensor | None:
     """Return random inputs (rows, ...) that the model can take, as its first layers suggest; None if none fits.
 
     The model is left as it was, and so are the generators of random numbers.
+
+    Args:
+        shapes_alone: inputs without values will do, for a model that has none, on the meta device.
     """
     values = [*model.parameters(), *model.buffers()]
-    if any(value.is_meta for value in values) or sum(value.numel() for value in values) > LARGEST:
+    bare = any(value.is_meta for value in values)
+    if (bare and not shapes_alone) or (not bare and sum(value.numel() for value in values) > LARGEST):
         return None
     real = next((value for value in values if value.is_floating_point()), torch.empty(0))
     for shape, rows in _shapes(model):

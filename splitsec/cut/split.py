@@ -84,7 +84,7 @@ class SplitModel(nn.Module):
     ) -> None:
         super().__init__()
         names = cut_names(cut)
-        graph = CutGraph(trace(model))
+        graph = CutGraph(trace(model, sample))
         if len(names) == 2:
             graph.check_order(*names)
         points = [graph.find(names[0]), *(graph.before(name) for name in names[1:])]
@@ -227,7 +227,7 @@ def _segment(graph: CutGraph, name: str, after: CutPoint | None, upto: CutPoint 
 def _erase_unused(graph: fx.Graph) -> None:
     """Erase the constants of the other side."""
     for node in reversed(list(graph.nodes)):
-        if not node.users and node.op not in ("placeholder", "output"):
+        if not node.users and node.op not in ("placeholder", "output") and not node.meta.get("changes"):
             graph.erase_node(node)
 
 

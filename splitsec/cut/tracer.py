@@ -10,22 +10,20 @@ from __future__ import annotations
 import ast
 import functools
 import linecache
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from splitsec.cut.place import place_of, user_frame
 from splitsec.cut.state import state_tensors
 
-_INNER = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).absolute().parent}{os.sep}", "<")
 # Layers that do nothing to a stand-in, since they act by the type of their input, such as transforms of images.
 _LEAF_PACKAGES = ("torchvision.transforms.",)
 _LEAF_OPERATIONS = ("StochasticDepth", "Permute")
@@ -109,7 +107,7 @@ class Tracer(fx.Tracer):
             return self._call_new(m, forward, args, kwargs)
         path = self.path_of_module(m)
         if not self.is_leaf_module(m, path):
-            _refuse_backward_hooks(m, path)
+            refuse_backward_hooks(m, path)
         if type(m) is nn.TransformerEncoder and len(args) == 1 and not kwargs and path not in self._leaves:
             # Its own forward does the same without masks; so a model can be cut between its layers.
             x = args[0]
@@ -155,7 +153,7 @@ class Tracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Take assertions as true; anything else would decide by a value that is not known."""
-        frame = _user_frame(sys._getframe(1))
+        frame = user_frame(sys._getframe(1))
         if frame is not None and _in_assertion(frame):
             return True
         return super().to_bool(obj)
@@ -183,7 +181,8 @@ def input_name(model: nn.Module) -> str:
     return "x"
 
 
-def _refuse_backward_hooks(module: nn.Module, path: str) -> None:
+def refuse_backward_hooks(module: nn.Module, path: str) -> None:
+    """Raise `UntraceableError` for a module with a backward hook."""
     for table in (module._backward_hooks, module._backward_pre_hooks):
         for hook in table.values():
             name = getattr(hook, "__qualname__", type(hook).__name__)
@@ -319,32 +318,6 @@ def _holds_proxy(value: Any) -> bool:
     proxies: list[Any] = []
     fx.node.map_aggregate(value, lambda part: proxies.append(part) if isinstance(part, fx.Proxy) else None)
     return bool(proxies)
-
-
-def place_of(frame: FrameType | None) -> str:
-    """Return the user's line that is running, the innermost outside torch and this package, as `file:line (source)`."""
-    frame = _user_frame(frame)
-    return "" if frame is None else _described(frame.f_code.co_filename, frame.f_lineno)
-
-
-def place_of_error(trace: TracebackType | None) -> str:
-    """Return the user's line at which an error was raised."""
-    place = ""
-    while trace is not None:
-        if not trace.tb_frame.f_code.co_filename.startswith(_INNER):
-            place = _described(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
-        trace = trace.tb_next
-    return place
-
-
-def _described(file: str, line: int) -> str:
-    return f"{file}:{line} ({linecache.getline(file, line).strip()})"
-
-
-def _user_frame(frame: FrameType | None) -> FrameType | None:
-    while frame is not None and frame.f_code.co_filename.startswith(_INNER):
-        frame = frame.f_back
-    return frame
 
 
 def _in_assertion(frame: FrameType) -> bool:

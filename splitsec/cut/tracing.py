@@ -8,19 +8,22 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
+from splitsec.cut.both_modes import join_modes, owner
+from splitsec.cut.exported import ExportedGraph, add_counters, export_graph
 from splitsec.cut.gradients import keep_regions
-from splitsec.cut.in_place import changed_attribute, follow_in_place
+from splitsec.cut.in_place import changed_attribute, changes_attribute, follow_in_place
 from splitsec.cut.mode_switch import ByMode
+from splitsec.cut.place import place_of_error
 from splitsec.cut.results import describe_result, nodes_in
+from splitsec.cut.samples import make_sample
 from splitsec.cut.state import Generators, as_it_was
-from splitsec.cut.tracer import Tracer, UntraceableError, changed, place_of_error, random_numbers
+from splitsec.cut.tracer import Tracer, UntraceableError, changed, random_numbers, refuse_backward_hooks
 from splitsec.errors import CutError, first_line
 
 # torch.fx wraps every module of the process while it traces, so that there must never be two traces at once.
@@ -48,7 +51,73 @@ class _Whole:
     kinds: set[type[nn.Module]] = field(default_factory=set)
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
+def trace(model: nn.Module, sample: torch.Tensor | None = None) -> fx.GraphModule:
+    """Trace `model` in both modes, and leave it exactly as it was: with torch.fx, or torch.export where that refuses.
+
+    torch.fx comes first, since its graph is of whole layers and of any shape, and since loading torch.export takes
+    seconds. What it refuses, such as Hugging Face's models, is exported (`export_graph`).
+
+    Args:
+        sample: inputs (N, ...) of the shape to export for; None makes them as the model's first layers suggest.
+
+    Raises:
+        CutError: no graph can express the model's own forward (names the module and the line), or it does not take one
+            tensor and return one.
+    """
+    if isinstance(model, fx.GraphModule):
+        return model
+    _check_inputs(model)
+    try:
+        return trace_with_fx(model)
+    except CutError as error:
+        cause = error.__cause__
+        if not isinstance(cause, UntraceableError) or not cause.by_value:
+            # It does what no graph may lose.
+            raise
+        sample = make_sample(model, shapes_alone=True) if sample is None else sample
+        if sample is None:
+            raise
+        try:
+            return trace_exported(model, sample)
+        except CutError as other:
+            raise CutError(f"{other} (torch.fx refuses it too: {error})") from error
+
+
+def trace_exported(model: nn.Module, sample: torch.Tensor) -> fx.GraphModule:
+    """Trace `model` with torch.export, in both modes, for inputs like `sample` (N, ...), and leave it as it was.
+
+    Raises:
+        CutError: torch.export refuses it, or it does something else in training than other arguments can say.
+    """
+    graphs: dict[bool, ExportedGraph] = {}
+    for path, module in model.named_modules():
+        try:
+            refuse_backward_hooks(module, path)
+        except UntraceableError as error:
+            raise CutError(f"{error} ('{path}'); {error.advice}") from error
+    generators = Generators()
+    with _alone(), as_it_was(model):
+        for mode in (True, False):
+            with as_it_was(model, values=True):
+                model.train(mode)
+                graphs[mode] = export_graph(model, sample)
+    drew = generators.foreign_drew()
+    if drew:
+        reason, _ = random_numbers("")
+        raise CutError(f"{type(model).__name__}: {reason} (by Python's {drew}); draw them with torch")
+    add_counters(graphs[False].graph, graphs[True].graph)
+    attributes = {**graphs[True].attributes, **graphs[False].attributes}
+    joined = fx.GraphModule(attributes, graphs[False].graph)
+    forget_constants(joined, model)
+    try:
+        join_modes(joined, graphs[True].graph, {mode: graphs[mode].constants for mode in graphs})
+        _finish(joined)
+    except UntraceableError as error:
+        raise CutError(f"{type(model).__name__} cannot be exported: {error}; {error.advice}") from error
+    return _with_modes(joined, model)
+
+
+def trace_with_fx(model: nn.Module) -> fx.GraphModule:
     """Trace `model` symbolically with torch.fx, in both modes, and leave it exactly as it was.
 
     Calls whose arguments depend on `self.training` become modules that know their mode (`ByMode`). Assertions, which
@@ -60,9 +129,6 @@ def trace(model: nn.Module) -> fx.GraphModule:
         CutError: no graph can express the model's own forward (names the module and the line), or it does not take one
             tensor and return one.
     """
-    if isinstance(model, fx.GraphModule):
-        return model
-    _check_inputs(model)
     whole, joined = _Whole(), None
     with _alone():
         while joined is None:
@@ -74,12 +140,16 @@ def trace(model: nn.Module) -> fx.GraphModule:
                     _keep_whole(model, whole, error)
     called = {str(node.target) for node in joined.graph.nodes if node.op == "call_module"}
     joined.meta["whole"] = {path: reason for path, reason in whole.reasons.items() if path in called}
+    return _with_modes(joined, model)
+
+
+def _with_modes(joined: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
+    """Return a traced model whose modes are the model's."""
     joined.training = model.training
     for node in joined.graph.nodes:
         if node.op == "call_module" and isinstance(joined.get_submodule(str(node.target)), ByMode):
             # The mode of the module whose forward it stands in.
-            owner = next(reversed(containers(node)), "")
-            joined.get_submodule(str(node.target)).training = model.get_submodule(owner).training
+            joined.get_submodule(str(node.target)).training = model.get_submodule(owner(node)).training
     return joined
 
 
@@ -190,7 +260,7 @@ def _traced(model: nn.Module, whole: _Whole, *, buffers: bool) -> fx.GraphModule
         vars(model).update(constants[False])
         joined = fx.GraphModule(model, graphs[False])
         forget_constants(joined, model)
-        _join(joined, graphs[True], constants)
+        join_modes(joined, graphs[True], constants)
     _finish(joined)
     return joined
 
@@ -217,7 +287,7 @@ def _graph(model: nn.Module, tracer: Tracer) -> fx.Graph:
     for node in graph.nodes:
         name = changed_attribute(model, node)
         if name:
-            raise UntraceableError(_owner(node), *changed(name, node.meta.get("place", "")))
+            raise UntraceableError(owner(node), *changed(name, node.meta.get("place", "")))
     _refuse_dicts(model, graph)
     _take_one_result(model, graph)
     return graph
@@ -293,79 +363,6 @@ def explain(error: Exception, place: str) -> tuple[str, str]:
 _SHAPES = (".dim()", ".ndim", ".shape", ".size(", ".dtype", ".device", "len(", ".is_cuda", ".is_floating_point")
 
 
-def _join(joined: fx.GraphModule, training: fx.Graph, constants: Mapping[bool, Mapping[str, torch.Tensor]]) -> None:
-    """Make `joined`, traced in eval mode, do in training what `training` does."""
-    in_eval, in_training = list(joined.graph.nodes), list(training.nodes)
-    longer = len(in_training) > len(in_eval)
-    for node, other in zip_longest(in_eval, in_training):
-        if node is None or other is None or not _alike(node, other, constants):
-            raise _differs_in_training(node, other, longer=longer)
-    partner = dict(zip(in_training, in_eval, strict=True))
-    for node, other in zip(in_eval, in_training, strict=True):
-        args, kwargs = fx.map_arg((other.args, other.kwargs), partner.__getitem__)
-        if (args, kwargs) == (node.args, node.kwargs):
-            continue
-        inputs = list(node.all_input_nodes)
-        if node.op not in ("call_function", "call_method") or set(nodes_in((args, kwargs))) != set(inputs):
-            raise _differs_in_training(node, other, longer=True)
-        path = node.name if not hasattr(joined, node.name) else f"{node.name}_by_mode"
-        joined.add_module(path, ByMode(node.target, (args, kwargs), (node.args, node.kwargs), inputs))
-        with joined.graph.inserting_after(node):
-            by_mode = joined.graph.call_module(path, tuple(inputs))
-        by_mode.meta.update(node.meta)
-        partner[other] = by_mode
-        node.replace_all_uses_with(by_mode)
-        joined.graph.erase_node(node)
-
-
-def _differs_in_training(node: fx.Node | None, other: fx.Node | None, *, longer: bool) -> UntraceableError:
-    """Blame the first difference on the module that has a step more than in the other mode.
-
-    Args:
-        node, other: the first nodes that differ, in eval mode and in training; None behind the end of a graph.
-        longer: whether the graph of training is the longer one.
-    """
-    first, second = (other, node) if longer else (node, other)
-    blamed = first if first is not None else second
-    assert blamed is not None
-    paths = [_owner(step) for step in (first, second) if step is not None]
-    # A step of the module around another module says nothing of that one.
-    inner = len(paths) == 2 and paths[1].startswith(f"{paths[0]}." if paths[0] else "")
-    place = blamed.meta.get("place", "")
-    return UntraceableError(
-        (paths[1] if inner else paths[0]) or paths[0],
-        f"it computes otherwise in training{f', at {place}' if place else ''} (its forward uses self.training)",
-        "use modules such as nn.Dropout, which know their mode, or put what differs into an nn.Module of its own, "
-        "which is then called as it is",
-    )
-
-
-def _alike(node: fx.Node, other: fx.Node, constants: Mapping[bool, Mapping[str, torch.Tensor]]) -> bool:
-    """Say whether a node in eval mode and another in training do the same, whatever their arguments are."""
-    if node.op == other.op == "output":
-        return True
-    if node.meta.get("grad", True) != other.meta.get("grad", True):
-        return False
-    if node.op == other.op == "get_attr" and str(other.target) in constants[True]:
-        # Constants of the forward are numbered anew in each trace.
-        in_eval, in_training = constants[False].get(str(node.target)), constants[True][str(other.target)]
-        same = in_eval is in_training
-        return same or (in_eval is not None and not in_eval.is_meta and torch.equal(in_eval, in_training))
-    return node.op == other.op and node.target == other.target
-
-
-def _owner(node: fx.Node) -> str:
-    """Return the path of the module whose forward makes a node."""
-    return next(reversed(containers(node)), "")
-
-
-def containers(node: fx.Node) -> list[str]:
-    """Return the paths of the modules that a node lies in, the outermost first."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [entry[0] for entry in stack.values() if isinstance(entry, tuple) and entry and entry[0]]
-    return [path for path in paths if path != node.target]
-
-
 def forget_constants(traced: fx.GraphModule, source: nn.Module) -> None:
     """Keep out of a state dict what that of `source` has not: torch.fx makes buffers of constants."""
     known = source.state_dict().keys()
@@ -381,8 +378,8 @@ def _finish(traced: fx.GraphModule) -> None:
     keep_regions(traced)
     for node in reversed(list(traced.graph.nodes)):
         # Assertions, which torch.fx would keep, and values that nothing reads.
-        if node.op == "call_function" and not node.users:
+        if node.op == "call_function" and not node.users and not changes_attribute(node):
             traced.graph.erase_node(node)
-    traced.graph.eliminate_dead_code()
+    traced.graph.eliminate_dead_code(lambda node: node.is_impure() or changes_attribute(node))
     traced.graph.lint()
     traced.recompile()

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from splitsec.cut import trace
+from splitsec.cut.tracing import trace_exported
+from splitsec.errors import CutError
 from splitsec.mpc.context import CLIENT, Context
 from splitsec.mpc.program.bounds import evaluate
 from splitsec.mpc.program.execute import run_step
@@ -23,7 +25,10 @@ from support.two_party import run_both, share
 
 def lowered(layer: nn.Module | Callable[..., Any], x: torch.Tensor) -> tuple[list[str], torch.Tensor]:
     """Lower a layer or a function; return its operations, and its value for `x` by the steps in float64."""
-    tail = trace((layer if isinstance(layer, nn.Module) else Of(layer)).eval())
+    return _steps_of(trace((layer if isinstance(layer, nn.Module) else Of(layer)).eval()), x)
+
+
+def _steps_of(tail: fx.GraphModule, x: torch.Tensor) -> tuple[list[str], torch.Tensor]:
     with torch.no_grad():
         ShapeNotes(tail).run(x.float())
     lowering = lower_tail(tail, tuple(x.shape), 16)
@@ -31,10 +36,19 @@ def lowered(layer: nn.Module | Callable[..., Any], x: torch.Tensor) -> tuple[lis
 
 
 def expect_same(layer: nn.Module | Callable[..., Any], x: torch.Tensor, *, off: float = 1e-5) -> list[str]:
-    """Fail unless the steps give what torch gives; return their operations."""
+    """Fail unless the steps of the traced and of the exported graph give what torch gives; return their operations."""
     with torch.no_grad():
         expected = (layer.eval() if isinstance(layer, nn.Module) else layer)(x)
     operations, value = lowered(layer, x)
+    torch.testing.assert_close(value.float(), expected, atol=off, rtol=off)
+    try:
+        exported = trace_exported((layer if isinstance(layer, nn.Module) else Of(layer)).eval(), x)
+    except CutError as error:
+        if "one size of batch" in str(error):
+            # Such a function is no layer of a model.
+            return operations
+        raise
+    _, value = _steps_of(exported, x)
     torch.testing.assert_close(value.float(), expected, atol=off, rtol=off)
     return operations
 

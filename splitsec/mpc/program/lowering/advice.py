@@ -14,9 +14,6 @@ from splitsec.cut.points import CutGraph
 LOOKUPS = ("Embedding", "EmbeddingBag")
 
 _GROW = "nn.Upsample(scale_factor=2, mode='nearest') and a convolution, or a convolution and nn.PixelShuffle"
-_VOLUME = (
-    "volumes have none; keep it in the front, or fold the slices into channels (x.flatten(1, 2)) and use the 2d layer"
-)
 _RECURRENT = "it runs a step at a time; keep it in the front, or use nn.Conv1d or attention"
 _COMPARE = (
     "a truth value has none; F.relu, F.leaky_relu, torch.clamp and torch.maximum compare without showing one "
@@ -29,9 +26,6 @@ _UNIT = (
     "or leave it to the client: in a head, or after the prediction"
 )
 _EXP = "exponentials and logarithms are taken inside nn.Softmax, nn.LogSoftmax and nn.Softplus alone; use one of them"
-_BORDER = "use zero padding (nn.ZeroPad2d, or padding=... of the convolution)"
-_INSTANCE = "nn.GroupNorm with as many groups as channels does the same and has one"
-_BATCH = "volumes have none; nn.BatchNorm2d of slices in channels does, or keep it in the front"
 _ROUND = "steps have none; leave quantisation out in eval mode, or use nn.Hardtanh"
 _WHOLE = ("floordiv", "floor_divide", "mod", "remainder", "fmod", "frac")
 _WAVE = "no broken line for it; make constants of positions in a buffer, or use nn.Tanh"
@@ -46,17 +40,11 @@ ADVICE: Mapping[str, str] = {
         LOOKUPS, "looking up a row would show the server which one; keep it in the front and move the cut behind it"
     ),
     **dict.fromkeys(("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"), _RECURRENT),
-    **dict.fromkeys(("ConvTranspose1d", "ConvTranspose2d", "conv_transpose1d", "conv_transpose2d"), f"use {_GROW}"),
-    **dict.fromkeys(("ConvTranspose3d", "Conv3d", "conv3d", "MaxPool3d", "AvgPool3d"), _VOLUME),
-    **dict.fromkeys(("AdaptiveAvgPool3d", "AdaptiveMaxPool3d", "max_pool3d", "avg_pool3d"), _VOLUME),
     **dict.fromkeys(("MaxUnpool1d", "MaxUnpool2d", "Fold", "fold"), f"use {_GROW}"),
     **dict.fromkeys(
         ("LPPool1d", "LPPool2d", "FractionalMaxPool2d", "lp_pool1d", "lp_pool2d"), "use nn.AvgPool2d or nn.MaxPool2d"
     ),
-    "BatchNorm3d": _BATCH,
     "SyncBatchNorm": "use nn.BatchNorm2d, which holds the same values",
-    **dict.fromkeys(("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "instance_norm"), _INSTANCE),
-    **dict.fromkeys(("RMSNorm", "rms_norm"), "use nn.LayerNorm, which has one, and train the model with it"),
     **dict.fromkeys(
         ("LocalResponseNorm", "CrossMapLRN2d", "local_response_norm"), "use nn.BatchNorm2d, which is folded"
     ),
@@ -77,21 +65,11 @@ ADVICE: Mapping[str, str] = {
     **dict.fromkeys(("Softshrink", "softshrink"), "it is x - x.clamp(-a, a), with a for lambd"),
     **dict.fromkeys(("Tanhshrink", "tanhshrink"), "it is x - torch.tanh(x)"),
     "logit": _EXP,
-    **dict.fromkeys(("tril", "triu"), "multiply by a constant mask, which may be a buffer"),
-    **dict.fromkeys(("tile", "repeat_interleave"), "use x.repeat, or expand and reshape"),
-    **dict.fromkeys(("movedim", "moveaxis"), "use permute"),
-    **dict.fromkeys(("ChannelShuffle", "channel_shuffle"), "use reshape, transpose(1, 2) and reshape"),
     **dict.fromkeys(("lerp", "addcdiv"), "use + and *"),
-    **dict.fromkeys(("ReflectionPad1d", "ReflectionPad2d", "ReflectionPad3d"), _BORDER),
-    **dict.fromkeys(("ReplicationPad1d", "ReplicationPad2d", "ReplicationPad3d"), _BORDER),
-    **dict.fromkeys(("CircularPad1d", "CircularPad2d", "CircularPad3d", "ConstantPad3d", "ZeroPad3d"), _BORDER),
-    **dict.fromkeys(("UpsamplingBilinear2d", "grid_sample", "affine_grid"), "use nn.Upsample with mode='nearest'"),
+    **dict.fromkeys(("grid_sample", "affine_grid"), "use nn.Upsample with mode='nearest'"),
     **dict.fromkeys(("Bilinear", "bilinear"), "use nn.Linear of torch.cat of both, or the product of two nn.Linear"),
-    **dict.fromkeys(("einsum", "tensordot", "outer", "kron", "inner"), _DOTS),
+    **dict.fromkeys(("tensordot", "outer", "kron", "inner"), _DOTS),
     **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addcmul", "addmv", "mv", "dot", "mm"), "use torch.matmul, + and *"),
-    **dict.fromkeys(
-        ("Unfold", "PixelUnshuffle", "pixel_unshuffle", "unfold"), "use a convolution with stride, or reshape"
-    ),
     **dict.fromkeys(("TransformerDecoderLayer", "TransformerDecoder", "Transformer"), _DECODER),
     "TransformerEncoder": "call it without masks, or call its layers one after the other",
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "prod"), "use nn.Linear with a constant matrix, or * of the parts"),
@@ -99,7 +77,7 @@ ADVICE: Mapping[str, str] = {
         ("bernoulli_", "bernoulli", "randn_like", "rand_like", "normal_", "uniform_"), "leave it out in eval mode"
     ),
     **dict.fromkeys(("dropout1d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"), "use nn.Dropout"),
-    **dict.fromkeys(("roll", "gather", "scatter", "index_add", "take_along_dim"), "take parts by slices and torch.cat"),
+    **dict.fromkeys(("gather", "scatter", "index_add", "take_along_dim"), "take parts by slices and torch.cat"),
     **dict.fromkeys(("checkpoint", "checkpoint_sequential"), "leave checkpointing out in eval mode"),
     **dict.fromkeys(("item", "tolist", "numpy"), "no party may read a value on shares; leave it out"),
     **dict.fromkeys(("long", "int", "bool", "short"), "shares stand for real numbers; keep whole numbers in the front"),

@@ -36,7 +36,10 @@ class Shared:
 
 @dataclass(frozen=True)
 class Call:
-    """A node of the graph with its arguments: values on shares as `Shared`, all others as they are."""
+    """A node of the graph with its arguments: values on shares as `Shared`, all others as they are.
+
+    `shape` is that of the result where the node has several, of which the first is taken.
+    """
 
     node: fx.Node
     name: str
@@ -44,6 +47,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     layer: Any = None
+    shape: Shape | None = None
 
     def options(self, names: str, **defaults: Any) -> dict[str, Any]:
         """Arguments by name, those that were not given by their default; `names` are the positional ones in order.
@@ -56,6 +60,14 @@ class Call:
         if unknown or len(self.args) > len(names.split()):
             raise UnsupportedLayerError(f"'{self.name}' has no encrypted form with {', '.join(unknown) or 'so much'}")
         return {**defaults, **options}
+
+    def schema_options(self) -> dict[str, Any]:
+        """Return the arguments of an ATen operation by their names, those that were not given by their default."""
+        options = {}
+        for at, argument in enumerate(self.target._schema.arguments):
+            value = self.kwargs.get(argument.name, argument.default_value)
+            options[argument.name] = self.args[at] if at < len(self.args) else value
+        return options
 
     @property
     def first(self) -> Any:
@@ -70,13 +82,15 @@ Lower = Callable[["Lowering", Call], Any]
 class Tables:
     """What stands for what.
 
-    By type of module, by function, by name of a tensor's method, and by name of a layer of torchvision.ops.
+    By type of module, by function, by name of a tensor's method, by name of a layer of torchvision.ops, and by name of
+    an ATen operation.
     """
 
     modules: Mapping[type[nn.Module], Lower]
     functions: Mapping[Any, Lower] = field(default_factory=dict)
     methods: Mapping[str, Lower] = field(default_factory=dict)
     torchvision: Mapping[str, Lower] = field(default_factory=dict)
+    operations: Mapping[str, Lower] = field(default_factory=dict)
 
 
 # Of one kind of layers each.
@@ -91,6 +105,7 @@ def all_tables() -> Tables:
         {function: lower for tables in everything for function, lower in tables.functions.items()},
         {name: lower for tables in everything for name, lower in tables.methods.items()},
         {name: lower for tables in everything for name, lower in tables.torchvision.items()},
+        {name: lower for tables in everything for name, lower in tables.operations.items()},
     )
 
 
@@ -149,6 +164,8 @@ class Lowering:
         name, target = self._prefix + (str(node.target) if layer is not None else node.name), node.target
         if isinstance(layer, ByMode):
             target, (args, kwargs), layer = layer.target, layer.in_eval(args), None
+        if isinstance(target, torch._ops.OpOverload):
+            name = operation_path(node)
         call = Call(node, name, target, args, kwargs, layer)
         lower, described = self._lowering_of(layer, target)
         if lower is None:
@@ -174,6 +191,10 @@ class Lowering:
             if lower is None and type(layer).__module__.startswith("torchvision.ops."):
                 lower = self._tables.torchvision.get(kind.__name__)
             return lower, kind.__name__
+        if isinstance(target, torch._ops.OpOverload):
+            name = target._schema.name.partition("::")[2]
+            # What works in place gives the same.
+            return self._tables.operations.get(name.rstrip("_") if name.endswith("_") else name), name
         if isinstance(target, str):
             return self._tables.methods.get(target), f"Tensor.{target}"
         return self._tables.functions.get(target), getattr(target, "__name__", str(target))
@@ -200,6 +221,11 @@ class Lowering:
         return result
 
     def _compute(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], layer: nn.Module | None) -> Any:
+        if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
+            raise UnsupportedLayerError(
+                f"'{operation_path(node)}' draws random numbers in eval mode, which every prediction would share; "
+                "leave it out in eval mode"
+            )
         with torch.no_grad():
             if layer is not None:
                 return layer(*args, **kwargs)
@@ -208,8 +234,17 @@ class Lowering:
             assert callable(node.target)
             return node.target(*args, **kwargs)
 
+    def lower_as(self, target: Any, call: Call) -> Any:
+        """Lower a call as that of a function, or of a method by its name, that takes the same arguments."""
+        lower, described = self._lowering_of(None, target)
+        if lower is None:
+            raise UnsupportedLayerError(refusal(call.name, described, self.tail, call.node))
+        return lower(self, call)
+
     def shape_of(self, call: Call) -> Shape:
         """Shape of a node's result, which must be a tensor of real numbers."""
+        if call.shape is not None:
+            return call.shape
         shape, dtype = call.node.meta.get("shape"), call.node.meta.get("dtype")
         if shape is None or dtype is None:
             raise UnsupportedLayerError(f"'{call.name}' makes several values or none; shares stand for one tensor")
@@ -284,6 +319,15 @@ class Lowering:
         """Repeated along dimensions of size one, and of those that it lacks in front."""
         x = self.reshape(name, x, (*[1] * (len(shape) - len(x.shape)), *x.shape))
         return x if x.shape == tuple(shape) else self.emit("expand", name, (x,), shape)
+
+
+def operation_path(node: fx.Node) -> str:
+    """Return what an exported operation is called: its layer's path, or its name in the module around it."""
+    stack = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())
+    path, kind = stack[-1]
+    if path and str(kind).startswith("torch.nn."):
+        return str(path)
+    return f"{path}.{node.name}" if path else node.name
 
 
 def _real(constant: torch.Tensor) -> torch.Tensor:

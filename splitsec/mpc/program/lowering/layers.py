@@ -1,10 +1,9 @@
-"""Lowering layers with weights: linear, convolution, batch norm, layer and group norm, PReLU."""
+"""Lowering layers with weights but convolutions: linear layers, norms, PReLU."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,82 +30,6 @@ def _linear_function(lowering: Lowering, call: Call) -> Shared:
     if not isinstance(options["weight"], torch.Tensor):
         raise UnsupportedLayerError(f"'{call.name}' has a weight that depends on the input; use torch.matmul")
     return linear(lowering, call.name, options["input"], options["weight"], options["bias"])
-
-
-@dataclass(frozen=True)
-class _Convolution:
-    """A convolution's weights and numbers, as torch takes them."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    stride: Any = 1
-    padding: Any = 0
-    dilation: Any = 1
-    groups: int = 1
-
-
-def _convolution(lowering: Lowering, call: Call, x: Shared, options: _Convolution) -> Shared:
-    """One or two dimensions; one is two with a height of one."""
-    weight, bias = options.weight, options.bias
-    dims = weight.dim() - 2
-    if len(x.shape) != dims + 2:
-        raise UnsupportedLayerError(f"'{call.name}' takes a batch: give it {dims + 2} dimensions, not {len(x.shape)}")
-    stride, dilation = _spread(options.stride, dims), _spread(options.dilation, dims)
-    before, after = _paddings(options.padding, weight.shape[2:], dilation)
-    name, shape = call.name, lowering.shape_of(call)
-    if dims == 1:
-        x = lowering.reshape(name, x, (*x.shape[:2], 1, x.shape[2]))
-        weight = weight[:, :, None]
-        stride, dilation, before, after = (1, *stride), (1, *dilation), (0, *before), (0, *after)
-    if before != after:
-        ends = (before[1], after[1], before[0], after[0])
-        sizes = [x.shape[2] + before[0] + after[0], x.shape[3] + before[1] + after[1]]
-        x = lowering.emit("pad", name, (x,), (*x.shape[:2], *sizes), padding=ends)
-        before = (0, 0)
-    output = lowering.emit_weights(
-        "conv2d",
-        name,
-        x,
-        shape if dims == 2 else (*shape[:2], 1, shape[2]),
-        weight,
-        torch.zeros(weight.shape[0]) if bias is None else bias,
-        stride=stride,
-        padding=before,
-        dilation=dilation,
-        groups=options.groups,
-    )
-    return lowering.reshape(name, output, shape)
-
-
-def _paddings(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if padding == "same":
-        whole = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
-        return tuple(size // 2 for size in whole), tuple(size - size // 2 for size in whole)
-    pads = (0,) * len(kernel) if padding == "valid" else _spread(padding, len(kernel))
-    return pads, pads
-
-
-def _spread(value: Any, dims: int) -> tuple[int, ...]:
-    parts = (int(value),) if isinstance(value, int) else tuple(int(part) for part in value)
-    return parts * dims if len(parts) == 1 else parts
-
-
-def _conv_layer(lowering: Lowering, call: Call) -> Shared:
-    layer = call.layer
-    if layer.padding_mode != "zeros":
-        raise UnsupportedLayerError(f"layer '{call.name}' pads with '{layer.padding_mode}'; use zero padding")
-    options = _Convolution(layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-    return _convolution(lowering, call, call.first, options)
-
-
-def _conv_function(lowering: Lowering, call: Call) -> Shared:
-    options = call.options(
-        "input weight bias stride padding dilation groups", bias=None, stride=1, padding=0, dilation=1, groups=1
-    )
-    if not isinstance(options["weight"], torch.Tensor):
-        raise UnsupportedLayerError(f"'{call.name}' has a weight that depends on the input; no encrypted form for that")
-    x = options.pop("input")
-    return _convolution(lowering, call, x, _Convolution(**options))
 
 
 def scale(lowering: Lowering, name: str, x: Shared, factor: torch.Tensor, offset: torch.Tensor | None = None) -> Shared:
@@ -257,6 +180,76 @@ def _group_norm_function(lowering: Lowering, call: Call) -> Shared:
     )
 
 
+def rms_norm(lowering: Lowering, name: str, x: Shared, dims: int, weight: torch.Tensor | None, eps: float) -> Shared:
+    """x / sqrt(mean(x^2) + eps) over the last `dims` dimensions (B. Zhang and R. Sennrich, NeurIPS 2019, section 3).
+
+    Beside its opposites a value has the mean zero and the variance mean(x^2), so that the layer norm of both, of which
+    the first half is taken, is the norm wanted.
+    """
+    kept = len(x.shape) - dims
+    size = math.prod(x.shape[kept:])
+    flat = lowering.reshape(name, x, (*x.shape[:kept], size))
+    both = (*x.shape[:kept], 2 * size)
+    pair = lowering.emit("cat", name, (flat, lowering.affine(name, flat, -1.0)), both, dim=kept)
+    output = lowering.narrow(name, _standardised(lowering, name, pair, both, eps), kept, 0, size)
+    output = lowering.reshape(name, output, x.shape)
+    return output if weight is None else scale(lowering, name, output, weight.detach().double())
+
+
+def _rms_norm_layer(lowering: Lowering, call: Call) -> Shared:
+    layer = call.layer
+    return rms_norm(lowering, call.name, call.first, len(layer.normalized_shape), layer.weight, _eps(call, layer.eps))
+
+
+def _rms_norm_function(lowering: Lowering, call: Call) -> Shared:
+    options = call.options("input normalized_shape weight eps", weight=None, eps=None)
+    dims = len(options["normalized_shape"])
+    return rms_norm(lowering, call.name, options["input"], dims, options["weight"], _eps(call, options["eps"]))
+
+
+def _eps(call: Call, eps: float | None) -> float:
+    dtype = call.node.meta.get("dtype") or torch.float32
+    return float(torch.finfo(dtype).eps if eps is None else eps)
+
+
+def _instance_norm_layer(lowering: Lowering, call: Call) -> Shared:
+    layer = call.layer
+    values = (layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
+    return _instance_norm(lowering, call, call.first, values)
+
+
+def _instance_norm_function(lowering: Lowering, call: Call) -> Shared:
+    options = call.options(
+        "input running_mean running_var weight bias use_input_stats momentum eps cudnn_enabled",
+        running_mean=None,
+        running_var=None,
+        weight=None,
+        bias=None,
+        use_input_stats=True,
+        momentum=0.1,
+        eps=1e-5,
+        cudnn_enabled=True,
+    )
+    mean, variance = (None if options["use_input_stats"] else options[key] for key in ("running_mean", "running_var"))
+    values = (mean, variance, options["weight"], options["bias"], options["eps"])
+    return _instance_norm(lowering, call, options["input"], values)
+
+
+def _instance_norm_operation(lowering: Lowering, call: Call) -> Shared:
+    options = call.schema_options()
+    kept = (options["running_mean"], options["running_var"]) if not options["use_input_stats"] else (None, None)
+    values = (*kept, options["weight"], options["bias"], options["eps"])
+    return _instance_norm(lowering, call, options["input"], values)
+
+
+def _instance_norm(lowering: Lowering, call: Call, x: Shared, values: tuple[Any, ...]) -> Shared:
+    """Norm each channel of each sample by itself, or by running statistics where the layer keeps them."""
+    mean, variance, weight, bias, eps = values
+    if mean is not None:
+        return _batch_norm(lowering, call, x, _folded(mean, variance, weight, bias, eps))
+    return group_norm(lowering, call.name, x, x.shape[1], weight, bias, eps)
+
+
 def _prelu_layer(lowering: Lowering, call: Call) -> Shared:
     return _prelu(lowering, call, call.layer.weight)
 
@@ -278,23 +271,34 @@ def _prelu(lowering: Lowering, call: Call, weight: torch.Tensor) -> Shared:
 
 _MODULES: dict[type[nn.Module], Lower] = {
     nn.Linear: _linear_layer,
-    nn.Conv1d: _conv_layer,
-    nn.Conv2d: _conv_layer,
     nn.BatchNorm1d: _batch_norm_layer,
     nn.BatchNorm2d: _batch_norm_layer,
     nn.LayerNorm: _layer_norm_layer,
     nn.GroupNorm: _group_norm_layer,
+    nn.BatchNorm3d: _batch_norm_layer,
+    nn.InstanceNorm1d: _instance_norm_layer,
+    nn.InstanceNorm2d: _instance_norm_layer,
+    nn.InstanceNorm3d: _instance_norm_layer,
+    nn.RMSNorm: _rms_norm_layer,
     nn.PReLU: _prelu_layer,
 }
 _FUNCTIONS: dict[Any, Lower] = {
     F.linear: _linear_function,
-    F.conv1d: _conv_function,
-    F.conv2d: _conv_function,
     F.batch_norm: _batch_norm_function,
     F.layer_norm: _layer_norm_function,
     torch.layer_norm: _layer_norm_function,
     F.group_norm: _group_norm_function,
     torch.group_norm: _group_norm_function,
+    F.instance_norm: _instance_norm_function,
+    F.rms_norm: _rms_norm_function,
+    torch.rms_norm: _rms_norm_function,
     torch.prelu: _prelu_function,
 }
-LOWERINGS.register("layers")(Tables(_MODULES, _FUNCTIONS, {"prelu": _prelu_function}))
+LOWERINGS.register("layers")(
+    Tables(
+        _MODULES,
+        _FUNCTIONS,
+        {"prelu": _prelu_function},
+        operations={"instance_norm": _instance_norm_operation, "rms_norm": _rms_norm_function},
+    )
+)

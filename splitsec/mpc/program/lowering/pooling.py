@@ -1,4 +1,4 @@
-"""Lowering pooling; one dimension is two with a height of one."""
+"""Lowering pooling; one dimension is two with a height of one, and three are two and then the first alone."""
 
 from __future__ import annotations
 
@@ -100,6 +100,70 @@ def _adaptive_avg_pool(dims: int) -> Lower:
     return lower
 
 
+def _pool_3d(kind: str) -> Lower:
+    """Pool slices of a volume, then each column of slices: largest of the largest, or mean of the means."""
+
+    def lower(lowering: Lowering, call: Call) -> Shared:
+        names = _MAX if kind == "max" else _AVG
+        options = options_of(call, names, stride=None, padding=0, dilation=1, ceil_mode=False, count_include_pad=True)
+        x, name = call.first, call.name
+        if len(x.shape) != 5:
+            raise UnsupportedLayerError(
+                f"layer '{name}' pools {len(x.shape)} dimensions; give it batch, channels and 3"
+            )
+        if options["ceil_mode"] or options.get("divisor_override") or options.get("return_indices"):
+            raise UnsupportedLayerError(
+                f"layer '{name}' has ceil_mode, divisor_override or return_indices, which volumes have no form with; "
+                "leave it out"
+            )
+        if kind == "avg" and any(_three(options["padding"])) and not options["count_include_pad"]:
+            raise UnsupportedLayerError(f"layer '{name}' leaves padding out of its means; use count_include_pad=True")
+        kernel, padding = _three(options["kernel_size"]), _three(options["padding"])
+        stride, dilation = _three(options["stride"] or options["kernel_size"]), _three(options.get("dilation", 1))
+        return _in_turn(lowering, call, f"{kind}_pool2d", (kernel, stride, padding, dilation))
+
+    return lower
+
+
+def _three(value: Any) -> tuple[int, ...]:
+    parts = (int(value),) if isinstance(value, int) else tuple(int(part) for part in value)
+    return parts * 3 if len(parts) == 1 else parts
+
+
+def _in_turn(lowering: Lowering, call: Call, op: str, numbers: tuple[tuple[int, ...], ...]) -> Shared:
+    """Pool height and width of every slice, then the slices.
+
+    Args:
+        numbers: kernel, stride, padding and dilation, three of each.
+    """
+    name, shape = call.name, lowering.shape_of(call)
+    samples, channels, depth, *_ = call.first.shape
+    names = ("kernel", "stride", "padding", "dilation")
+    flat = lowering.reshape(name, call.first, (samples, channels * depth, *call.first.shape[3:]))
+    area = dict(zip(names, [number[1:] for number in numbers], strict=True))
+    x = lowering.emit(op, name, (flat,), (samples, channels * depth, *shape[3:]), **area)
+    x = lowering.reshape(name, x, (samples, channels, depth, shape[3] * shape[4]))
+    along = dict(
+        zip(names, [(number[0], fill) for number, fill in zip(numbers, (1, 1, 0, 1), strict=True)], strict=True)
+    )
+    x = lowering.emit(op, name, (x,), (samples, channels, shape[2], shape[3] * shape[4]), **along)
+    return lowering.reshape(name, x, shape)
+
+
+def _adaptive_pool_3d(kind: str) -> Lower:
+    def lower(lowering: Lowering, call: Call) -> Shared:
+        before, after = call.first.shape[-3:], lowering.shape_of(call)[-3:]
+        if any(big % small for big, small in zip(before, after, strict=True)) or len(call.first.shape) != 5:
+            raise UnsupportedLayerError(
+                f"layer '{call.name}' takes windows of {'x'.join(map(str, before))} to {'x'.join(map(str, after))}, of "
+                "several sizes; use sizes that divide"
+            )
+        kernel = tuple(big // small for big, small in zip(before, after, strict=True))
+        return _in_turn(lowering, call, f"{kind}_pool2d", (kernel, kernel, (0, 0, 0), (1, 1, 1)))
+
+    return lower
+
+
 _MODULES: dict[type[nn.Module], Lower] = {
     nn.MaxPool1d: _max_pool(1),
     nn.MaxPool2d: _max_pool(2),
@@ -107,6 +171,10 @@ _MODULES: dict[type[nn.Module], Lower] = {
     nn.AvgPool2d: _avg_pool(2),
     nn.AdaptiveAvgPool1d: _adaptive_avg_pool(1),
     nn.AdaptiveAvgPool2d: _adaptive_avg_pool(2),
+    nn.MaxPool3d: _pool_3d("max"),
+    nn.AvgPool3d: _pool_3d("avg"),
+    nn.AdaptiveAvgPool3d: _adaptive_pool_3d("avg"),
+    nn.AdaptiveMaxPool3d: _adaptive_pool_3d("max"),
 }
 _FUNCTIONS: dict[Any, Lower] = {
     F.max_pool1d: _max_pool(1),
@@ -117,5 +185,10 @@ _FUNCTIONS: dict[Any, Lower] = {
     F.avg_pool2d: _avg_pool(2),
     F.adaptive_avg_pool1d: _adaptive_avg_pool(1),
     F.adaptive_avg_pool2d: _adaptive_avg_pool(2),
+    F.max_pool3d: _pool_3d("max"),
+    torch.max_pool3d: _pool_3d("max"),
+    F.avg_pool3d: _pool_3d("avg"),
+    F.adaptive_avg_pool3d: _adaptive_pool_3d("avg"),
+    F.adaptive_max_pool3d: _adaptive_pool_3d("max"),
 }
 LOWERINGS.register("pooling")(Tables(_MODULES, _FUNCTIONS, {}))

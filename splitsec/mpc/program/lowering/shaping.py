@@ -14,6 +14,7 @@ from torch import nn
 from splitsec.cut.gradients import without_gradient
 from splitsec.errors import UnsupportedLayerError
 from splitsec.mpc.program.lowering.base import LOWERINGS, Call, Lower, Lowering, Shared, Tables
+from splitsec.mpc.program.lowering.moving import moved
 
 
 def _reshape(lowering: Lowering, call: Call) -> Shared:
@@ -210,17 +211,24 @@ def on_shares(lowering: Lowering, call: Call, value: Any, beside: Sequence[Any])
 def _pad(lowering: Lowering, call: Call) -> Shared:
     options = call.options("input pad mode value", mode="constant", value=None)
     x, ends = options["input"], tuple(int(number) for number in options["pad"])
-    if options["mode"] != "constant" or options["value"] not in (None, 0, 0.0):
-        raise UnsupportedLayerError(f"'{call.name}' pads with {options['mode']} {options['value']}; use zeros")
-    return lowering.emit("pad", call.name, (x,), lowering.shape_of(call), padding=ends)
+    if options["mode"] != "constant":
+        return moved(lowering, call)
+    return _padded(lowering, call, x, ends, options["value"] or 0.0)
+
+
+def _padded(lowering: Lowering, call: Call, x: Shared, ends: tuple[int, ...], value: float) -> Shared:
+    """Pad with a number, which is added to zeros."""
+    shape = lowering.shape_of(call)
+    output = lowering.emit("pad", call.name, (x,), shape, padding=ends)
+    if not value:
+        return output
+    border = F.pad(torch.zeros(x.shape), ends, value=value)
+    return lowering.emit_weights("shift", call.name, output, shape, torch.ones(1), border)
 
 
 def _pad_layer(lowering: Lowering, call: Call) -> Shared:
-    if getattr(call.layer, "value", 0.0) != 0.0:
-        raise UnsupportedLayerError(f"layer '{call.name}' pads with {call.layer.value}; use zeros")
-    return lowering.emit(
-        "pad", call.name, (call.first,), lowering.shape_of(call), padding=tuple(map(int, call.layer.padding))
-    )
+    ends = tuple(map(int, call.layer.padding))
+    return _padded(lowering, call, call.first, ends, getattr(call.layer, "value", 0.0))
 
 
 def _flip(lowering: Lowering, call: Call) -> Shared:
@@ -238,34 +246,6 @@ def _pixel_shuffle(lowering: Lowering, call: Call) -> Shared:
     return lowering.reshape(
         call.name, lowering.permute(call.name, split, (0, 1, 4, 2, 5, 3)), (n, c // factor**2, h * factor, w * factor)
     )
-
-
-def _upsample(lowering: Lowering, call: Call) -> Shared:
-    if call.layer is not None:
-        return _nearest(lowering, call, call.layer.mode, call.layer)
-    options = call.options(
-        "input size scale_factor mode align_corners recompute_scale_factor antialias", mode="nearest", antialias=False
-    )
-    rest = {name: value for name, value in options.items() if name != "input"}
-    return _nearest(lowering, call, options["mode"], lambda value: F.interpolate(value, **rest))
-
-
-def _nearest(lowering: Lowering, call: Call, mode: str, layer: Callable[[torch.Tensor], torch.Tensor]) -> Shared:
-    """Each element as often as `layer` takes it."""
-    shape = lowering.shape_of(call)
-    if mode != "nearest":
-        raise UnsupportedLayerError(
-            f"layer '{call.name}' interpolates by '{mode}'; use mode='nearest', and a convolution behind it to smooth"
-        )
-    output: Shared = call.first
-    for dim in range(2, len(shape)):
-        after = shape[dim]
-        # Where torch takes each element from, by doing the same to the elements' places.
-        places = torch.arange(float(output.shape[dim])).view(*[-1 if at == dim else 1 for at in range(len(shape))])
-        index = tuple(layer(places.expand(1, 1, *call.first.shape[2:])).movedim(dim, 0).flatten(1)[:, 0].int().tolist())
-        grown = [*output.shape[:dim], after, *output.shape[dim + 1 :]]
-        output = lowering.emit("gather", call.name, (output,), grown, dim=dim, index=index)
-    return output
 
 
 def _cast(lowering: Lowering, call: Call) -> Shared:
@@ -313,9 +293,8 @@ _MODULES: dict[type[nn.Module], Lower] = {
     nn.ZeroPad2d: _pad_layer,
     nn.ConstantPad1d: _pad_layer,
     nn.ConstantPad2d: _pad_layer,
+    nn.ConstantPad3d: _pad_layer,
     nn.PixelShuffle: _pixel_shuffle,
-    nn.Upsample: _upsample,
-    nn.UpsamplingNearest2d: _upsample,
 }
 _FUNCTIONS: dict[Any, Lower] = {
     torch.flatten: _reshape,
@@ -340,7 +319,6 @@ _FUNCTIONS: dict[Any, Lower] = {
     F.dropout2d: _dropout,
     F.pad: _pad,
     F.pixel_shuffle: _pixel_shuffle,
-    F.interpolate: _upsample,
     without_gradient: _same,
     operator.getitem: _index,
     getattr: _attribute,

@@ -51,21 +51,8 @@ class Pair(nn.Module):
 
 
 REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
-    "transposed": (
-        nn.ConvTranspose2d(4, 4, 2, 2),
-        IMAGE,
-        r"use nn\.Upsample\(.*'nearest'\) and a convolution, .*PixelShuffle",
-    ),
-    "bilinear": (nn.Upsample(scale_factor=2, mode="bilinear"), IMAGE, "by 'bilinear'; use mode='nearest'"),
-    "interpolate": (
-        Of(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear")),
-        IMAGE,
-        "'bilinear'; use mode='nearest'",
-    ),
     "greater": (Of(lambda x: x * (x > 0)), ROW, "F.relu, F.leaky_relu, torch.clamp"),
     "where": (Of(lambda x: torch.where(x > 0, x, 0.1 * x)), ROW, r"is F.leaky_relu\(h, a\)"),
-    "einsum": (Of(lambda x: torch.einsum("bi,bi->bi", x, x)), ROW, "use torch.matmul of permuted"),
-    "rms norm": (nn.RMSNorm(8), ROW, "use nn.LayerNorm, which has one"),
     "rsqrt": (
         Of(lambda x: x * torch.rsqrt(x.pow(2).mean(1, keepdim=True))),
         ROW,
@@ -75,18 +62,11 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
     "softshrink": (nn.Softshrink(), ROW, r"it is x - x.clamp\(-a, a\)"),
     "tanhshrink": (Of(F.tanhshrink), ROW, r"it is x - torch.tanh\(x\)"),
     "floor division": (Of(lambda x: x // 2), ROW, "leave quantisation out"),
-    "moved": (Of(lambda x: x.movedim(1, -1)), IMAGE, "use permute"),
-    "triangle": (Of(torch.tril), ROW, "multiply by a constant mask"),
     "alpha": (Of(lambda x: torch.add(x, x, alpha=3)), ROW, r"write a \+ alpha \* b"),
     "exponent": (Of(lambda x: 2**x), ROW, "raises to a value that is no plain number"),
     "softsign": (nn.Softsign(), ROW, "use nn.Tanh or nn.Hardtanh"),
     "local response": (nn.LocalResponseNorm(5), IMAGE, "use nn.BatchNorm2d"),
-    "instance 1d": (nn.InstanceNorm1d(4), (1, 4, 8), "nn.GroupNorm with as many groups"),
-    "instance 3d": (nn.InstanceNorm3d(4), (1, 4, 4, 4, 4), "nn.GroupNorm with as many groups"),
-    "volume": (nn.Conv3d(4, 4, 1), (1, 4, 4, 4, 4), r"fold the slices into channels \(x.flatten\(1, 2\)\)"),
     "pair": (Pair(), ROW, "use nn.Linear of torch.cat of both"),
-    "reflection": (nn.ReflectionPad2d(1), IMAGE, "use zero padding"),
-    "constant padding": (nn.ConstantPad2d(1, 1.0), IMAGE, "pads with 1.0; use zeros"),
     "autograd": (Of(Own.apply), ROW, r"\(Own\) has no encrypted form: it is an autograd.Function of your own"),
     "transform": (
         v2.Normalize([0.5] * 4, [0.5] * 4),

@@ -59,7 +59,7 @@ def test_a_slope_of_the_server_takes_a_product() -> None:
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (nn.Conv2d(4, 2, 3, padding=1, padding_mode="reflect"), "use zero"),
+        (nn.Sequential(nn.Conv2d(4, 2, 3, padding=1, padding_mode="reflect")), "use zero"),
         (nn.Sequential(nn.BatchNorm2d(4, track_running_stats=False)), "has no running statistics"),
         (lambda x: F.conv2d(x, x[:, :, :1, :1]), "depends on the input"),
     ],
@@ -68,3 +68,24 @@ def test_a_slope_of_the_server_takes_a_product() -> None:
 def test_what_a_layer_cannot_be_is_named_with_what_to_do(layer: object, reason: str) -> None:
     with pytest.raises(UnsupportedLayerError, match=reason):
         lowered(layer, IMAGES)  # type: ignore[arg-type]
+
+
+SEQUENCES = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(9))
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.RMSNorm(8), nn.RMSNorm((3, 8), eps=1e-3), nn.RMSNorm(8, elementwise_affine=False)], ids=str
+)
+def test_rms_norms_are_those_of_torch(layer: nn.RMSNorm) -> None:
+    if layer.weight is not None:
+        nn.init.normal_(layer.weight)
+    assert "standardise" in expect_same(layer, SEQUENCES * 3 + 2, off=1e-4)
+
+
+def test_instance_norms_are_those_of_torch_with_and_without_running_statistics() -> None:
+    expect_same(nn.Sequential(nn.InstanceNorm1d(3)), SEQUENCES, off=1e-4)
+    expect_same(nn.Sequential(nn.InstanceNorm2d(3, affine=True)), SEQUENCES.view(2, 3, 2, 4), off=1e-4)
+    expect_same(nn.Sequential(nn.InstanceNorm3d(3)), SEQUENCES.view(2, 3, 2, 2, 2), off=1e-4)
+    kept = nn.InstanceNorm1d(3, track_running_stats=True)
+    kept(SEQUENCES * 2 + 1)
+    assert "standardise" not in expect_same(nn.Sequential(kept), SEQUENCES)

@@ -37,3 +37,32 @@ def test_pooling_of_one_dimension_is_that_of_two() -> None:
 def test_indices_of_a_pool_are_refused() -> None:
     with pytest.raises(UnsupportedLayerError):
         lowered(lambda x: nn.functional.max_pool2d(x, 2, return_indices=True)[1], IMAGES)
+
+
+VOLUMES = torch.randn(2, 3, 6, 8, 4, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        *(nn.MaxPool3d(2), nn.MaxPool3d((3, 2, 1), stride=(1, 2, 1), padding=(1, 1, 0)), nn.AvgPool3d(2)),
+        *(
+            nn.AvgPool3d((3, 2, 2), stride=1, padding=(1, 1, 0)),
+            nn.AdaptiveAvgPool3d((3, 2, 1)),
+            nn.AdaptiveMaxPool3d(2),
+        ),
+    ],
+    ids=str,
+)
+def test_pooling_of_volumes_is_that_of_torch(layer: nn.Module) -> None:
+    expect_same(layer, VOLUMES)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.MaxPool3d(3, ceil_mode=True), nn.AvgPool3d(3, padding=1, count_include_pad=False), nn.AdaptiveAvgPool3d(4)],
+    ids=str,
+)
+def test_what_cannot_be_pooled_one_dimension_after_the_other_is_refused(layer: nn.Module) -> None:
+    with pytest.raises(UnsupportedLayerError, match="leave it out|count_include_pad=True|use sizes that divide"):
+        lowered(layer, VOLUMES)

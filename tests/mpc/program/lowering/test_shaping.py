@@ -49,6 +49,5 @@ def test_dropout_that_stays_on_is_refused() -> None:
         lowered(lambda x: F.dropout(x, 0.5, training=True), X)
 
 
-def test_padding_with_copies_is_refused() -> None:
-    with pytest.raises(UnsupportedLayerError):
-        lowered(lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), X)
+def test_padding_is_that_of_torch() -> None:
+    expect_same(lambda x: F.pad(x, (1, 1, 1, 1), value=0.5), X)
