@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
-from splitsec.cut.in_place import changes_attribute
+from splitsec.cut.in_place import AtenOperation, changes_attribute
 from splitsec.cut.place import place_of_error, place_of_trace
 from splitsec.cut.results import describe_result
 from splitsec.errors import CutError, first_line
@@ -26,7 +25,7 @@ from splitsec.errors import CutError, first_line
 # A batch of one would become a constant.
 _LEAST_ROWS = 2
 # Take values as they lie in memory, which `contiguous` changes.
-_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+_VIEWS = (torch.ops.aten.view.default,)
 # Where torch.export puts its own advice, which is about torch.export.
 _ADVICE = re.compile(r"\s*(?:Suggested fixes|For more information|The following call|Here's the|User Stack)")
 
@@ -61,7 +60,7 @@ def export_graph(model: nn.Module, sample: torch.Tensor) -> ExportedGraph:
     for node in program.graph.nodes:
         if node.op == "output":
             outputs = [taken.copies.get(value, value) for value in node.args[0]]
-            result = pytree.tree_unflatten(outputs, program.call_spec.out_spec)
+            result = program.call_spec.out_spec.unflatten(outputs)
         elif node.op != "placeholder":
             _copy(new, program.graph_module, node, taken, grad=True)
     new.output(_one_result(model, result))
@@ -188,7 +187,8 @@ def _meta(node: fx.Node) -> dict[str, Any]:
             isinstance(value, torch.Tensor)
             and value.is_floating_point()
             and value.dim() > 0
-            and isinstance(value.shape[0], torch.SymInt)
+            # The batch itself, and no multiple of it.
+            and str(value.shape[0]).isidentifier()
         )
     return meta
 
@@ -219,7 +219,7 @@ def _leaves(result: Any) -> Iterator[Any]:
 def _erase_unused(graph: fx.Graph) -> None:
     """Erase what nothing reads, assertions too, but for what changes a value in place."""
     for node in reversed(list(graph.nodes)):
-        mutates = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        mutates = isinstance(node.target, AtenOperation) and node.target._schema.is_mutable
         if not node.users and node.op == "call_function" and not mutates:
             graph.erase_node(node)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -15,6 +16,8 @@ from torch import fx, nn
 from splitsec.cut.mode_switch import ByMode
 from splitsec.errors import CutError
 
+# The class of torch's own operations, such as torch.ops.aten.relu.default.
+AtenOperation: Any = type(torch.ops.aten.relu.default)
 _OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 # Functions, methods and layers whose result may share memory with their input.
 _VIEW_NAMES = frozenset(
@@ -51,14 +54,14 @@ def follow_in_place(traced: fx.GraphModule) -> None:
 
 def operation_name(node: fx.Node) -> str:
     """Return the name of the method, function or ATen operation that a node calls, without an overload's."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.name.partition("::")[2]
+    if isinstance(node.target, AtenOperation):
+        return str(node.target._schema.name.partition("::")[2])
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def changes_attribute(node: fx.Node) -> bool:
     """Say whether a node is an ATen operation that changes a parameter, buffer or constant in place."""
-    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+    if not isinstance(node.target, AtenOperation) or not node.target._schema.is_mutable:
         return bool(node.meta.get("changes"))
     return isinstance(node.args[0], fx.Node) and node.args[0].op == "get_attr"
 
@@ -116,7 +119,7 @@ def _is_view(traced: nn.Module, node: fx.Node) -> bool:
     if node.target is getattr:
         return node.args[1] in _VIEW_NAMES
     name = operation_name(node)
-    if isinstance(node.target, torch._ops.OpOverload):
+    if isinstance(node.target, AtenOperation):
         aliases = [result.alias_info for result in node.target._schema.returns]
         return name in _VIEW_NAMES or any(alias is not None and not alias.is_write for alias in aliases)
     return name in _VIEW_NAMES or node.target in (torch.dropout, nn.functional.dropout)

@@ -36,7 +36,7 @@ class ByLength(nn.Module):
         return {"logits": self.second(self.drop(h).mean(1)), "cache": None}
 
 
-@pytest.mark.parametrize("cut", ["first", "norm", "drop"])
+@pytest.mark.parametrize("cut", ["first", "drop"])
 def test_a_model_that_torch_fx_refuses_is_cut_and_checked(cut: str) -> None:
     torch.manual_seed(0)
     model = ByLength()

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from splitsec.cut.in_place import AtenOperation
 from splitsec.cut.mode_switch import ByMode
 from splitsec.errors import UnsupportedLayerError, first_line
 from splitsec.mpc.program.lowering.advice import UNDONE, refusal
@@ -164,7 +165,7 @@ class Lowering:
         name, target = self._prefix + (str(node.target) if layer is not None else node.name), node.target
         if isinstance(layer, ByMode):
             target, (args, kwargs), layer = layer.target, layer.in_eval(args), None
-        if isinstance(target, torch._ops.OpOverload):
+        if isinstance(target, AtenOperation):
             name = operation_path(node)
         call = Call(node, name, target, args, kwargs, layer)
         lower, described = self._lowering_of(layer, target)
@@ -191,7 +192,7 @@ class Lowering:
             if lower is None and type(layer).__module__.startswith("torchvision.ops."):
                 lower = self._tables.torchvision.get(kind.__name__)
             return lower, kind.__name__
-        if isinstance(target, torch._ops.OpOverload):
+        if isinstance(target, AtenOperation):
             name = target._schema.name.partition("::")[2]
             # What works in place gives the same.
             return self._tables.operations.get(name.rstrip("_") if name.endswith("_") else name), name
@@ -221,7 +222,7 @@ class Lowering:
         return result
 
     def _compute(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], layer: nn.Module | None) -> Any:
-        if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
+        if isinstance(node.target, AtenOperation) and torch.Tag.nondeterministic_seeded in node.target.tags:
             raise UnsupportedLayerError(
                 f"'{operation_path(node)}' draws random numbers in eval mode, which every prediction would share; "
                 "leave it out in eval mode"
