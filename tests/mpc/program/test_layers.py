@@ -214,7 +214,6 @@ REFUSED = {
     "lstm": (nn.LSTM(4, 4), (2, 3, 4), "a step at a time"),
     "division": (Of(lambda x: x / x.sum(1, keepdim=True)), (2, 3), "divides by a value on shares"),
     "reflection": (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), (1, 1, 5, 5), "pads with 'reflect'"),
-    "padding": (Of(lambda x: F.pad(x, (1, 1), value=2.0)), (2, 3), "use zeros"),
     "comparison": (Of(lambda x: x > 0), (2, 3), "has no encrypted form"),
     "indices": (Of(lambda x: F.max_pool2d(x, 2, return_indices=True)[0]), (1, 1, 4, 4), "indices|Tuple|has no"),
     "exponential": (Of(torch.exp), (2, 3), "exp.*has no encrypted form"),
