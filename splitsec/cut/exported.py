@@ -10,7 +10,6 @@ from __future__ import annotations
 import operator
 import re
 import warnings
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +18,11 @@ from torch import fx, nn
 
 from splitsec.cut.in_place import AtenOperation, changes_attribute
 from splitsec.cut.place import place_of_error, place_of_trace
-from splitsec.cut.results import describe_result
+from splitsec.cut.results import one_result
 from splitsec.errors import CutError, first_line
 
 # A batch of one would become a constant.
 _LEAST_ROWS = 2
-# Take values as they lie in memory, which `contiguous` changes.
-_VIEWS = (torch.ops.aten.view.default,)
 # Where torch.export puts its own advice, which is about torch.export.
 _ADVICE = re.compile(r"\s*(?:Suggested fixes|For more information|The following call|Here's the|User Stack)")
 
@@ -63,7 +60,7 @@ def export_graph(model: nn.Module, sample: torch.Tensor) -> ExportedGraph:
             result = program.call_spec.out_spec.unflatten(outputs)
         elif node.op != "placeholder":
             _copy(new, program.graph_module, node, taken, grad=True)
-    new.output(_one_result(model, result))
+    new.output(one_result(type(model).__name__, result))
     _erase_unused(new)
     new.lint()
     used = {str(node.target) for node in new.nodes if node.op == "get_attr"}
@@ -151,7 +148,9 @@ def _copy(new: fx.Graph, owner: nn.Module, node: fx.Node, taken: _Taken, *, grad
         # It may be called in one mode alone, as memory happens to lie, and changes no value.
         taken.copies[node] = args[0]
         return
-    target = torch.ops.aten.reshape.default if node.target in _VIEWS else node.target
+    # A view takes values as they lie in memory, which `contiguous` would have changed.
+    viewed = node.target is torch.ops.aten.view.default
+    target = torch.ops.aten.reshape.default if viewed else node.target
     copy = new.create_node(node.op, target, args, kwargs, name=node.name)
     copy.meta.update(_meta(node))
     copy.meta["grad"] = grad
@@ -191,29 +190,6 @@ def _meta(node: fx.Node) -> dict[str, Any]:
             and str(value.shape[0]).isidentifier()
         )
     return meta
-
-
-def _one_result(model: nn.Module, result: Any) -> fx.Node:
-    nodes = [leaf for leaf in _leaves(result) if isinstance(leaf, fx.Node)]
-    if len(nodes) == 1:
-        return nodes[0]
-    kind = type(model).__name__
-    if not nodes:
-        raise CutError(f"{kind} returns nothing that depends on its input")
-    raise CutError(
-        f"{kind} returns {describe_result(result)}; a model to be cut returns one tensor: wrap it in an nn.Module "
-        "whose forward returns the one that is wanted, such as `return self.model(x)"
-        f"{'[0]' if not isinstance(result, Mapping) else repr([next(iter(result))])}`"
-    )
-
-
-def _leaves(result: Any) -> Iterator[Any]:
-    values = result.values() if isinstance(result, Mapping) else result if isinstance(result, (tuple, list)) else None
-    if values is None:
-        yield result
-        return
-    for value in values:
-        yield from _leaves(value)
 
 
 def _erase_unused(graph: fx.Graph) -> None:

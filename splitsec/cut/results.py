@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from splitsec.errors import CutError
+
 
 def one_tensor(result: Any) -> Any:
     """Return the only tensor in a dict, tuple or list, such as `{"logits": x}` and `(x, None)`; else the result."""
@@ -29,6 +31,27 @@ def describe_result(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)} values"
     return f"a {type(value).__name__}"
+
+
+def one_result(kind: str, result: Any) -> fx.Node:
+    """Return the only node in what a traced model returns, as `one_tensor` does with the model's own result.
+
+    Args:
+        kind: the model's class, for messages.
+
+    Raises:
+        CutError: there are several, or none.
+    """
+    nodes = [leaf for leaf in _flat(result) if isinstance(leaf, fx.Node)]
+    if len(nodes) == 1:
+        return nodes[0]
+    if not nodes:
+        raise CutError(f"{kind} returns nothing that depends on its input")
+    raise CutError(
+        f"{kind} returns {describe_result(result)}; a model to be cut returns one tensor: wrap it in an nn.Module "
+        "whose forward returns the one that is wanted, such as `return self.model(x)"
+        f"{'[0]' if not isinstance(result, Mapping) else repr([next(iter(result))])}`"
+    )
 
 
 def _flat(value: Any) -> list[Any]:

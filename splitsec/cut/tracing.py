@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ from splitsec.cut.gradients import keep_regions
 from splitsec.cut.in_place import changed_attribute, changes_attribute, follow_in_place
 from splitsec.cut.mode_switch import ByMode
 from splitsec.cut.place import place_of_error
-from splitsec.cut.results import describe_result, nodes_in
+from splitsec.cut.results import one_result
 from splitsec.cut.samples import make_sample
 from splitsec.cut.state import Generators, as_it_was
 from splitsec.cut.tracer import Tracer, UntraceableError, changed, random_numbers, refuse_backward_hooks
@@ -95,16 +95,17 @@ def trace_exported(model: nn.Module, sample: torch.Tensor) -> fx.GraphModule:
             refuse_backward_hooks(module, path)
         except UntraceableError as error:
             raise CutError(f"{error} ('{path}'); {error.advice}") from error
-    generators = Generators()
     with _alone(), as_it_was(model):
         for mode in (True, False):
+            # Which puts the generators back.
             with as_it_was(model, values=True):
+                generators = Generators()
                 model.train(mode)
                 graphs[mode] = export_graph(model, sample)
-    drew = generators.foreign_drew()
-    if drew:
-        reason, _ = random_numbers("")
-        raise CutError(f"{type(model).__name__}: {reason} (by Python's {drew}); draw them with torch")
+                drew = generators.foreign_drew()
+            if drew:
+                reason, _ = random_numbers("")
+                raise CutError(f"{type(model).__name__}: {reason} (by Python's {drew}); draw them with torch")
     add_counters(graphs[False].graph, graphs[True].graph)
     attributes = {**graphs[True].attributes, **graphs[False].attributes}
     joined = fx.GraphModule(attributes, graphs[False].graph)
@@ -289,7 +290,8 @@ def _graph(model: nn.Module, tracer: Tracer) -> fx.Graph:
         if name:
             raise UntraceableError(owner(node), *changed(name, node.meta.get("place", "")))
     _refuse_dicts(model, graph)
-    _take_one_result(model, graph)
+    output = next(node for node in graph.nodes if node.op == "output")
+    output.args = (one_result(type(model).__name__, output.args[0]),)
     return graph
 
 
@@ -314,27 +316,6 @@ def _tensors(model: nn.Module) -> dict[str, dict[str, Any]]:
         }
         for path, module in model.named_modules()
     }
-
-
-def _take_one_result(model: nn.Module, graph: fx.Graph) -> None:
-    """Let the graph return the only tensor of a dict or tuple, as `one_tensor` does with the model's result.
-
-    Raises:
-        CutError: there are several, or none.
-    """
-    output = next(node for node in graph.nodes if node.op == "output")
-    results = nodes_in(output.args[0])
-    if len(results) == 1:
-        output.args = (results[0],)
-        return
-    kind = type(model).__name__
-    if not results:
-        raise CutError(f"{kind} returns nothing that depends on its input")
-    raise CutError(
-        f"{kind} returns {describe_result(output.args[0])}; a model to be cut returns one tensor: wrap it in an "
-        "nn.Module whose forward returns the one that is wanted, such as `return self.model(x)"
-        f"{'[0]' if not isinstance(output.args[0], Mapping) else repr([next(iter(output.args[0]))])}`"
-    )
 
 
 def explain(error: Exception, place: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -105,11 +106,30 @@ def test_hooks_on_gradients_are_refused_and_regions_without_gradients_kept() -> 
                 x = self.first(x)
             return super().forward(x)
 
-    frozen = Frozen()
-    traced = trace(frozen, X)
-    traced(X).sum().backward()
-    first = frozen.first.weight.grad.clone()
-    frozen.zero_grad()
-    frozen(X)["logits"].sum().backward()
-    assert traced.training == frozen.training
-    assert first.shape == frozen.first.weight.grad.shape
+    def gradient(model: nn.Module, call: nn.Module) -> torch.Tensor:
+        model.zero_grad()
+        result = call(X)
+        (result if isinstance(result, torch.Tensor) else result["logits"]).square().sum().backward()
+        return model.get_parameter("first.weight").grad.clone()
+
+    frozen = Frozen().eval()
+    traced = trace(frozen, X).eval()
+    kept = gradient(frozen, traced)
+    assert torch.allclose(kept, gradient(frozen, frozen))
+    # Without the region another gradient comes back through its values.
+    free = ByLength().eval()
+    free.load_state_dict(frozen.state_dict())
+    twice = free.forward
+    free.forward = lambda x: twice(free.first(x))  # type: ignore[method-assign]
+    assert not torch.allclose(kept, gradient(free, free))
+
+
+def test_numbers_that_python_draws_are_refused_and_its_generator_is_put_back() -> None:
+    class Drawing(ByLength):
+        def forward(self, x: torch.Tensor) -> Any:
+            return super().forward(x * random.random())
+
+    before = random.getstate()
+    with pytest.raises(CutError, match="draws random numbers in forward.*Python's random.*draw them with torch"):
+        trace_exported(Drawing(), X)
+    assert random.getstate() == before

@@ -190,6 +190,14 @@ def test_what_the_model_itself_decides_by_values_is_refused_with_the_line(middle
         SplitModel(Middle(middle), "b")
 
 
+@pytest.mark.parametrize("middle", [ByShape.forward, lambda _m, h: torch.ones(3, 8)[: h.size(0)] + h])
+def test_what_a_model_decides_by_shapes_is_exported(middle: Any) -> None:
+    model, x = Middle(middle).eval(), torch.randn(2, 4)
+    split = SplitModel(model, "b").eval()
+    assert split.checked
+    assert torch.equal(split(x), model(x))
+
+
 class Optional(Body):
     def forward(self, x, mask=None, *, scale=2.0):  # type: ignore[no-untyped-def]
         return super().forward(x if mask is None else x * mask) * scale

@@ -20,8 +20,8 @@ from splitsec.mpc.program.lowering.base import LOWERINGS, Call, Lower, Lowering,
 from splitsec.mpc.program.lowering.einsum import einsum
 from splitsec.mpc.program.lowering.layers import linear
 
-# By the name of an operation, the function or the method whose lowering is the same for the same arguments.
-_AS_FUNCTIONS: Mapping[str, Any] = {
+# By the name of an operation, the function whose lowering is the same for the same arguments.
+_SAME_AS: Mapping[str, Any] = {
     **{
         name: getattr(torch, name)
         for name in (
@@ -29,7 +29,7 @@ _AS_FUNCTIONS: Mapping[str, Any] = {
             *("square", "pow", "matmul", "bmm", "sum", "mean", "abs", "maximum", "minimum", "max", "min", "amax"),
             *("amin", "cat", "stack", "chunk", "split", "unbind", "narrow", "select", "index_select", "flip", "t"),
             *("transpose", "permute", "flatten", "reshape", "squeeze", "unsqueeze", "where", "masked_fill"),
-            *("prelu", "celu", "layer_norm", "group_norm"),
+            *("prelu", "celu", "selu", "layer_norm", "group_norm"),
         )
     },
     **{
@@ -47,9 +47,6 @@ _AS_FUNCTIONS: Mapping[str, Any] = {
     "clip": torch.clamp,
     "split_with_sizes": torch.split,
     "feature_dropout": F.dropout2d,
-}
-_SAME_AS: Mapping[str, Any] = {
-    **_AS_FUNCTIONS,
     **dict.fromkeys(("view", "_unsafe_view", "unflatten"), torch.reshape),
 }
 _AS_METHODS = (
@@ -103,10 +100,6 @@ def _elu(lowering: Lowering, call: Call) -> Shared:
     x = call.first if inner == 1.0 else lowering.affine(call.name, call.first, inner)
     output = bend(lowering, call.name, x, "elu", alpha)
     return output if scale == 1.0 else lowering.affine(call.name, output, scale)
-
-
-def _selu(lowering: Lowering, call: Call) -> Any:
-    return lowering.lower_as(torch.selu, replace(call, target=torch.selu))
 
 
 def _slice(lowering: Lowering, call: Call) -> Any:
@@ -178,7 +171,6 @@ _OPERATIONS: dict[str, Lower] = {
     **dict.fromkeys(("alias", "lift_fresh_copy", "_to_copy"), _same),
     "batch_norm": _batch_norm,
     "elu": _elu,
-    "selu": _selu,
     **{name: _adaptive_max_pool(name) for name in (f"adaptive_max_pool{dims}d" for dims in (1, 2, 3))},
     "sym_size": _size,
     "slice": _slice,
