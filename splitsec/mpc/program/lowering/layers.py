@@ -181,7 +181,9 @@ def _group_norm_function(lowering: Lowering, call: Call) -> Shared:
 
 
 def rms_norm(lowering: Lowering, name: str, x: Shared, dims: int, weight: torch.Tensor | None, eps: float) -> Shared:
-    """x / sqrt(mean(x^2) + eps) over the last `dims` dimensions (B. Zhang and R. Sennrich, NeurIPS 2019, section 3).
+    """x / sqrt(mean(x^2) + eps) over the last `dims` dimensions.
+
+    B. Zhang and R. Sennrich, "Root mean square layer normalization", NeurIPS 2019, section 4.
 
     Beside its opposites a value has the mean zero and the variance mean(x^2), so that the layer norm of both, of which
     the first half is taken, is the norm wanted.
