@@ -14,7 +14,8 @@ from torch import nn
 
 from benchmarks.command import console, run_command, words
 from benchmarks.records import write_result
-from splitsec.apps.predict import PredictionTask, PredictResult, Samples, predict
+from splitsec.apps.predict import PredictionTask, PredictResult, predict
+from splitsec.apps.samples import Samples
 from splitsec.cli.common import check_writable
 from splitsec.cut import SplitModel
 from splitsec.errors import ConfigError

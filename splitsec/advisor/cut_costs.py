@@ -12,8 +12,9 @@ from torch import fx, nn
 from splitsec.advisor.leakage import Leak, mark_dominated, measure_leaks
 from splitsec.advisor.mac_count import MacCounter, counting_macs
 from splitsec.advisor.machine_speed import Link, Speed
-from splitsec.cut import INPUT, CutGraph, Origin, SplitModel, check_split, trace, vocabulary
+from splitsec.cut import INPUT, CutGraph, Origin, SplitModel, check_split, signature_of, trace
 from splitsec.cut.check import ROWS
+from splitsec.cut.samples import takes
 from splitsec.errors import ConfigError, SplitsecError, first_line
 from splitsec.mpc.context import CLIENT, SERVER
 from splitsec.mpc.program.bounds import Memory
@@ -94,7 +95,7 @@ class _CountingRun(ShapeNotes):
 
 def list_cuts(
     model: nn.Module,
-    shape: tuple[int, ...],
+    shape: tuple[int, ...] | None,
     *,
     link: Link | None = None,
     speed: Speed | None = None,
@@ -104,7 +105,7 @@ def list_cuts(
     """List every clean cut of a model in eval mode, in the model's order, the cut at the input first.
 
     Args:
-        shape: of one input, without the batch dimension.
+        shape: of one input, without the batch dimension; None for a model whose signature says it.
         link: between the parties; None for this machine's own.
         speed: of this machine; None to measure it.
         images: to measure leakage with, at least 64: (N, *shape); None leaves it out.
@@ -115,11 +116,12 @@ def list_cuts(
         ConfigError: it cannot take inputs of this shape.
     """
     model = model.eval()
-    traced = trace(model)
+    shape = _shape(model, shape)
+    traced = trace(model, _noise(model, ROWS, shape))
     graph = CutGraph(traced)
     nodes = {INPUT: graph.input} | {point.name: point.node for point in graph.points}
-    values, macs = _run(traced, shape, set(nodes.values()))
-    sample = _noise(traced, ROWS, shape)
+    values, macs = _run(traced, _noise(model, 1, shape), set(nodes.values()))
+    sample = _noise(model, ROWS, shape)
     if images is not None and tuple(images.shape[1:]) == shape:
         sample = images[:ROWS].to(sample.dtype)
     check_split(model, [traced], sample, cut=INPUT)
@@ -150,17 +152,31 @@ def _leaks(
     return measure_leaks(traced, nodes, images.to(next(traced.parameters(), images).dtype))
 
 
-def _noise(traced: fx.GraphModule, rows: int, shape: tuple[int, ...]) -> torch.Tensor:
-    if vocabulary(traced) is not None:
-        return torch.zeros(rows, *shape, dtype=torch.int64)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(rows, *shape, generator=generator).to(next(traced.parameters(), torch.empty(0)).dtype)
+def _shape(model: nn.Module, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the shape of one input, which a model of several inputs says itself."""
+    signature = signature_of(model)
+    own = tuple(signature.sample(1).shape[1:]) if signature.inputs else ()
+    if shape is None and not signature.inputs:
+        raise ConfigError("give the shape of one input (--input), such as 3,32,32")
+    if shape not in (None, own) and signature.inputs:
+        raise ConfigError(f"the model's signature {signature} says of what shape its inputs are; leave --input out")
+    return own if shape is None else shape
+
+
+def _noise(model: nn.Module, rows: int, shape: tuple[int, ...]) -> torch.Tensor:
+    dtype = next(model.parameters(), torch.empty(0)).dtype
+    if signature_of(model).inputs:
+        sample = signature_of(model).sample(rows)
+        return sample.to(dtype) if sample.is_floating_point() else sample
+    real = torch.randn(rows, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    whole = torch.zeros(rows, *shape, dtype=torch.int64)
+    return whole if takes(model, whole) and not takes(model, real) else real
 
 
 def _run(
-    traced: fx.GraphModule, shape: tuple[int, ...], keep: set[fx.Node]
+    traced: fx.GraphModule, noise: torch.Tensor, keep: set[fx.Node]
 ) -> tuple[dict[fx.Node, Any], dict[fx.Node, int]]:
-    noise = _noise(traced, 1, shape)
+    shape = noise.shape[1:]
     with torch.no_grad(), counting_macs() as counter:
         run = _CountingRun(traced, counter, keep)
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from splitsec.apps.predict import Samples
+from splitsec.apps.samples import Samples
 from splitsec.data.datasets import load_dataset
 from splitsec.errors import ConfigError
 from splitsec.privacy.audit.base import Rows
@@ -59,7 +59,7 @@ def load_rows(run: AuditRun) -> Rows:
         images, labels = part.train_images, part.train_labels
     else:
         assert run.input is not None
-        samples = Samples.load(run.input)
+        samples = Samples.load(run.input, run.model)[0]
         images, labels = samples.images.float(), samples.labels  # type: ignore[assignment]
     if images.dim() != 4:
         raise ConfigError(f"the images have shape {tuple(images.shape)}; attacks on images need (N, channels, H, W)")

@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from splitsec.cut import SplitModel, check_split, one_tensor, vocabulary
+from splitsec.apps.samples import Samples
+from splitsec.cut import Signature, SplitModel, check_split, one_tensor, vocabulary
+from splitsec.cut.check import ROWS
+from splitsec.cut.tracer import input_name
 from splitsec.errors import ConfigError, RangeError, first_line
 from splitsec.events import Predicted, Report
 from splitsec.local.prediction_service import Service, start_service
@@ -26,74 +29,11 @@ from splitsec.parties.predictions import Predictions, labels_of
 from splitsec.parties.setup import Network, Runtime
 from splitsec.settings.query import Query
 from splitsec.settings.timeouts import Timeouts
-from splitsec.tensors import NPZ, dtype_name, kind_of_file
 from splitsec.transport import load_key_pair, load_public_keys
 
 NOISE_SAMPLES = 8
 RESOLUTION = 2.0**-15
 TIMEOUT = 600.0
-
-_SAVE = "write one with numpy.savez(PATH, images=...)"
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What to predict: `images` (N, ...), and labels (N,) if they are known."""
-
-    images: torch.Tensor = field(repr=False)
-    labels: torch.Tensor | None = field(default=None, repr=False)
-
-    @staticmethod
-    def load(path: Path) -> Samples:
-        """Read an npz file with `images` and perhaps `labels`.
-
-        Raises:
-            ConfigError: it cannot be read, has no images, or they are no real numbers.
-        """
-        try:
-            # Without pickle, which could run what is in the file.
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in ("images", "labels") if name in file}
-        except OSError as error:
-            reason = "the file does not exist" if isinstance(error, FileNotFoundError) else error.strerror
-            raise ConfigError(f"cannot read {path}: {reason or first_line(error)}; {_SAVE}") from None
-        except Exception as error:
-            kind = f"{kind_of_file(path)}, not an npz file"
-            if kind_of_file(path) == NPZ:
-                objects = isinstance(error, ValueError) and "object" in str(error).lower()
-                kind = "holds objects of Python, which are not read" if objects else "is damaged or incomplete"
-            raise ConfigError(f"cannot read {path}: it {kind}; {_SAVE}") from None
-        if "images" not in arrays:
-            raise ConfigError(f"{path} has no array 'images'; write it with numpy.savez(PATH, images=...)")
-        images = arrays["images"]
-        if images.ndim < 2 or not len(images):
-            raise ConfigError(f"the images in {path} have shape {images.shape}; give (N, ...) with at least one image")
-        if images.dtype.kind not in "fiu":
-            raise ConfigError(f"the images in {path} are {images.dtype}; give numbers")
-        if not np.isfinite(images).all():
-            raise ConfigError(f"the images in {path} hold a value that is not a finite number")
-        labels = arrays.get("labels")
-        if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
-            raise ConfigError(f"the labels in {path} are {labels.dtype} {labels.shape}; give a whole number an image")
-        labels_read = None if labels is None else torch.from_numpy(labels.astype(np.int64))
-        return Samples(torch.from_numpy(np.ascontiguousarray(images)), labels_read)
-
-    def fit(self, model: nn.Module, rows: int | None) -> Samples:
-        """In the dtype that a model takes: whole numbers where it looks them up in a table, else real ones.
-
-        Raises:
-            ConfigError: they are of the other kind.
-        """
-        if rows is not None:
-            if self.images.is_floating_point() or not 0 <= int(self.images.min()) <= int(self.images.max()) < rows:
-                raise ConfigError(f"the model looks its input up: give whole numbers from 0 to {rows - 1}")
-            return replace(self, images=self.images.long())
-        if not self.images.is_floating_point():
-            raise ConfigError(
-                f"the images are {dtype_name(self.images)}; give real numbers, scaled as the model was trained: "
-                "((images / 255 - mean) / std).astype('float32')"
-            )
-        return replace(self, images=self.images.to(next(model.parameters(), torch.empty(0)).dtype))
 
 
 @dataclass(frozen=True)
@@ -170,7 +110,12 @@ def predict(
     model = load_model(task.source).eval()
     if task.weights is not None:
         load_weights(model, task.weights)
-    split = SplitModel(model, task.cut, check=False).eval()
+    split = SplitModel(model, task.cut, sample=_sample_of(samples, model), check=False).eval()
+    if split.exported and not split.signature.inputs:
+        # The server has no inputs to see the shape of.
+        place, signature = Signature.split(task.source)
+        signature = replace(Signature.of({input_name(model): samples.images}), output=signature.output)
+        task = replace(task, source=f"{place}{signature}")
     rows = vocabulary(split.front)
     samples = samples.fit(model, rows)
     images = samples.images
@@ -211,6 +156,12 @@ def predict(
     return _judge(replace(task, cut=split.cut), samples, predictions, plain, ranges=ranges, seconds=seconds)
 
 
+def _sample_of(samples: Samples, model: nn.Module) -> torch.Tensor:
+    """Return the first inputs in the dtype that a model's weights have, or as whole numbers."""
+    first = samples.images[:ROWS]
+    return first.to(next(model.parameters(), torch.empty(0)).dtype) if first.is_floating_point() else first.long()
+
+
 def _activation(split: SplitModel, images: torch.Tensor) -> torch.Tensor:
     try:
         with torch.no_grad():
@@ -238,6 +189,8 @@ def _calibration(
     """
     if calibration is not None:
         likely = calibration.fit(split, rows).images
+    elif split.signature.inputs:
+        likely = split.signature.noise_like(images, NOISE_SAMPLES).to(images.dtype)
     elif rows is not None:
         likely = torch.randint(0, rows, (NOISE_SAMPLES, *images.shape[1:]), generator=torch.Generator().manual_seed(0))
     else:

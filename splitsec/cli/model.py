@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +20,17 @@ if TYPE_CHECKING:
     from splitsec.advisor import CutCost
     from splitsec.apps.predict import PredictResult
 
-MODEL_HELP = "package.module:name, file.py:name or the name of a torchvision model"
+MODEL_HELP = (
+    "package.module:name, file.py:name or the name of a torchvision model; behind it several inputs, and the result "
+    "that is meant: 'file.py:name(numbers: 5, codes: 3 int64) -> logits'"
+)
 
 
 def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add `cuts` and `predict`."""
     cuts = commands.add_parser("cuts", parents=[common], help="where a model can be cut, and what each cut costs")
     cuts.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    cuts.add_argument("--input", required=True, metavar="C,H,W", help="shape of one input, such as 3,32,32")
+    cuts.add_argument("--input", metavar="C,H,W", help="shape of one input, such as 3,32,32, unless MODEL says it")
     cuts.add_argument("--weights", type=Path, metavar="FILE", help="safetensors with the model's weights")
     cuts.add_argument("--rtt", type=float, default=0.0, metavar="MS", help="round trip of the links (this machine's)")
     cuts.add_argument("--bandwidth", type=float, metavar="MBIT", help="of the links, a second (this machine's)")
@@ -49,8 +52,18 @@ def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
     predict.add_argument(
         "--cut", required=True, metavar="NAME", help="where to cut, see splitsec cuts; NAME,NAME for a U"
     )
+    predict.add_argument(
+        "--allow-values", type=int, default=1, metavar="N", help="how many values may cross the cut (1)"
+    )
     predict.add_argument("--weights", type=Path, metavar="FILE", help="safetensors with the model's weights")
-    predict.add_argument("--input", required=True, type=Path, metavar="FILE", help="npz with images, perhaps labels")
+    predict.add_argument(
+        "--input",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="npz with images, or each input by name; perhaps labels",
+    )
+    predict.add_argument("--output", default="", metavar="NAME", help="which result, if the model returns several")
     predict.add_argument("--count", type=int, metavar="N", help="only the first N images")
     predict.add_argument("--batch", type=int, default=1, metavar="N", help="images a query (1)")
     predict.add_argument(
@@ -72,7 +85,7 @@ def _cuts(options: argparse.Namespace) -> None:
         check_format(options.plot)
     if not options.rtt >= 0 or (options.bandwidth is not None and not options.bandwidth > 0):
         raise ConfigError("--rtt takes milliseconds from 0 on, --bandwidth megabits a second above 0")
-    shape = numbers(options.input, "--input")
+    shape = None if options.input is None else numbers(options.input, "--input")
     from rich.console import Console
 
     from splitsec.advisor import Link, list_cuts
@@ -83,7 +96,7 @@ def _cuts(options: argparse.Namespace) -> None:
         model = load_model(options.model)
         if options.weights is not None:
             load_weights(model, options.weights)
-        images = None if options.leakage is None else _inputs(options.leakage, options.data_dir)
+        images = None if options.leakage is None else _inputs(options.leakage, options.model, options.data_dir)
         link = Link(options.rtt) if options.bandwidth is None else Link(options.rtt, options.bandwidth)
         costs = list_cuts(
             model,
@@ -104,13 +117,13 @@ def _cuts(options: argparse.Namespace) -> None:
     write_json(options.json, [asdict(cost) for cost in costs])
 
 
-def _inputs(source: str, data_dir: Path | None) -> torch.Tensor:
-    from splitsec.apps.predict import Samples
+def _inputs(source: str, model: str, data_dir: Path | None) -> torch.Tensor:
+    from splitsec.apps.samples import Samples
     from splitsec.data.datasets import DATASETS, load_dataset
 
     if source in DATASETS:
         return load_dataset(source, data_dir, 0).test_images
-    return Samples.load(Path(source)).images.float()
+    return Samples.load(Path(source), model)[0].images.float()
 
 
 def _show_cuts(costs: Sequence[CutCost], link: str, model: str, console: Console) -> None:
@@ -215,21 +228,25 @@ def _predict(options: argparse.Namespace) -> None:
         raise ConfigError("--batch and --count take whole numbers of at least 1")
     from rich.console import Console
 
-    from splitsec.apps.predict import PredictionTask, Samples, as_json, counted, predict
+    from splitsec.apps.predict import PredictionTask, as_json, counted, predict
+    from splitsec.apps.samples import Samples
+    from splitsec.cut import Signature
     from splitsec.machine import keep_memory
 
     # This process is the client, and nothing else.
     keep_memory()
-    samples = Samples.load(options.input)
+    place, given = Signature.split(options.model)
+    signature = replace(given, output=options.output or given.output)
+    samples, source = Samples.load(options.input, f"{place}{signature}")
     if options.count is not None:
         labels = None if samples.labels is None else samples.labels[: options.count]
         samples = Samples(samples.images[: options.count], labels)
-    calibration = None if options.calibration is None else Samples.load(options.calibration)
+    calibration = None if options.calibration is None else Samples.load(options.calibration, source)[0]
     console = Console(emoji=False, markup=False)
     with terminated_like_interrupted(), console.status("loading the model") as status:
         task = PredictionTask(
-            source=options.model,
-            cut=options.cut,
+            source=source,
+            cut=_with_values(options.cut, options.allow_values),
             weights=options.weights,
             calibration=calibration,
             batch_size=options.batch,
@@ -243,6 +260,12 @@ def _predict(options: argparse.Namespace) -> None:
         )
     _show_predictions(result, options.model, console)
     write_json(options.json, as_json(result))
+
+
+def _with_values(cut: str, count: int) -> str:
+    """Return a cut that lets several values cross, as all parties call it."""
+    first, comma, head = cut.partition(",")
+    return cut if count <= 1 or "@" in first else f"{first}@{count}{comma}{head}"
 
 
 def _show_predictions(result: PredictResult, model: str, console: Console) -> None:

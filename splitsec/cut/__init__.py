@@ -5,6 +5,7 @@ from splitsec.cut.check import check_batch, check_split
 from splitsec.cut.origin import Origin, origin_of, set_origin
 from splitsec.cut.points import INPUT, CutGraph, CutPoint, vocabulary
 from splitsec.cut.results import one_tensor
+from splitsec.cut.signature import Input, Sample, Signature, adapt, signature_of
 from splitsec.cut.split import Cut, SplitModel, cut_names, is_u
 from splitsec.cut.tracing import trace
 from splitsec.cut.weights import load_part, load_segment
@@ -15,8 +16,12 @@ __all__ = [
     "Cut",
     "CutGraph",
     "CutPoint",
+    "Input",
     "Origin",
+    "Sample",
+    "Signature",
     "SplitModel",
+    "adapt",
     "build_segment",
     "check_batch",
     "check_split",
@@ -27,6 +32,7 @@ __all__ = [
     "one_tensor",
     "origin_of",
     "set_origin",
+    "signature_of",
     "trace",
     "vocabulary",
 ]

@@ -10,7 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import fx, nn
 
+from splitsec.cut.signature import signature_of
 from splitsec.cut.split import Cut, SplitModel
+from splitsec.cut.tracer import input_name
 from splitsec.cut.weights import load_part
 from splitsec.errors import ConfigError, CutError, first_line
 from splitsec.tensors import SAVE_WEIGHTS, read_tensors
@@ -54,6 +56,7 @@ def build_segment(
         raise ConstantError(f"the model needs its values while it is built: {reason}; build it whole") from error
     # Nothing can run on the meta device.
     split = SplitModel(model, cut, check=False)
+    refuse_guessed(split, model)
     segment: fx.GraphModule | None = getattr(split, part)
     if segment is None:
         raise CutError(f"the cut '{split.cut}' has no {part}")
@@ -71,6 +74,15 @@ def build_segment(
     else:
         load_part(segment, _read(weights, segment.state_dict()) if isinstance(weights, Path) else weights)
     return segment
+
+
+def refuse_guessed(split: SplitModel, model: nn.Module) -> None:
+    """Raise `CutError` for a model that is cut for inputs of one shape which nobody gave."""
+    if split.exported and not signature_of(model).inputs:
+        raise CutError(
+            f"{type(model).__name__} is cut for inputs of one shape alone (torch.export); say which, behind its name: "
+            f"MODEL({input_name(model)}: 16 int64), or 3x32x32 for images"
+        )
 
 
 def _tied(segment: nn.Module) -> list[list[str]]:

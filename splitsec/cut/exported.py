@@ -7,16 +7,21 @@ records ATen operations, each with the module that it was called in. All sizes b
 
 from __future__ import annotations
 
+import logging
 import operator
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from splitsec.cut.in_place import AtenOperation, changes_attribute
+from splitsec.cut.packing import Row
 from splitsec.cut.place import place_of_error, place_of_trace
 from splitsec.cut.results import one_result
 from splitsec.errors import CutError, first_line
@@ -78,14 +83,30 @@ class _Taken:
 
 
 def _exported(model: nn.Module, rows: torch.Tensor) -> Any:
-    with warnings.catch_warnings():
-        # It warns of its own internals.
+    with warnings.catch_warnings(), _quiet(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        # It warns of its own internals, and prints graphs of what it refuses.
         warnings.simplefilter("ignore")
         try:
             batch = ({0: torch.export.Dim.DYNAMIC},)
             return torch.export.export(model, (rows,), dynamic_shapes=batch, strict=False)
         except Exception as error:  # torch.export raises many kinds, all of them about the user's model
             raise CutError(_explained(model, error)) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's own loggers from writing what an error says anyway."""
+    loggers = [
+        logging.getLogger(name) for name in ("torch.fx", "torch.fx.experimental.symbolic_shapes", "torch.export")
+    ]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _explained(model: nn.Module, error: Exception) -> str:
@@ -151,6 +172,9 @@ def _copy(new: fx.Graph, owner: nn.Module, node: fx.Node, taken: _Taken, *, grad
     # A view takes values as they lie in memory, which `contiguous` would have changed.
     viewed = node.target is torch.ops.aten.view.default
     target = torch.ops.aten.reshape.default if viewed else node.target
+    if kwargs.get("device") == torch.device("meta"):
+        # A model that is exported without its values gets them elsewhere.
+        kwargs = {name: value for name, value in kwargs.items() if name != "device"}
     copy = new.create_node(node.op, target, args, kwargs, name=node.name)
     copy.meta.update(_meta(node))
     copy.meta["grad"] = grad
@@ -181,6 +205,8 @@ def _meta(node: fx.Node) -> dict[str, Any]:
         "place": place_of_trace(node.meta.get("stack_trace") or ""),
     }
     value = node.meta.get("val")
+    if isinstance(value, torch.Tensor) and value.dim() > 0 and all(isinstance(size, int) for size in value.shape[1:]):
+        meta["row"] = Row(tuple(value.shape[1:]), value.dtype)
     if value is not None:
         meta["sendable"] = (
             isinstance(value, torch.Tensor)

@@ -26,10 +26,17 @@ class CutPoint:
     Attributes:
         name: what a user writes: the path of the module that the node calls, else that of the innermost module that
             ends with the node, else the graph node's name.
+        others: further nodes whose values cross, where the user allows it.
     """
 
     name: str
     node: fx.Node
+    others: tuple[fx.Node, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """Return all nodes whose values cross, `node` first."""
+        return (self.node, *self.others)
 
 
 def node_name(node: fx.Node) -> str:
@@ -110,7 +117,9 @@ class CutGraph:
 
     def crossing(self, cut: fx.Node) -> list[fx.Node]:
         """Return the values that a cut after `cut` would send: computed up to it and used after it, `cut` included."""
-        front = self._before[cut]
+        return self._crossing(self._before[cut])
+
+    def _crossing(self, front: int) -> list[fx.Node]:
         # A size of the batch that is asked for after the cut is asked of the activation.
         beyond = ~front & ~self._sizes
         return [
@@ -185,8 +194,28 @@ class CutGraph:
             run.run(sample)
         return run.nodes
 
-    def find(self, name: str) -> CutPoint:
+    def _several(self, cut: fx.Node, most: int) -> tuple[fx.Node, ...]:
+        """Return the other values that a cut sends, if they are at most so many and may be sent; else nothing."""
+        front, taken = self._before[cut], {self.input}
+        for node in self.nodes:
+            # What only takes the input apart stays with it, so that not all of the input crosses for a part of it.
+            inputs = [other for other in node.all_input_nodes if not self.is_free(other)]
+            if inputs and all(other in taken for other in inputs) and _takes_apart(node):
+                taken.add(node)
+                if not front >> self.order[node] & 1:
+                    front |= 1 << self.order[node]
+        crossing = self._crossing(front)
+        if cut not in crossing or len(crossing) > most or self.input in crossing:
+            return ()
+        if any(self._gives_several(node) or node.op == "get_attr" for node in crossing):
+            return ()
+        return tuple(node for node in crossing if node is not cut)
+
+    def find(self, name: str, values: int = 1) -> CutPoint:
         """Return the clean cut called `name`: a module path (a container's stands for its last call) or a graph node.
+
+        Args:
+            values: how many values may cross.
 
         Raises:
             CutError: no such node (lists the valid ones), or more than one value crosses (names them and the nearest).
@@ -202,6 +231,9 @@ class CutGraph:
                 return CutPoint(name, last)
         if any(user.op == "output" for user in last.users):
             raise CutError(f"a cut after '{name}' would leave nothing for the server; {self._valid}")
+        others = self._several(last, values)
+        if others:
+            return CutPoint(name, last, others)
         inside = [point for point in self.points if point.name.startswith(name + ".")]
         self._refuse(f"a cut after '{name}'", last, inside[-1:])
 
@@ -254,7 +286,10 @@ class CutGraph:
             raise CutError(
                 f"{what} would send what is no tensor with a row for each sample; the nearest clean cut is {offer}"
             )
-        raise CutError(f"{what} would send more than one value ({crossed}); the nearest clean cut is {offer}")
+        raise CutError(
+            f"{what} would send more than one value ({crossed}); the nearest clean cut is {offer}, or let "
+            f"several cross (--allow-values {len(self.crossing(node))})"
+        )
 
     def _describe(self, node: fx.Node, cut: fx.Node) -> str:
         if node is self.input:
@@ -264,6 +299,18 @@ class CutGraph:
         if node.target is getattr:
             return f"{node.args[0]}.{node.args[1]}"
         return node_name(node)
+
+
+# What only takes parts of a value, or gives it another shape or type.
+_APART = (
+    *("getitem", "slice", "select", "squeeze", "unsqueeze", "expand", "reshape", "view", "flatten", "unflatten"),
+    *("to", "_to_copy", "float", "double", "long", "bool", "type_as", "narrow", "split", "split_with_sizes", "chunk"),
+)
+
+
+def _takes_apart(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
+    return node.op in ("call_function", "call_method") and name.partition(".")[0] in _APART
 
 
 class _SendableNodes(fx.Interpreter):
@@ -290,6 +337,9 @@ def vocabulary(traced: nn.Module) -> int | None:
         if node.op != "placeholder":
             continue
         for user in node.users:
+            if user.target is torch.ops.aten.embedding.default and isinstance(user.args[0], fx.Node):
+                path, _, name = str(user.args[0].target).rpartition(".")
+                return len(getattr(traced.get_submodule(path), name))
             layer = traced.get_submodule(str(user.target)) if user.op == "call_module" else None
             if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
                 return layer.num_embeddings

@@ -11,6 +11,10 @@ from torch import fx
 from splitsec.errors import CutError
 
 
+class SeveralResultsError(CutError):
+    """A model that returns several tensors, of which none is chosen."""
+
+
 def one_tensor(result: Any) -> Any:
     """Return the only tensor in a dict, tuple or list, such as `{"logits": x}` and `(x, None)`; else the result."""
     values = _flat(result)
@@ -40,17 +44,17 @@ def one_result(kind: str, result: Any) -> fx.Node:
         kind: the model's class, for messages.
 
     Raises:
-        CutError: there are several, or none.
+        SeveralResultsError: there are several.
+        CutError: there is none.
     """
     nodes = [leaf for leaf in _flat(result) if isinstance(leaf, fx.Node)]
     if len(nodes) == 1:
         return nodes[0]
     if not nodes:
         raise CutError(f"{kind} returns nothing that depends on its input")
-    raise CutError(
-        f"{kind} returns {describe_result(result)}; a model to be cut returns one tensor: wrap it in an nn.Module "
-        "whose forward returns the one that is wanted, such as `return self.model(x)"
-        f"{'[0]' if not isinstance(result, Mapping) else repr([next(iter(result))])}`"
+    raise SeveralResultsError(
+        f"{kind} returns {describe_result(result)}; say which is wanted behind its name, such as "
+        f"`MODEL -> {next(iter(result)) if isinstance(result, Mapping) else 0}`, or give SplitModel an output"
     )
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from splitsec.cut.check import ROWS
 from splitsec.cut.results import one_tensor
+from splitsec.cut.signature import signature_of
 from splitsec.cut.state import as_it_was
 
 _SIDES = (32, 28, 16, 8, 64, 96, 128, 224)
@@ -30,22 +31,28 @@ def make_sample(model: nn.Module, *, shapes_alone: bool = False) -> torch.Tensor
         shapes_alone: inputs without values will do, for a model that has none, on the meta device.
     """
     values = [*model.parameters(), *model.buffers()]
+    signature = signature_of(model)
     bare = any(value.is_meta for value in values)
     if (bare and not shapes_alone) or (not bare and sum(value.numel() for value in values) > LARGEST):
         return None
     real = next((value for value in values if value.is_floating_point()), torch.empty(0))
+    if signature.inputs:
+        sample = signature.sample(ROWS).to(real.device)
+        sample = sample.to(real.dtype) if sample.is_floating_point() else sample
+        return sample if bare or takes(model, sample) else None
     for shape, rows in _shapes(model):
         generator = torch.Generator().manual_seed(0)
         if rows is None:
             sample = torch.randn(ROWS, *shape, generator=generator).to(real.device, real.dtype)
         else:
             sample = torch.randint(0, rows, (ROWS, *shape), generator=generator).to(real.device)
-        if _fits(model, sample):
+        if takes(model, sample):
             return sample
     return None
 
 
-def _fits(model: nn.Module, sample: torch.Tensor) -> bool:
+def takes(model: nn.Module, sample: torch.Tensor) -> bool:
+    """Say whether a model in eval mode makes real numbers of inputs, a row of each; it is left as it was."""
     with as_it_was(model, values=True), torch.inference_mode(mode=False), torch.no_grad():
         model.eval()
         try:

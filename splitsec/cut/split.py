@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -12,8 +12,10 @@ from torch import fx, nn
 
 from splitsec.cut.check import ROWS, check_batch, check_split
 from splitsec.cut.origin import Origin, segments_digest, set_origin, whole_origin
+from splitsec.cut.packing import Row, pack, rows_of, unpack
 from splitsec.cut.points import CutGraph, CutPoint
 from splitsec.cut.samples import make_sample
+from splitsec.cut.signature import Sample, adapted_to, original, signature_of
 from splitsec.cut.tracing import forget_constants, trace
 from splitsec.cut.weights import load_part
 from splitsec.errors import CutError
@@ -50,12 +52,19 @@ class SplitModel(nn.Module):
             with `fc`. Front and head are the client's, so that labels never leave it.
         origin: of the values, which all segments remember; None computes it from the values of the whole model.
         sample: a few inputs, (N, ...), on which the segments are compared with the model; None makes them as its first
-            layers suggest, and leaves the cut unchecked if the model takes none of those.
+            layers suggest, and leaves the cut unchecked if the model takes none of those. A model of several inputs is
+            given a sample of each, by the names of its arguments; front and tail then take them packed
+            (`signature.pack`).
+        allow_values: how many values may cross the cut, packed into one tensor, such as a residual path and a mask;
+            `"layer1.0.bn1@2"` says the same.
+        output: of a model that returns several tensors, the key, index or attribute of the one that is meant.
         check: whether to compare the segments with the model.
 
     Attributes:
         cut: the cut as text, which all parties of a run must agree on; a U's names with a comma between.
         cuts: the names of all clean cuts.
+        exported: whether the segments are for inputs of one shape alone, since torch.export made them.
+        signature: of a model of several inputs, how they are packed into one tensor.
         checked: whether the segments were compared with the model (`check_split`).
         head: of a U, else None.
 
@@ -79,24 +88,31 @@ class SplitModel(nn.Module):
         cut: Cut,
         *,
         origin: Origin | None = None,
-        sample: torch.Tensor | None = None,
+        sample: Sample | None = None,
+        output: str = "",
+        allow_values: int = 1,
         check: bool = True,
     ) -> None:
         super().__init__()
-        names = cut_names(cut)
+        names, values = _allowed(cut_names(cut), allow_values)
+        model, sample = adapted_to(model, sample, output)
+        self.signature = signature_of(model)
         graph = CutGraph(trace(model, sample))
+        self.exported: bool = "exported" in graph.traced.meta
         if len(names) == 2:
             graph.check_order(*names)
-        points = [graph.find(names[0]), *(graph.before(name) for name in names[1:])]
+        points = [graph.find(names[0], values), *(graph.before(name) for name in names[1:])]
         if len(points) == 2 and (points[0].node not in graph.front(points[1].node) or points[0].node is points[1].node):
             raise CutError(f"between '{names[0]}' and '{names[1]}' there is nothing for the server; choose other cuts")
-        self.cut = ",".join((points[0].name, *names[1:]))
+        self.cut = ",".join((points[0].name + (f"@{values}" if points[0].others else ""), *names[1:]))
+        cross = _Crossing(points[0], self._rows(graph, points[0], model, sample))
         self.cuts = [point.name for point in graph.points]
+        head = _Crossing(points[1], []) if len(points) == 2 else None
         # Not a submodule: its parameters are those of the segments.
-        self._whole = (model,)
-        self.front: fx.GraphModule = _segment(graph, "Front", None, points[0])
-        self.tail: fx.GraphModule = _segment(graph, "Tail", points[0], points[1] if len(points) == 2 else None)
-        self.head = _segment(graph, "Head", points[1], None) if len(points) == 2 else None
+        self._whole = (original(model),)
+        self.front: fx.GraphModule = _segment(graph, "Front", None, cross)
+        self.tail: fx.GraphModule = _segment(graph, "Tail", cross, head)
+        self.head = None if head is None else _segment(graph, "Head", head, None)
         self.training = self._was_training = model.training
         self._refuse_shared()
         self._remember(whole_origin(model.state_dict()) if origin is None else origin)
@@ -106,6 +122,14 @@ class SplitModel(nn.Module):
             self.checked = check_split(model, self.segments, sample, cut=self.cut)
             tensors = graph.tensors(sample[:ROWS])
             self.cuts = [point.name for point in graph.points if point.node in tensors]
+
+    @staticmethod
+    def _rows(graph: CutGraph, point: CutPoint, model: nn.Module, sample: torch.Tensor | None) -> list[Row]:
+        """Return what a sample has of each of several values that cross."""
+        if not point.others:
+            return []
+        sample = make_sample(model, shapes_alone=True) if sample is None else sample
+        return rows_of(graph.traced, point.nodes, None if sample is None else sample[:ROWS])
 
     def mark(self) -> None:
         """Let the segments belong together with the values that they have now.
@@ -127,8 +151,16 @@ class SplitModel(nn.Module):
         """Return front, tail and, of a U, head."""
         return [self.front, self.tail, *([] if self.head is None else [self.head])]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the whole model's output: tail(front(x)), and the head of that if there is one."""
+    def forward(self, x: torch.Tensor | None = None, **inputs: torch.Tensor) -> torch.Tensor:
+        """Return the whole model's output: tail(front(x)), and the head of that if there is one.
+
+        Args:
+            x: the inputs (N, ...); those of a model of several inputs packed, or each by its name.
+        """
+        if x is None or inputs:
+            if x is not None or not self.signature.inputs:
+                raise CutError(f"the model takes one tensor, not {', '.join(inputs) or 'none'}")
+            x = self.signature.pack(inputs)
         activation = self.front(x)
         check_batch(activation, x, self.cut)
         output: torch.Tensor = self.tail(activation)
@@ -195,26 +227,50 @@ def _expression(path: str) -> str:
     return f"model.get_submodule('{owner}').{name}"
 
 
-def _segment(graph: CutGraph, name: str, after: CutPoint | None, upto: CutPoint | None) -> fx.GraphModule:
+def _allowed(names: tuple[str, ...], values: int) -> tuple[tuple[str, ...], int]:
+    """Return the names of a cut without `@2`, and how many values may cross."""
+    name, _, count = names[0].partition("@")
+    if count and not (count.isdigit() and int(count) > 0):
+        raise CutError(f"'{names[0]}' is no cut; write a name, and how many values may cross: '{name}@2'")
+    return (name, *names[1:]), max(values, int(count or 1))
+
+
+@dataclass(frozen=True)
+class _Crossing:
+    """A cut, and what a sample has of each of several values that cross it."""
+
+    point: CutPoint
+    rows: list[Row]
+
+    def front(self, graph: CutGraph) -> set[fx.Node]:
+        """Return the nodes that lie before the cut."""
+        return {node for value in self.point.nodes for node in graph.front(value)}
+
+
+def _segment(graph: CutGraph, name: str, after: _Crossing | None, upto: _Crossing | None) -> fx.GraphModule:
     """Make a segment of what lies after one cut and up to another."""
-    before = graph.front(after.node) if after is not None else set()
-    members = graph.front(upto.node) if upto is not None else set(graph.nodes)
+    before = after.front(graph) if after is not None else set()
+    members = upto.front(graph) if upto is not None else set(graph.nodes)
     new = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     if after is not None:
         activation = new.placeholder("activation" if name == "Tail" else "result")
         # Shape and dtype, where the graph's nodes know them, as copied nodes have them.
-        activation.meta.update(after.node.meta)
-        copies[after.node] = activation
+        if after.rows:
+            copies.update(zip(after.point.nodes, unpack(new, activation, after.rows), strict=True))
+        else:
+            activation.meta.update(after.point.node.meta)
+            copies[after.point.node] = activation
     for node in graph.nodes:
         if node in copies or node not in members or (node in before and not graph.is_free(node)):
             continue
         if after is not None and node in graph.batch_sizes:
-            copies[node] = new.call_method("size", (copies[after.node], 0))
+            copies[node] = new.call_method("size", (activation, 0))
         elif after is None if node.op == "placeholder" else all(other in copies for other in node.all_input_nodes):
             copies[node] = new.node_copy(node, copies.__getitem__)
     if upto is not None:
-        new.output(copies[upto.node])
+        crossing = [copies[node] for node in upto.point.nodes]
+        new.output(pack(new, crossing, upto.rows) if upto.rows else crossing[0])
     _erase_unused(new)
     new.lint()
     segment = fx.GraphModule(graph.traced, new, class_name=name)

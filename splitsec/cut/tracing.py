@@ -20,7 +20,7 @@ from splitsec.cut.gradients import keep_regions
 from splitsec.cut.in_place import changed_attribute, changes_attribute, follow_in_place
 from splitsec.cut.mode_switch import ByMode
 from splitsec.cut.place import place_of_error
-from splitsec.cut.results import one_result
+from splitsec.cut.results import SeveralResultsError, one_result
 from splitsec.cut.samples import make_sample
 from splitsec.cut.state import Generators, as_it_was
 from splitsec.cut.tracer import Tracer, UntraceableError, changed, random_numbers, refuse_backward_hooks
@@ -45,17 +45,19 @@ class _Whole:
     Attributes:
         reasons: why, by the module's path.
         kinds: their classes.
+        by_value: paths of those that decide by values or shapes, which torch.export knows.
     """
 
     reasons: dict[str, str] = field(default_factory=dict)
     kinds: set[type[nn.Module]] = field(default_factory=set)
+    by_value: set[str] = field(default_factory=set)
 
 
 def trace(model: nn.Module, sample: torch.Tensor | None = None) -> fx.GraphModule:
     """Trace `model` in both modes, and leave it exactly as it was: with torch.fx, or torch.export where that refuses.
 
     torch.fx comes first, since its graph is of whole layers and of any shape, and since loading torch.export takes
-    seconds. What it refuses, such as Hugging Face's models, is exported (`export_graph`).
+    seconds. What it refuses, or could not look into, such as Hugging Face's models, is exported (`export_graph`).
 
     Args:
         sample: inputs (N, ...) of the shape to export for; None makes them as the model's first layers suggest.
@@ -67,20 +69,29 @@ def trace(model: nn.Module, sample: torch.Tensor | None = None) -> fx.GraphModul
     if isinstance(model, fx.GraphModule):
         return model
     _check_inputs(model)
+    traced, refusal = None, None
     try:
-        return trace_with_fx(model)
+        traced = trace_with_fx(model)
     except CutError as error:
         cause = error.__cause__
-        if not isinstance(cause, UntraceableError) or not cause.by_value:
+        by_value = isinstance(cause, UntraceableError) and cause.by_value
+        if not by_value and not isinstance(error, SeveralResultsError):
             # It does what no graph may lose.
             raise
-        sample = make_sample(model, shapes_alone=True) if sample is None else sample
-        if sample is None:
-            raise
-        try:
+        refusal = error
+    if traced is not None and not traced.meta["whole_by_value"]:
+        return traced
+    sample = make_sample(model, shapes_alone=True) if sample is None else sample
+    try:
+        if sample is not None:
             return trace_exported(model, sample)
-        except CutError as other:
-            raise CutError(f"{other} (torch.fx refuses it too: {error})") from error
+    except CutError as error:
+        if refusal is not None:
+            raise CutError(f"{error} (torch.fx refuses it too: {refusal})") from refusal
+    if traced is None:
+        assert refusal is not None
+        raise refusal
+    return traced
 
 
 def trace_exported(model: nn.Module, sample: torch.Tensor) -> fx.GraphModule:
@@ -115,6 +126,8 @@ def trace_exported(model: nn.Module, sample: torch.Tensor) -> fx.GraphModule:
         _finish(joined)
     except UntraceableError as error:
         raise CutError(f"{type(model).__name__} cannot be exported: {error}; {error.advice}") from error
+    joined.meta["whole"] = {}
+    joined.meta["exported"] = tuple(sample.shape[1:])
     return _with_modes(joined, model)
 
 
@@ -141,6 +154,7 @@ def trace_with_fx(model: nn.Module) -> fx.GraphModule:
                     _keep_whole(model, whole, error)
     called = {str(node.target) for node in joined.graph.nodes if node.op == "call_module"}
     joined.meta["whole"] = {path: reason for path, reason in whole.reasons.items() if path in called}
+    joined.meta["whole_by_value"] = whole.by_value & called
     return _with_modes(joined, model)
 
 
@@ -205,9 +219,9 @@ def _check_inputs(model: nn.Module) -> None:
     named = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     if len(required) > 1 or any(parameter.name in required for parameter in named):
         raise CutError(
-            f"{kind} takes {len(required)} inputs ({', '.join(required)}); a model to be cut takes one tensor: join "
-            "them along a dimension and take them apart in forward, such as x[:, :5] and x[:, 5:].long(), or give all "
-            "but the first a default"
+            f"{kind} takes {len(required)} inputs ({', '.join(required)}): say behind the model's name of what shape "
+            f"each is for a sample: MODEL({', '.join(f'{name}: 5' for name in required)}), with a dtype such as int64 "
+            "where it takes no real numbers; or give SplitModel a sample of each by name"
         )
     if len(parameters) == len(named):
         raise CutError(f"{kind} takes no input; a model to be cut takes one tensor")
@@ -224,6 +238,8 @@ def _keep_whole(model: nn.Module, whole: _Whole, error: UntraceableError) -> Non
             f"{type(model).__name__} cannot be traced by torch.fx: {error}{where}; {error.advice}"
         ) from error
     whole.reasons[path] = str(error)
+    if error.by_value:
+        whole.by_value.add(path)
     kind = type(model.get_submodule(path))
     if not kind.__module__.startswith("torch.") and kind is not type(model):
         for other, module in model.named_modules():

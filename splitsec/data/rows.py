@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from splitsec.cut import Signature
 from splitsec.data.row_checks import check_inputs, check_labels_of
-from splitsec.errors import ConfigError
+from splitsec.errors import ConfigError, CutError
 from splitsec.tensors import dtype_name, read_tensors, shape_text, write_tensors
 
 
@@ -32,9 +33,21 @@ class Part:
         write_tensors(path, vars(self))
 
     @classmethod
-    def load(cls, path: Path) -> Part:
-        """Read and check a part; raises `ConfigError` saying what is wrong with the file."""
+    def load(cls, path: Path, signature: Signature = Signature()) -> Part:  # noqa: B008  (it is frozen)
+        """Read and check a part; raises `ConfigError` saying what is wrong with the file.
+
+        Args:
+            signature: of a model of several inputs, each of which the file may hold by its name (`train_codes`).
+        """
         tensors = read_tensors(path, "data", _ADVICE)
+        for split in ("train", "test"):
+            names = {given.name: f"{split}_{given.name}" for given in signature.inputs}
+            if names and f"{split}_images" not in tensors and all(name in tensors for name in names.values()):
+                try:
+                    packed = signature.pack({given: tensors[name] for given, name in names.items()})
+                except CutError as error:
+                    raise ConfigError(f"{path}, {split}: {error}") from None
+                tensors[f"{split}_images"] = packed
         missing = sorted(set(cls.__annotations__) - set(tensors))
         if missing:
             has = ", ".join(sorted(tensors)[:8]) or "nothing"

@@ -12,6 +12,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
+from splitsec.cut import Signature, adapt
 from splitsec.errors import ConfigError, CutError, class_and_line, first_line
 from splitsec.tensors import SAVE_WEIGHTS, read_tensors
 
@@ -21,12 +22,19 @@ def load_model(source: str) -> nn.Module:
 
     Args:
         source: `package.module:name` or `path/file.py:name`, where `name` is an `nn.Module` or makes one; or the name
-            of a torchvision model, whose weights are then random.
+            of a torchvision model, whose weights are then random. A signature may follow, which makes a model of
+            several inputs or results one of one tensor: `file.py:name(numbers: 5, codes: 3 int64) -> logits`.
 
     Raises:
         ConfigError: the module, the file or the name is not there; it does not make an `nn.Module`; or its own code
             fails, at the line that the message names.
+        CutError: the signature cannot be read, or is not the model's.
     """
+    source, signature = Signature.split(source)
+    return adapt(_named(source), signature)
+
+
+def _named(source: str) -> nn.Module:
     place, _, name = source.partition(":")
     if not name and not place.endswith(".py"):
         return _torchvision_model(source.removesuffix(":"))

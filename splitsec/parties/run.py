@@ -16,6 +16,7 @@ from splitsec.cut import (
     INPUT,
     ConstantError,
     Origin,
+    Signature,
     SplitModel,
     build_segment,
     is_u,
@@ -24,7 +25,7 @@ from splitsec.cut import (
     set_origin,
 )
 from splitsec.cut import joined as vertical
-from splitsec.cut.build import Part
+from splitsec.cut.build import Part, refuse_guessed
 from splitsec.cut.origin import whole_origin
 from splitsec.cut.segment_files import FrontFacts, Role, check_role, origin_of_file, read_segment, save_segment
 from splitsec.data import rows as data
@@ -158,7 +159,7 @@ def run_client(config: ClientConfig, base: Path, report: Report) -> None:
 
 def _run_rows(config: ClientConfig, base: Path, report: Report, processors: Sequence[int] | None) -> None:
     network = network_of(config, base, config.name)
-    part = data.Part.load(base / config.data)
+    part = data.Part.load(base / config.data, Signature.split(config.model)[1])
     roles: tuple[Part, ...] = ("front", "head") if is_u(config.cut) else ("front",)
     check_own_data(part, config, base)
     _check_trained(config)
@@ -195,7 +196,7 @@ def _run_rows(config: ClientConfig, base: Path, report: Report, processors: Sequ
 
 
 def _run_half(config: ClientConfig, base: Path, report: Report, processors: Sequence[int] | None) -> None:
-    part = data.Part.load(base / config.data)
+    part = data.Part.load(base / config.data, Signature.split(config.model)[1])
     # Each client's own first weights: two parts alike would learn the same.
     torch.manual_seed(derived_seed(f"weights of {config.name}", config.seed))
     half = load_model(config.model)
@@ -306,6 +307,8 @@ def make_segments(
     _seed_weights(seed)
     whole = load_model(model)
     split = SplitModel(whole, cut, sample=sample)
+    if sample is None:
+        refuse_guessed(split, whole)
     if not split.checked:
         log.info("the segments are not compared with the model, for which no sample of inputs can be made")
     segments = [getattr(split, part) for part in wanted]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from splitsec.apps.predict import Samples
+from splitsec.apps.samples import Samples
 from splitsec.cli import main
 from splitsec.cut import SplitModel
 from splitsec.errors import ConfigError
@@ -112,7 +112,11 @@ def test_predictions_by_a_u_are_those_in_plain(here: Path) -> None:
         ),
         (["net.py:Net", "--cut", "fc1", "--input", "shape.npz"], 2, "the model cannot take images of shape 7"),
         (["net.py:Net", "--cut", "fc1", "--input", "nan.npz"], 2, "not a finite number"),
-        (["net.py:Net", "--cut", "fc1", "--input", "empty.npz"], 2, "has no array 'images'"),
+        (
+            ["net.py:Net", "--cut", "fc1", "--input", "empty.npz"],
+            2,
+            "Net has no argument 'pictures'; it takes x (an npz file may call a single input 'images')",
+        ),
         (["net.py:Net", "--cut", "fc1", "--input", "labels.npz"], 2, "give a whole number an image"),
         (["net.py:Net", "--cut", "fc1", "--input", "objects.npz"], 2, "it holds objects of Python, which are not read"),
         (["net.py:Net", "--cut", "fc1", "--input", "half.npz"], 2, "it is damaged or incomplete"),

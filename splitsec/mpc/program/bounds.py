@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+import msgspec
 import torch
 
 from splitsec.errors import RangeError
@@ -229,6 +230,16 @@ def measured_bounds(
     if not bounds[0] < most:
         raise RangeError(f"the input reaches {largest[0]:g} in calibration: too much")
     for number, step in enumerate(steps, 1):
+        if step.op == "curve" and step.high:
+            # A line that is the function within its domain alone.
+            (source,), width = step.inputs, max(-step.low, step.high)
+            if largest[source] > width:
+                raise RangeError(
+                    f"layer '{step.name}' takes values up to {largest[source]:g} in calibration, and has an encrypted "
+                    f"form up to {width:g}; scale them down, or keep it in the front"
+                )
+            bounds[source] = min(bounds[source], width)
+            step = msgspec.structs.replace(step, high=0.0)  # noqa: PLW2901
         if number not in weights:
             # What cannot be larger need not be allowed for: probabilities, standardised rows.
             guaranteed = OPERATIONS.get(step.op).bound(step, [bounds[index] for index in step.inputs], None)

@@ -20,6 +20,7 @@ import torch
 
 from splitsec.mpc.context import SERVER, Context
 from splitsec.mpc.protocols.relu import relu
+from splitsec.mpc.ring import PRECISION_BITS
 
 _FINE = 4_001
 
@@ -77,8 +78,17 @@ def bend(context: Context, share: torch.Tensor, curve: Curve, *, scale: int, dig
 def curve_of(name: str, parameter: float = 1.0) -> Curve:
     """Return the broken line of a known function; `parameter` is ELU's alpha, and softplus' beta."""
     function, low, high, left, right, knots = _FUNCTIONS[name]
+    if name == "log":
+        # Its octaves are all alike, and the smallest are so steep that knots must be fixed-point numbers.
+        fine = np.geomspace(low(parameter), high(parameter), _FINE)
+        return fit(fine, function(fine, parameter), left, right, knots, grid=2.0**-PRECISION_BITS)
     fine = np.linspace(low(parameter), high(parameter), _FINE)
     return fit(fine, function(fine, parameter), left, right, knots)
+
+
+def domain_of(name: str) -> tuple[float, float]:
+    """Return the ends between which a function's broken line is the function; both 0 where it is everywhere."""
+    return _DOMAINS.get(name, (0.0, 0.0))
 
 
 @cache
@@ -88,15 +98,20 @@ def logarithm(most: int) -> Curve:
     return fit(fine, np.log(fine), 1.0, 0.0, 64)
 
 
-def fit(fine: np.ndarray, values: np.ndarray, left: float, right: float, knots: int) -> Curve:
+def fit(
+    fine: np.ndarray, values: np.ndarray, left: float, right: float, knots: int, *, grid: float | None = None
+) -> Curve:
     """Fit a broken line to the points (`fine`, `values`), with slopes `left` and `right` outside them.
 
     Between knots where the function bends equally (the integral of the root of its second derivative), the largest
     error of all pieces is about the same. The best of a few powers of it is taken, since pieces are not short.
+
+    Args:
+        grid: of which the knots are multiples; None for any.
     """
     second = np.gradient(np.gradient(values, fine), fine)
     lines = [
-        _line(fine, values, np.abs(second) ** power + least, left, right, knots)
+        _line(fine, values, np.abs(second) ** power + least, left, right, knots, grid)
         for power in (0.35, 0.4, 0.45, 0.5)
         for least in (0.0, 1e-3, 1e-2, 3e-2)
     ]
@@ -110,10 +125,14 @@ def _line(
     left: float,
     right: float,
     knots: int,
+    grid: float | None,
 ) -> Curve:
     # By what lies between the points, which need not be spaced evenly.
     grown = np.concatenate([[0.0], np.cumsum((weight[1:] + weight[:-1]) / 2 * np.diff(fine))])
     places = np.interp(np.linspace(0, grown[-1], knots), grown, fine)
+    if grid is not None:
+        places = np.unique(np.round(places / grid) * grid)
+        knots = len(places)
     # Heights by least squares, but at the ends, where the line meets what the function is outside.
     at = np.clip(np.searchsorted(places, fine) - 1, 0, knots - 2)
     share = (fine - places[at]) / (places[at + 1] - places[at])
@@ -163,6 +182,26 @@ _FUNCTIONS = {
     "mish": (lambda x, _: x * np.tanh(_softplus(x, 1.0)), lambda _: -11.0, lambda _: 9.0, 0.0, 1.0, 48),
     "softplus": (_softplus, lambda beta: -9.0 / beta, lambda beta: 9.0 / beta, 0.0, 1.0, 32),
     "elu": (lambda x, alpha: alpha * np.expm1(x), lambda _: -9.0, lambda _: 0.0, 0.0, 1.0, 32),
+    "log": (lambda x, _: np.log(x), lambda _: 2.0**-12, lambda _: 2.0**10, 2.0**12, 0.0, 132),
+    "sin": (lambda x, _: np.sin(x), lambda _: -16.0, lambda _: 16.0, 0.0, 0.0, 160),
+    "cos": (lambda x, _: np.cos(x), lambda _: -16.0, lambda _: 16.0, 0.0, 0.0, 160),
+    "erf": (lambda x, _: _erf(x), lambda _: -3.3, lambda _: 3.3, 0.0, 0.0, 48),
+    # Up to exp(10), which the third square of the line is.
+    "exp_eighth": (
+        lambda x, _: np.exp(x / 8) * np.minimum(1, (x + 40) / 8),
+        lambda _: -40.0,
+        lambda _: 10.0,
+        0.0,
+        0.44,
+        96,
+    ),
     # The fourth root of the exponential, for softmax: zero at the far end, and beyond it.
     "exp": (lambda x, _: np.exp(x / 4) * np.minimum(1, (x + 24) / 4), lambda _: -24.0, lambda _: 0.0, 0.0, 0.0, 40),
+}
+# Where a line is its function, if not everywhere.
+_DOMAINS = {
+    "log": (-(2.0**10), 2.0**10),
+    "sin": (-16.0, 16.0),
+    "cos": (-16.0, 16.0),
+    "exp_eighth": (-(2.0**20), 10.0),
 }

@@ -212,16 +212,16 @@ class Weighing(nn.Module):
 REFUSED = {
     "embedding": (nn.Embedding(5, 3), (2, 4), "looking up a row would show"),
     "lstm": (nn.LSTM(4, 4), (2, 3, 4), "a step at a time"),
-    "division": (Of(lambda x: x / x.sum(1, keepdim=True)), (2, 3), "divides by a value on shares"),
+    "samples": (Of(lambda x: x / x.norm()), (2, 3), "joins the samples of a batch"),
     "reflection": (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), (1, 1, 5, 5), "pads with 'reflect'"),
-    "comparison": (Of(lambda x: x > 0), (2, 3), "has no encrypted form"),
+    "comparison": (Of(lambda x: x > 0), (2, 3), "a result of truth values has no encrypted form"),
     "indices": (Of(lambda x: F.max_pool2d(x, 2, return_indices=True)[0]), (1, 1, 4, 4), "indices|Tuple|has no"),
-    "exponential": (Of(torch.exp), (2, 3), "exp.*has no encrypted form"),
+    "power": (Of(lambda x: x**2.25), (2, 3), "whole powers and halves up to 8"),
     "threshold": (nn.Softplus(1, 1.0), (2, 3), "is a line from 1.0 on"),
     "ends that are values": (Of(lambda x: x.clamp(max=GAIN)), (2, 3), "clips at a Tensor; clip at numbers"),
     "nothing": (Of(lambda x: x / 0), (2, 3), "no encrypted form with these arguments: .*division by zero"),
     "weights of attention": (Weighing(), (2, 3, 4), "such as the weights of attention"),
-    "root": (Of(torch.sqrt), (2, 3), "sqrt.*has no encrypted form: roots"),
+    "wave": (Of(torch.atan), (2, 3), "atan.*has no encrypted form: no broken line"),
 }
 
 

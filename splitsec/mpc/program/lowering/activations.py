@@ -13,7 +13,7 @@ from torch import nn
 from splitsec.errors import UnsupportedLayerError
 from splitsec.mpc.program.bounds import largest_value
 from splitsec.mpc.program.lowering.base import LOWERINGS, Call, Lower, Lowering, Shared, Tables
-from splitsec.mpc.protocols.broken_lines import curve_of, logarithm
+from splitsec.mpc.protocols.broken_lines import curve_of, domain_of, logarithm
 
 
 def options_of(call: Call, names: str, **defaults: Any) -> dict[str, Any]:
@@ -111,7 +111,9 @@ def _hard_swish(lowering: Lowering, call: Call) -> Shared:
 
 def bend(lowering: Lowering, name: str, x: Shared, function: str, parameter: float = 1.0) -> Shared:
     """Return a function as a broken line."""
-    return lowering.emit("curve", name, (x,), x.shape, curves=(curve_of(function, float(parameter)),))
+    curve = curve_of(function, float(parameter))
+    low, high = domain_of(function)
+    return lowering.emit("curve", name, (x,), x.shape, curves=(curve,), low=low, high=high)
 
 
 def _bent(function: str) -> Lower:

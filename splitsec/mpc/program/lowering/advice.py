@@ -15,23 +15,13 @@ LOOKUPS = ("Embedding", "EmbeddingBag")
 
 _GROW = "nn.Upsample(scale_factor=2, mode='nearest') and a convolution, or a convolution and nn.PixelShuffle"
 _RECURRENT = "it runs a step at a time; keep it in the front, or use nn.Conv1d or attention"
-_COMPARE = (
-    "a truth value has none; F.relu, F.leaky_relu, torch.clamp and torch.maximum compare without showing one "
-    "(torch.where(h > 0, h, a * h) is F.leaky_relu(h, a))"
-)
+_COMPARE = "compare with >, >=, < or <=, and choose with torch.where"
 _INDEX = "an index is no real number; ask for reveal='label' if the largest result is wanted"
-_ROOT = "roots are taken inside nn.LayerNorm and nn.GroupNorm alone; use one of them"
-_UNIT = (
-    "division by a length has none; use nn.LayerNorm(size, elementwise_affine=False), whose rows have a fixed length, "
-    "or leave it to the client: in a head, or after the prediction"
-)
-_EXP = "exponentials and logarithms are taken inside nn.Softmax, nn.LogSoftmax and nn.Softplus alone; use one of them"
 _ROUND = "steps have none; leave quantisation out in eval mode, or use nn.Hardtanh"
 _WHOLE = ("floordiv", "floor_divide", "mod", "remainder", "fmod", "frac")
 _WAVE = "no broken line for it; make constants of positions in a buffer, or use nn.Tanh"
 _DECODER = "write it with nn.MultiheadAttention, nn.LayerNorm and nn.Linear, or use nn.TransformerEncoderLayer"
 _TRANSFORM = "it prepares inputs; keep it in the front"
-_LOGISTIC = "use nn.Tanh or nn.Hardtanh"
 _DOTS = "use torch.matmul of permuted and reshaped values, or * and sum"
 
 # By the name of the class, function or method.
@@ -48,24 +38,21 @@ ADVICE: Mapping[str, str] = {
     **dict.fromkeys(
         ("LocalResponseNorm", "CrossMapLRN2d", "local_response_norm"), "use nn.BatchNorm2d, which is folded"
     ),
-    **dict.fromkeys(("sqrt", "rsqrt", "sqrt_", "rsqrt_", "std", "var", "var_mean", "std_mean"), _ROOT),
-    **dict.fromkeys(("normalize", "norm", "vector_norm", "cosine_similarity", "CosineSimilarity", "cdist"), _UNIT),
-    "reciprocal": _UNIT,
-    **dict.fromkeys(("exp", "log", "log1p", "expm1", "log2", "log10", "logsumexp", "exp_"), _EXP),
-    **dict.fromkeys(("where", "gt", "ge", "lt", "le", "eq", "ne", "greater", "less", "masked_select"), _COMPARE),
-    **dict.fromkeys(("Threshold", "threshold", "Hardshrink", "hardshrink", "heaviside", "sign", "sgn"), _COMPARE),
+    **dict.fromkeys(("var_mean", "std_mean"), "take torch.mean and torch.var apart"),
+    **dict.fromkeys(("cosine_similarity", "CosineSimilarity", "cdist"), "use the product of F.normalize of both"),
+    "logsumexp": "subtract torch.log_softmax from the values",
+    **dict.fromkeys(("eq", "ne", "isclose", "masked_select"), _COMPARE),
+    **dict.fromkeys(("heaviside", "sgn", "logical_xor", "xor", "nan_to_num"), _COMPARE),
     **dict.fromkeys(("argmax", "argmin", "argsort", "nonzero"), _INDEX),
     **dict.fromkeys(("topk", "sort", "kthvalue", "median", "mode", "unique"), "an order has none; use nn.MaxPool1d"),
     **dict.fromkeys(("round", "floor", "ceil", "trunc", "fix", "FakeQuantize", *_WHOLE), _ROUND),
-    **dict.fromkeys(("sin", "cos", "tan", "sinc", "atan", "arctan", "atan2", "erf"), _WAVE),
-    **dict.fromkeys(("Softsign", "softsign", "sinh", "cosh"), _LOGISTIC),
+    **dict.fromkeys(("tan", "sinc", "atan", "arctan", "atan2", "asin", "acos"), _WAVE),
+    **dict.fromkeys(("Softsign", "softsign", "sinh", "cosh"), "use nn.Tanh or nn.Hardtanh"),
     **dict.fromkeys(("RReLU", "rrelu"), "use nn.LeakyReLU with the mean of its two slopes, which it is in eval mode"),
     **dict.fromkeys(("Softmax2d", "softmin", "Softmin"), "use nn.Softmax(dim), of -x for softmin"),
     **dict.fromkeys(("GumbelSoftmax", "gumbel_softmax"), "use nn.Softmax"),
-    **dict.fromkeys(("Softshrink", "softshrink"), "it is x - x.clamp(-a, a), with a for lambd"),
-    **dict.fromkeys(("Tanhshrink", "tanhshrink"), "it is x - torch.tanh(x)"),
-    "logit": _EXP,
-    **dict.fromkeys(("lerp", "addcdiv"), "use + and *"),
+    "logit": "use torch.log(x / (1 - x))",
+    **dict.fromkeys(("lerp", "addcdiv"), "use +, * and /"),
     **dict.fromkeys(("grid_sample", "affine_grid"), "use nn.Upsample with mode='nearest'"),
     **dict.fromkeys(("Bilinear", "bilinear"), "use nn.Linear of torch.cat of both, or the product of two nn.Linear"),
     **dict.fromkeys(("tensordot", "outer", "kron", "inner"), _DOTS),

@@ -83,31 +83,12 @@ def _mul(lowering: Lowering, call: Call) -> Shared:
     return multiply(lowering, call.name, left, right, lowering.shape_of(call))
 
 
-def _div(lowering: Lowering, call: Call) -> Shared:
-    left, right = _operands(call)
-    if isinstance(right, Shared):
-        raise UnsupportedLayerError(
-            f"'{call.name}' divides by a value on shares; nn.Softmax and nn.LayerNorm have encrypted forms"
-        )
-    inverse = 1 / right if _number(right) is not None else right.double().reciprocal()
-    return multiply(lowering, call.name, left, inverse, lowering.shape_of(call))
-
-
 def _neg(lowering: Lowering, call: Call) -> Shared:
     return negative(lowering, call.name, call.first)
 
 
 def _square(lowering: Lowering, call: Call) -> Shared:
     return multiply(lowering, call.name, call.first, call.first, lowering.shape_of(call))
-
-
-def _pow(lowering: Lowering, call: Call) -> Shared:
-    x, power = call.first, call.options(f"{'input' if callable(call.target) else 'self'} exponent")["exponent"]
-    if _number(power) not in (2.0, 3.0):
-        what = power if isinstance(power, (int, float)) else "a value that is no plain number"
-        raise UnsupportedLayerError(f"'{call.name}' raises to {what}; powers of 2 and 3 have encrypted forms")
-    product = lowering.emit("mul", call.name, (x, x), x.shape)
-    return product if _number(power) == 2.0 else lowering.emit("mul", call.name, (product, x), x.shape)
 
 
 def matmul(lowering: Lowering, name: str, left: Shared, right: Shared, shape: Sequence[int]) -> Shared:
@@ -164,13 +145,8 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     operator.mul: _mul,
     operator.imul: _mul,
     torch.mul: _mul,
-    operator.truediv: _div,
-    operator.itruediv: _div,
-    torch.div: _div,
     operator.neg: _neg,
     torch.neg: _neg,
-    operator.pow: _pow,
-    torch.pow: _pow,
     torch.square: _square,
     operator.matmul: _matmul,
     torch.matmul: _matmul,
@@ -185,10 +161,7 @@ _METHODS: dict[str, Lower] = {
     "sub_": _sub(),
     "mul": _mul,
     "mul_": _mul,
-    "div": _div,
-    "div_": _div,
     "neg": _neg,
-    "pow": _pow,
     "square": _square,
     "matmul": _matmul,
     "bmm": _matmul,

@@ -20,7 +20,9 @@ from splitsec.mpc.program.lowering.base import LOWERINGS, MASKED, Call, Lower, L
 from splitsec.mpc.program.lowering.layers import layer_norm, linear
 
 
-def _attend(lowering: Lowering, name: str, q: Shared, k: Shared, v: Shared, mask: torch.Tensor | None) -> Shared:
+def _attend(
+    lowering: Lowering, name: str, q: Shared, k: Shared, v: Shared, mask: torch.Tensor | Shared | None
+) -> Shared:
     """softmax(q k' + mask) v over (..., length, size); q is scaled already."""
     scores = matmul(lowering, name, q, lowering.transpose(name, k), (*q.shape[:-1], k.shape[-2]))
     if mask is not None:
@@ -30,6 +32,7 @@ def _attend(lowering: Lowering, name: str, q: Shared, k: Shared, v: Shared, mask
 
 
 def _mask(name: str, mask: Any) -> torch.Tensor | None:
+    """Return a public mask as it is added to scores; True takes no part."""
     if mask is None:
         return None
     if not isinstance(mask, torch.Tensor):
@@ -51,15 +54,21 @@ def _scaled_dot_product(lowering: Lowering, call: Call) -> Shared:
     if options["dropout_p"] or options["enable_gqa"]:
         raise UnsupportedLayerError(f"'{call.name}' drops out or groups its queries; no encrypted form for that")
     mask = options["attn_mask"]
+    if isinstance(mask, Shared):
+        if lowering.is_truth(mask):
+            mask = lowering.affine(call.name, mask, -MASKED, MASKED)
+        return _attend(lowering, call.name, _scaled(lowering, call, q, options["scale"]), k, v, mask)
     if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
         # Here true takes part; in nn.MultiheadAttention it does not.
         mask = ~mask
     mask = _mask(call.name, mask)
     if options["is_causal"]:
         mask = MASKED * torch.ones(q.shape[-2], k.shape[-2]).triu(1).double()
-    factor = 1 / math.sqrt(q.shape[-1]) if options["scale"] is None else float(options["scale"])
-    q = lowering.affine(call.name, q, factor)
-    return _attend(lowering, call.name, q, k, v, mask)
+    return _attend(lowering, call.name, _scaled(lowering, call, q, options["scale"]), k, v, mask)
+
+
+def _scaled(lowering: Lowering, call: Call, q: Shared, scale: float | None) -> Shared:
+    return lowering.affine(call.name, q, 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale))
 
 
 def attention(

@@ -119,6 +119,8 @@ class Lowering:
         self.steps: list[Step] = []
         self.weights: dict[int, Weights] = {}
         self.values: dict[fx.Node, Any] = {}
+        # Numbers of the values that are 0 or 1.
+        self._truths: set[int] = set()
         self._tables = tables
         self._prefix = ""
 
@@ -144,6 +146,10 @@ class Lowering:
         result = fx.map_arg(node.args[0], self.values.__getitem__)
         if not isinstance(result, Shared):
             raise UnsupportedLayerError("the tail must return one tensor that depends on its input")
+        if self.is_truth(result):
+            raise UnsupportedLayerError(
+                "a result of truth values has no encrypted form; return real numbers, such as (x > 0).float()"
+            )
         if result.shape[:1] != tuple(input_shape[:1]):
             raise UnsupportedLayerError("the tail's output mixes the samples of a batch; keep the first dimension")
         if result.number != len(self.steps):
@@ -176,12 +182,22 @@ class Lowering:
         if layer is not None:
             _check_hooks(layer, name, described)
         try:
-            return lower(self, call)
+            return self._noted(node, lower(self, call))
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             # Arguments that no lowering expected; nothing has been sent to anybody yet.
             raise UnsupportedLayerError(
                 f"layer '{name}' ({described}) has no encrypted form with these arguments: {first_line(error)}"
             ) from error
+
+    def _noted(self, node: fx.Node, result: Any) -> Any:
+        """Note a truth value as such."""
+        if isinstance(result, Shared) and node.meta.get("dtype") == torch.bool:
+            self._truths.add(result.number)
+        return result
+
+    def is_truth(self, value: Any) -> bool:
+        """Say whether a value on shares is a truth value: 0 or 1."""
+        return isinstance(value, Shared) and value.number in self._truths
 
     def _lowering_of(self, layer: nn.Module | None, target: Any) -> tuple[Lower | None, str]:
         """Return what lowers a layer, a method of a tensor or a function, if anything does, and what it is called."""
@@ -195,7 +211,8 @@ class Lowering:
         if isinstance(target, AtenOperation):
             name = target._schema.name.partition("::")[2]
             # What works in place gives the same.
-            return self._tables.operations.get(name.rstrip("_") if name.endswith("_") else name), name
+            plain = name.rstrip("_")
+            return self._tables.operations.get(name) or self._tables.operations.get(plain), name
         if isinstance(target, str):
             return self._tables.methods.get(target), f"Tensor.{target}"
         return self._tables.functions.get(target), getattr(target, "__name__", str(target))
@@ -242,14 +259,20 @@ class Lowering:
             raise UnsupportedLayerError(refusal(call.name, described, self.tail, call.node))
         return lower(self, call)
 
-    def shape_of(self, call: Call) -> Shape:
-        """Shape of a node's result, which must be a tensor of real numbers."""
+    def shape_of(self, call: Call, *, truth: bool = False) -> Shape:
+        """Shape of a node's result, which must be a tensor of real numbers, or of truth values that are moved.
+
+        Args:
+            truth: the call makes truth values.
+        """
         if call.shape is not None:
             return call.shape
         shape, dtype = call.node.meta.get("shape"), call.node.meta.get("dtype")
         if shape is None or dtype is None:
             raise UnsupportedLayerError(f"'{call.name}' makes several values or none; shares stand for one tensor")
-        if not dtype.is_floating_point:
+        if dtype == torch.bool:
+            truth = truth or (self.is_truth(call.first) and _name(call.target) not in _COUNTED)
+        if not dtype.is_floating_point and not truth:
             raise UnsupportedLayerError(f"'{call.name}' makes a {dtype}; shares stand for real numbers")
         return tuple(shape)
 
@@ -329,6 +352,14 @@ def operation_path(node: fx.Node) -> str:
     if path and str(kind).startswith("torch.nn."):
         return str(path)
     return f"{path}.{node.name}" if path else node.name
+
+
+# What makes no truth value of truth values' shares.
+_COUNTED = ("add", "sub", "iadd", "isub", "add_", "sub_")
+
+
+def _name(target: Any) -> str:
+    return target if isinstance(target, str) else str(getattr(target, "__name__", "")).partition(".")[0]
 
 
 def _real(constant: torch.Tensor) -> torch.Tensor:

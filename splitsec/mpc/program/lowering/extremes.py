@@ -17,11 +17,14 @@ from splitsec.mpc.program.lowering.arithmetic import add, negative
 from splitsec.mpc.program.lowering.base import LOWERINGS, Call, Lower, Lowering, Shared, Tables
 
 
-def _abs(lowering: Lowering, call: Call) -> Shared:
-    """2 relu(x) - x."""
-    x, name = call.first, call.name
+def magnitude(lowering: Lowering, name: str, x: Shared) -> Shared:
+    """Return |x|: 2 relu(x) - x."""
     twice = lowering.affine(name, relu(lowering, name, x), 2.0)
     return add(lowering, name, twice, negative(lowering, name, x), x.shape)
+
+
+def _abs(lowering: Lowering, call: Call) -> Shared:
+    return magnitude(lowering, call.name, call.first)
 
 
 def _extreme(sign: float) -> Lower:

@@ -33,6 +33,9 @@ def _curve(running: Running) -> torch.Tensor:
 
 def _curve_bound(step: Step, bounds: Sequence[float], _size: Size | None) -> float:
     (curve,) = step.curves
+    if step.high and bounds[0] > step.high:
+        # Beyond its domain the line is not the function.
+        return math.inf
     ends = [-bounds[0], bounds[0]]
     values: list[float] = [*curve(torch.tensor(ends, dtype=torch.float64)).tolist(), *curve.heights]
     return max(map(abs, values))

@@ -86,6 +86,13 @@ def _winners(running: Running) -> torch.Tensor:
     return at_least_zero(running.context, share - most[:, None], high=high)
 
 
+def _at_least_zero(running: Running) -> torch.Tensor:
+    """Shares of 1 where a value is at least zero, else 0."""
+    x, context = running.first, running.context
+    # With fractional bits, since other steps expect those that they may cut off.
+    return at_least_zero(context, x.share, high=running.step.bits + x.scale + 1) << context.precision
+
+
 def _with_ends(step: Step, bounds: Sequence[float]) -> float:
     # Its two ReLUs see the input moved by the ends.
     return max(bounds) + max(abs(step.low), abs(step.high))
@@ -115,6 +122,13 @@ OPERATIONS.register_all(
             compares=True,
         ),
         "max_pool2d": Operation(run=_max_pool, plain=_plain_max_pool, gives=gives_precision, compares=True),
+        "at_least_zero": Operation(
+            run=_at_least_zero,
+            plain=lambda _step, x, _weights: (x[0] >= 0).double(),
+            gives=gives_precision,
+            bound=lambda _step, _bounds, _size: 1.0,
+            compares=True,
+        ),
         "argmax": Operation(
             run=_winners,
             plain=lambda _step, x, _weights: (x[0] >= x[0].max(1, keepdim=True).values).double(),

@@ -51,16 +51,8 @@ class Pair(nn.Module):
 
 
 REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
-    "greater": (Of(lambda x: x * (x > 0)), ROW, "F.relu, F.leaky_relu, torch.clamp"),
-    "where": (Of(lambda x: torch.where(x > 0, x, 0.1 * x)), ROW, r"is F.leaky_relu\(h, a\)"),
-    "rsqrt": (
-        Of(lambda x: x * torch.rsqrt(x.pow(2).mean(1, keepdim=True))),
-        ROW,
-        "inside nn.LayerNorm and nn.GroupNorm",
-    ),
-    "normalize": (Of(lambda x: F.normalize(x, dim=1)), ROW, r"elementwise_affine=False\).*leave it to the client"),
-    "softshrink": (nn.Softshrink(), ROW, r"it is x - x.clamp\(-a, a\)"),
-    "tanhshrink": (Of(F.tanhshrink), ROW, r"it is x - torch.tanh\(x\)"),
+    "equal": (Of(lambda x: torch.where(torch.isclose(x, x * 2), x, 0.0)), ROW, "compare with >, >=, < or <="),
+    "similarity": (Of(lambda x: x * F.cosine_similarity(x, x * 2)[:, None]), ROW, "the product of F.normalize"),
     "floor division": (Of(lambda x: x // 2), ROW, "leave quantisation out"),
     "alpha": (Of(lambda x: torch.add(x, x, alpha=3)), ROW, r"write a \+ alpha \* b"),
     "exponent": (Of(lambda x: 2**x), ROW, "raises to a value that is no plain number"),
@@ -76,7 +68,7 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
     "windows": (nn.AdaptiveMaxPool2d(3), IMAGE, "8x8 to 3x3, of several sizes; use sizes that divide"),
     "batch": (Of(lambda x: x - x.amax(0)), ROW, "compares the samples of a batch"),
     "sort": (Of(lambda x: x.sort(1)[0]), ROW, r"use nn\.MaxPool1d"),
-    "exponential": (Of(torch.exp), ROW, "inside nn.Softmax"),
+    "logarithm of a sum": (Of(lambda x: x.logsumexp(1)), ROW, "subtract torch.log_softmax"),
     "recurrent": (nn.GRU(8, 8), (2, 3, 8), "a step at a time; keep it in the front"),
     "table": (nn.Embedding(9, 4), (2, 3), "looking up a row would show the server which one"),
     "old weight norm": (nn.utils.weight_norm(nn.Linear(8, 8)), ROW, r"torch.nn.utils.remove_weight_norm\(layer\)"),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.plain_tail import expect_same, lowered
-
-from splitsec.errors import UnsupportedLayerError
+from support.plain_tail import expect_same
 
 X = torch.linspace(-2, 2, 24).view(2, 3, 4)
 CONSTANT = torch.linspace(0.5, 1.5, 12).view(3, 4)
@@ -33,9 +31,3 @@ def test_arithmetic_is_that_of_torch(function: object, operation: str) -> None:
 def test_a_mean_is_a_sum_and_a_factor() -> None:
     operations = expect_same(lambda x: x.mean((1, 2)), X)
     assert "sum" in operations
-
-
-@pytest.mark.parametrize("function", [lambda x: 1 / x, lambda x: x**0.5, lambda x: x**-1, lambda x: x / x.sum()])
-def test_what_needs_a_division_by_a_shared_value_is_refused(function: object) -> None:
-    with pytest.raises(UnsupportedLayerError):
-        lowered(function, X)  # type: ignore[arg-type]
