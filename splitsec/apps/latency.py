@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,6 +24,8 @@ from splitsec.local.prediction_service import Service, start_service
 from splitsec.local.processes import PartyGroup
 from splitsec.machine import settle
 from splitsec.mpc.prg import Stream, fresh_seed
+from splitsec.mpc.program.operations.crypten import runs_through_crypten
+from splitsec.mpc.program.program import Engine, Program
 from splitsec.mpc.protocols.linear import LinearMask
 from splitsec.parties.client import Client
 from splitsec.parties.setup import Network, Runtime
@@ -34,8 +37,11 @@ from splitsec.transport import load_key_pair, load_public_keys
 WARM_UP = 3
 
 
-def engine_name(comparison: str) -> str:
-    """Return what a table calls our engine with this kind of comparison."""
+def engine_name(program: Program) -> str:
+    """Return what a table calls the engine that a program runs through, with its kind of comparison."""
+    if runs_through_crypten(program):
+        return "crypten"
+    comparison = program.comparison
     return "splitsec" if comparison == "tables" else f"splitsec-{comparison}"
 
 
@@ -89,7 +95,7 @@ class Ours:
             for layer, ms in zip(predicted.layers, times, strict=True)
         ]
         return Record(
-            engine=engine_name(self._session.program.comparison),
+            engine=engine_name(self._session.program),
             provider="dealer",
             model=self._work.model.name,
             cut=self._work.cut,
@@ -128,13 +134,18 @@ def service_of(work: Workload, split: SplitModel) -> Service:
 
 @contextlib.contextmanager
 def our_parties(
-    work: Workload, comparison: str = "tables", *, reach: Callable[[str], str] | None = None
+    work: Workload,
+    comparison: str = "tables",
+    *,
+    engine: Engine = "splitsec",
+    reach: Callable[[str], str] | None = None,
 ) -> Iterator[Ours]:
     """Start a server and a dealer for the workload and open a session; everything is ended on leaving.
 
     Args:
         work: what is run.
         comparison: protocol of comparisons.
+        engine: whose functions layers run through.
         reach: turns an address into the one to connect to, where an emulated link lies between the parties.
     """
     model = work.model.make(work.weights)
@@ -168,16 +179,17 @@ def our_parties(
         )
         with client, torch.no_grad():
             shape = split.front(work.inputs()).shape
-            steady = _steady(client, split, work, comparison)
-            with client.session(tuple(shape), Query(ahead=0, comparison=comparison)) as session:
+            query = Query(ahead=2, comparison=comparison, engine=engine)
+            steady = _steady(client, split, work, query)
+            with client.session(tuple(shape), replace(query, ahead=0)) as session:
                 yield Ours(work, session, split, steady)
 
 
-def _steady(client: Client, split: SplitModel, work: Workload, comparison: str, runs: int = 20) -> float:
+def _steady(client: Client, split: SplitModel, work: Workload, query: Query, runs: int = 20) -> float:
     """Return median milliseconds a query, all in all, while the randomness of the next two is made ready."""
     inputs, times = work.inputs(), []
     shape = split.front(inputs).shape
-    with client.session(tuple(shape), Query(ahead=2, comparison=comparison)) as session:
+    with client.session(tuple(shape), query) as session:
         for _ in range(runs + WARM_UP):
             began = time.perf_counter()
             session.run(split.front(inputs))
@@ -202,42 +214,46 @@ def _arithmetic_ms(plan: Sequence[object]) -> float:
     return total
 
 
-def measure_latency(work: Workload, *, runs: int) -> Record:
+def measure_latency(work: Workload, *, runs: int, engine: Engine = "splitsec") -> Record:
     """Measure a model's encrypted predictions, and the same model in plain.
 
     Args:
         work: what is run.
         runs: counted queries, after those that warm up.
+        engine: whose functions layers run through, splitsec's or CrypTen's.
     """
-    with our_parties(work) as engine:
+    with our_parties(work, engine=engine) as ours:
         for _ in range(WARM_UP):
-            engine.run(count=False)
+            ours.run(count=False)
         for _ in range(runs):
-            engine.run(count=True)
-        return engine.record()
+            ours.run(count=True)
+        return ours.record()
 
 
 def show_latency(records: Sequence[Record], console: Console) -> None:
     """Print what each batch size took, and where the time of the last one went."""
     first = records[0]
     console.print(f"{first.model}, cut at '{first.cut}', {first.threads} threads a process, medians of {first.runs}")
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("rows", "plain", "online", "offline", "total", "rounds", "online", "offline", "error"):
-        table.add_column(heading, justify="right")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), collapse_padding=True, pad_edge=False)
+    several = len({record.engine for record in records}) > 1
+    headings = ("rows", "plain ms", "online", "offline", "total", "rounds", "online", "offline", "error")
+    for heading in (("engine",) if several else ()) + headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     for record in records:
         table.add_row(
+            *((record.engine,) if several else ()),
             str(record.batch),
-            f"{record.plaintext_ms:.2f} ms",
-            f"{record.online_ms:.2f} ms",
-            f"{record.offline_ms:.2f} ms",
-            f"{record.total_ms:.2f} ms",
+            f"{record.plaintext_ms:.2f}",
+            f"{record.online_ms:.2f}",
+            f"{record.offline_ms:.2f}",
+            f"{record.total_ms:.2f}",
             str(record.rounds),
             size(record.bytes_online_client + record.bytes_online_server),
             size(record.bytes_offline),
             f"{record.max_abs_error:.0e}",
         )
     console.print(table)
-    last = records[-1]
+    last = [record for record in records if record.engine == first.engine][-1]
     layers = Table(title=f"layers, {last.batch} rows", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("layer", "operation", "online", "rounds", "bytes"):
         layers.add_column(heading, justify="left" if heading in ("layer", "operation") else "right")

@@ -24,6 +24,7 @@ from splitsec.local.processes import PartyGroup
 from splitsec.machine import one_thread
 from splitsec.models.load import absolute_source, load_model, load_weights
 from splitsec.mpc.program.compile import compile_tail
+from splitsec.mpc.program.program import Engine
 from splitsec.parties.client import Client
 from splitsec.parties.predictions import Predictions, labels_of
 from splitsec.parties.setup import Network, Runtime
@@ -81,6 +82,7 @@ class PredictionTask:
             measured; None for noise.
         batch_size: images of a query.
         checked: compare every layer's values with its bound in every query, and name the first that is beyond.
+        engine: whose functions layers run through, splitsec's or CrypTen's.
     """
 
     source: str
@@ -89,6 +91,7 @@ class PredictionTask:
     calibration: Samples | None = None
     batch_size: int = 1
     checked: bool = False
+    engine: Engine = "splitsec"
 
 
 def predict(
@@ -143,8 +146,9 @@ def predict(
         )
         on_start("opening a session")
         with client, one_thread():
+            query = Query(batch_size=task.batch_size, ahead=0, checked=task.checked, engine=task.engine)
             # All parties share this machine, so to prepare meanwhile would only take turns.
-            predictions = client.predict(images, Query(batch_size=task.batch_size, ahead=0, checked=task.checked))
+            predictions = client.predict(images, query)
     plain = _in_plain(model, images)
     ranges = (
         "guaranteed by the weights"

@@ -8,6 +8,7 @@ from pathlib import Path
 from splitsec.cli.common import Commands, check_writable, numbers, terminated_like_interrupted, write_json
 from splitsec.errors import ConfigError
 
+ENGINES = ("splitsec", "crypten")
 # What was measured by a command of this name, and is by a program of the checkout now.
 MOVED = {
     "inference": "inference",
@@ -30,6 +31,7 @@ def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
     bench.add_argument("--batch-size", default="1", metavar="N[,N]", help="rows of a query (1)")
     bench.add_argument("--threads", type=int, default=1, metavar="N", help="threads a process (1)")
     bench.add_argument("--runs", type=int, default=20, metavar="N", help="counted queries (20)")
+    bench.add_argument("--engine", default="splitsec", metavar="NAME[,NAME]", help="splitsec, crypten, or both")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the records to this file")
     bench.set_defaults(run=_bench)
 
@@ -43,6 +45,12 @@ def _bench(options: argparse.Namespace) -> None:
     check_writable(options.json)
     if options.runs < 1 or options.threads < 1:
         raise ConfigError("--runs and --threads take whole numbers of at least 1")
+    engines = [name.strip() for name in options.engine.split(",")]
+    if not set(engines) <= set(ENGINES):
+        raise ConfigError(
+            f"--engine takes {' and '.join(ENGINES)}; stock CrypTen and others run by python -m benchmarks.inference "
+            "in a checkout"
+        )
     batches = numbers(options.batch_size, "--batch-size")
     shape = None if options.input is None else numbers(options.input, "--input")
     from dataclasses import asdict
@@ -57,6 +65,6 @@ def _bench(options: argparse.Namespace) -> None:
     console = Console(emoji=False, markup=False)
     with terminated_like_interrupted(), console.status("starting a dealer and a server"):
         works = [Workload(model, batch, options.cut, options.weights, options.threads) for batch in batches]
-        records = [measure_latency(work, runs=options.runs) for work in works]
+        records = [measure_latency(work, runs=options.runs, engine=engine) for work in works for engine in engines]
     show_latency(records, console)
     write_json(options.json, [asdict(record) for record in records])

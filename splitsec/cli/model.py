@@ -72,6 +72,9 @@ def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
     predict.add_argument(
         "--checked", action="store_true", help="name the layer whose values leave their range; three times the bytes"
     )
+    predict.add_argument(
+        "--engine", choices=("splitsec", "crypten"), default="splitsec", help="whose functions layers run through"
+    )
     predict.add_argument("--json", type=Path, metavar="FILE", help="also write labels and figures to this file")
     predict.set_defaults(run=_predict)
 
@@ -251,6 +254,7 @@ def _predict(options: argparse.Namespace) -> None:
             calibration=calibration,
             batch_size=options.batch,
             checked=options.checked,
+            engine=options.engine,
         )
         result = predict(
             task,

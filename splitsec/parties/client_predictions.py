@@ -17,6 +17,7 @@ from splitsec.events import Allowed, Predicted
 from splitsec.mpc.context import CLIENT, Arithmetic
 from splitsec.mpc.prg import fresh_seed
 from splitsec.mpc.program.execute import Encoded
+from splitsec.mpc.program.operations.crypten import runs_through_crypten
 from splitsec.mpc.program.program import Program
 from splitsec.mpc.program.validate import check_program
 from splitsec.mpc.protocols.shared_linear import client_shares, shared_weights
@@ -168,6 +169,7 @@ class ClientPredictions:
             query.reveal,
             query.checked,
             query.comparison,
+            query.engine,
             origin.mark,
             origin.run,
             origin.rounds,
@@ -217,6 +219,8 @@ def _check_opened(opened: SessionOpened, shape: tuple[int, ...], query: Query) -
         query.comparison,
     ):
         raise MessageError("the server's program does not reveal, check or compare as was asked for")
+    if runs_through_crypten(program) != (query.engine == "crypten"):
+        raise MessageError(f"the server's program does not run through the functions of {query.engine}")
 
 
 class _Queries:

@@ -29,7 +29,7 @@ from splitsec.settings.setting import part_of, values_of
 from splitsec.tensors import SAVE_WEIGHTS, read_tensors
 
 log = logging.getLogger(__name__)
-_OF_WHO_ASKS = ("predictions", "batch_size", "ahead", "reveal", "checked", "comparison")
+_OF_WHO_ASKS = ("predictions", "batch_size", "ahead", "reveal", "checked", "comparison", "engine")
 
 
 def run_columns(config: ClientConfig, base: Path, report: Report, processors: Sequence[int] | None) -> None:

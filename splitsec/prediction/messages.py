@@ -8,7 +8,7 @@ import msgspec
 import torch
 from msgspec import Meta
 
-from splitsec.mpc.program.program import Program, Reveal
+from splitsec.mpc.program.program import Engine, Program, Reveal
 from splitsec.mpc.session.messages import (
     Corrections,
     DealQuery,
@@ -37,8 +37,8 @@ class OpenSession(Message, frozen=True):
     """Client to server: the request for an encrypted prediction session, for activations of this shape.
 
     `pair_seed` is unknown to the dealer. `reveal` is what the client gets, `checked` whether every layer's range is
-    checked, `comparison` how values are compared. `mark`, `run` and `rounds` say where the client's front comes from,
-    see `Origin`.
+    checked, `comparison` how values are compared, `engine` whose functions layers run through. `mark`, `run` and
+    `rounds` say where the client's front comes from, see `Origin`.
     """
 
     shape: Sizes
@@ -46,6 +46,7 @@ class OpenSession(Message, frozen=True):
     reveal: Reveal = "logits"
     checked: bool = False
     comparison: str = "tables"
+    engine: Engine = "splitsec"
     mark: OptionalIdentifier = ""
     run: OptionalIdentifier = ""
     rounds: Number = 0

@@ -83,6 +83,7 @@ IDLE_AT_CLIENT: Mapping[str, Mapping[str, str]] = {
         "reveal": "a model in parts answers with logits",
         "checked": "a model in parts is not checked layer by layer",
         "comparison": "a model in parts compares by tables",
+        "engine": "a model in parts runs through splitsec's own protocols",
         "checkpoints": "a part is trained in one go",
         "activation_clip": "no activation leaves the client in plain",
         "join_timeout": "the server waits for the others' parts, with its own",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from splitsec.mpc.program.program import Reveal
 from splitsec.settings.setting import Bounds, check_bounds, setting
@@ -36,6 +36,13 @@ class Query:
             "slow link with time to make randomness ready."
         ),
     ] = "tables"
+    engine: Annotated[
+        Literal["splitsec", "crypten"],
+        setting(
+            "`crypten` runs layers through CrypTen's functions, over the same transport and dealer: a reference for "
+            "results, many times slower."
+        ),
+    ] = "splitsec"
 
 
 def check_query(query: Query) -> None:

@@ -32,7 +32,8 @@ from splitsec.mpc.program.bounds import (
 from splitsec.mpc.program.equalise import equalise, powers_of, raw_bounds
 from splitsec.mpc.program.lowering import Lowering, lower_tail, refuse_lookups
 from splitsec.mpc.program.operations import Size, value_scales
-from splitsec.mpc.program.program import MOST_ANSWER_BITS, MOST_DIGITS, Program, Reveal, Shape, Step, Weights
+from splitsec.mpc.program.operations.crypten import through_crypten
+from splitsec.mpc.program.program import MOST_ANSWER_BITS, MOST_DIGITS, Engine, Program, Reveal, Shape, Step, Weights
 from splitsec.mpc.program.resolution import check_digits
 from splitsec.mpc.program.shapes import ShapeNotes
 from splitsec.mpc.program.validate import check_program
@@ -64,6 +65,7 @@ class CompileOptions:
         comparison: `"tables"`, or `"dcf"` for slow links: fewer rounds, more offline bytes and arithmetic.
         resolved: check that fixed point keeps digits enough, on the calibration or on noise (see `resolving`); False
             where the program only tells what it costs.
+        engine: `"crypten"` runs layers through CrypTen's functions, as a reference.
     """
 
     precision: int = PRECISION_BITS
@@ -73,6 +75,7 @@ class CompileOptions:
     checked: bool = False
     comparison: str = "tables"
     resolved: bool = True
+    engine: Engine = "splitsec"
 
 
 USUAL = CompileOptions()
@@ -125,6 +128,8 @@ def compile_tail(
     label = options.reveal == "label"
     steps = [*lowering.steps, *([_label_step(lowering.steps, input_shape)] if label else [])]
     steps = [msgspec.structs.replace(step, bits=input_bits(step, bounds, precision)) for step in steps]
+    if options.engine == "crypten":
+        steps = through_crypten(steps)
     checks = range_checks(lowering.steps, sizes, bounds, precision, label=label) if options.checked else ()
     # A larger limit, which a client's calibration may have made, is worth no more digits of the weights.
     answer_bits = _answer_bits(precision, min(limit, DEFAULT_LIMIT), bounds[len(lowering.steps)])

@@ -18,6 +18,7 @@ from splitsec.transport.fields import MAX_DIMENSIONS
 
 MAX_STEPS = 10_000
 Shape: TypeAlias = Annotated[tuple[int, ...], msgspec.Meta(max_length=MAX_DIMENSIONS)]
+Engine: TypeAlias = Literal["splitsec", "crypten"]
 Reveal: TypeAlias = Literal["logits", "label"]
 MOST_DIGITS = 14
 # Fractional bits of a result that are opened, at most.

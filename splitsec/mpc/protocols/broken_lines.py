@@ -23,6 +23,8 @@ from splitsec.mpc.protocols.relu import relu
 from splitsec.mpc.ring import PRECISION_BITS
 
 _FINE = 4_001
+# Ends of lines that differ by less are the same.
+_SAME = 1e-4
 
 
 class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,6 +91,16 @@ def curve_of(name: str, parameter: float = 1.0) -> Curve:
 def domain_of(name: str) -> tuple[float, float]:
     """Return the ends between which a function's broken line is the function; both 0 where it is everywhere."""
     return _DOMAINS.get(name, (0.0, 0.0))
+
+
+def name_of(curve: Curve) -> str:
+    """Return the name of the function, with its usual parameter, that a broken line is; empty for others."""
+    for name, (_, low, high, left, right, _) in _FUNCTIONS.items():
+        ends = (low(1.0), high(1.0), left, right)
+        line = (curve.knots[0], curve.knots[-1], curve.slopes[0], curve.slopes[-1])
+        if all(abs(end - other) < _SAME for end, other in zip(ends, line, strict=True)):
+            return name
+    return ""
 
 
 @cache

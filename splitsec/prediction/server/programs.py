@@ -19,7 +19,7 @@ from torch import fx
 
 from splitsec.errors import RangeError, RefusedError
 from splitsec.mpc.program.compile import CompileOptions, compile_tail, encode_weights
-from splitsec.mpc.program.program import Program, Reveal, Weights
+from splitsec.mpc.program.program import Engine, Program, Reveal, Weights
 from splitsec.mpc.ring import PRECISION_BITS
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class ProgramKey(msgspec.Struct, frozen=True):
     reveal: Reveal
     checked: bool
     comparison: str
+    engine: Engine = "splitsec"
     measured: str = ""
 
 
@@ -147,7 +148,7 @@ class Programs:
             program, weights = compile_tail(
                 self._tail,
                 key.shape,
-                CompileOptions(reveal=key.reveal, checked=key.checked, comparison=key.comparison),
+                CompileOptions(reveal=key.reveal, checked=key.checked, comparison=key.comparison, engine=key.engine),
                 calibration=calibration,
             )
             # Noise is less like the activations to come than an operator's own are, so ranges are checked.
@@ -166,8 +167,10 @@ class Programs:
         return program, encode_weights(program, weights)
 
     def _program_of_whole(self, key: ProgramKey) -> tuple[Program, dict[int, Weights]]:
-        if key.reveal != "logits" or key.checked or key.comparison != "tables":
-            raise RefusedError("a model that clients gave in parts answers with logits, unchecked, by tables")
+        if (key.reveal, key.checked, key.comparison, key.engine) != ("logits", False, "tables", "splitsec"):
+            raise RefusedError(
+                "a model that clients gave in parts answers with logits, unchecked, by tables, through our protocols"
+            )
         if key.shape not in self._whole:
             known = " or ".join("x".join(map(str, shape)) for shape in self._whole)
             asked = "x".join(map(str, key.shape))

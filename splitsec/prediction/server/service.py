@@ -115,7 +115,9 @@ class PredictionService:
         COMPARISONS.get(request.comparison)
         left = self._check_rules(client, request.reveal, shape[0])
         self._check_share(client)
-        compiled = self._programs.get(ProgramKey(shape, request.reveal, request.checked, request.comparison), client)
+        compiled = self._programs.get(
+            ProgramKey(shape, request.reveal, request.checked, request.comparison, request.engine), client
+        )
         session, network = secrets.token_hex(16), self._network
         job = Job(
             session=session,
