@@ -195,7 +195,7 @@ class CutGraph:
         return run.nodes
 
     def _several(self, cut: fx.Node, most: int) -> tuple[fx.Node, ...]:
-        """Return the other values that a cut sends, if they are at most so many and may be sent; else nothing."""
+        """Return the other values that a cut sends, if all may be sent and are not too many; else nothing."""
         front, taken = self._before[cut], {self.input}
         for node in self.nodes:
             # What only takes the input apart stays with it, so that not all of the input crosses for a part of it.
