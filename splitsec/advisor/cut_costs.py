@@ -12,7 +12,7 @@ from torch import fx, nn
 from splitsec.advisor.leakage import Leak, mark_dominated, measure_leaks
 from splitsec.advisor.mac_count import MacCounter, counting_macs
 from splitsec.advisor.machine_speed import Link, Speed
-from splitsec.cut import INPUT, CutGraph, Origin, SplitModel, check_split, signature_of, trace
+from splitsec.cut import INPUT, CutGraph, CutPoint, Origin, SplitModel, check_split, signature_of, trace
 from splitsec.cut.check import ROWS
 from splitsec.cut.samples import takes
 from splitsec.errors import ConfigError, SplitsecError, first_line
@@ -100,6 +100,7 @@ def list_cuts(
     link: Link | None = None,
     speed: Speed | None = None,
     images: torch.Tensor | None = None,
+    allow_values: int = 1,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> list[CutCost]:
     """List every clean cut of a model in eval mode, in the model's order, the cut at the input first.
@@ -109,6 +110,7 @@ def list_cuts(
         link: between the parties; None for this machine's own.
         speed: of this machine; None to measure it.
         images: to measure leakage with, at least 64: (N, *shape); None leaves it out.
+        allow_values: also list cuts behind modules at which so many values cross, as `SplitModel` takes them.
         progress: called with how many cuts are done, of how many.
 
     Raises:
@@ -129,10 +131,17 @@ def list_cuts(
     leaks = {} if images is None else _leaks(traced, [*usable.values()], shape, images)
     pricing = _Pricing(graph, macs, speed or Speed(), link or Link())
     costs = []
+    wider = graph.wider(allow_values) if allow_values > 1 else []
     for done, (name, node) in enumerate(nodes.items(), 1):
         if name in usable:
             costs.append(replace(pricing.cut_cost(name, node, values[node]), leak=leaks.get(node)))
-        progress(done, len(nodes))
+        progress(done, len(nodes) + len(wider))
+    for done, point in enumerate(wider, len(nodes) + 1):
+        costs.append(pricing.cost_of_several(point, allow_values, _noise(model, 1, shape)))
+        progress(done, len(nodes) + len(wider))
+    order = {name: graph.order[node] for name, node in nodes.items()}
+    order |= {f"{point.name}@{allow_values}": graph.order[point.node] for point in wider}
+    costs.sort(key=lambda cost: order[cost.name])
     return mark_dominated(costs)
 
 
@@ -223,14 +232,43 @@ class _Pricing:
             reason=reason,
         )
 
-    def _encrypted(self, tail: fx.GraphModule, value: torch.Tensor) -> Encrypted:
+    def cost_of_several(self, point: CutPoint, values: int, noise: torch.Tensor) -> CutCost:
+        """Return what a cut costs at which several values cross.
+
+        Args:
+            noise: an input, (1, ...).
+        """
+        traced, name = self.graph.traced, f"{point.name}@{values}"
+        split = SplitModel(traced, name, origin=Origin(), sample=noise, check=False).eval()
+        encrypted, reason = None, ""
+        with torch.no_grad():
+            value = split.front(noise)
+        try:
+            encrypted = self._encrypted(split.tail, value, shaped=False)
+        except SplitsecError as error:
+            reason = str(error)
+        front = {node for crossing in point.nodes for node in self.graph.front(crossing)}
+        front_macs = sum(count for counted, count in self.macs.items() if counted in front)
+        return CutCost(
+            name=name,
+            shape=tuple(value.shape[1:]),
+            elements=value.numel(),
+            front_parameters=_parameters(split.front),
+            tail_parameters=_parameters(split.tail),
+            front_macs=front_macs,
+            tail_macs=sum(self.macs.values()) - front_macs,
+            encrypted=encrypted,
+            reason=reason,
+        )
+
+    def _encrypted(self, tail: fx.GraphModule, value: torch.Tensor, *, shaped: bool = True) -> Encrypted:
         program, _ = compile_tail(
             tail,
             tuple(value.shape),
             CompileOptions(resolved=False),
             calibration=value,
-            memory=self.bounds,
-            shaped=True,
+            memory=self.bounds if shaped else None,
+            shaped=shaped,
         )
         predicted = predict_cost(program, CLIENT, self.steps)
         online, offline = self.speed.milliseconds(predicted, self.link)

@@ -31,6 +31,7 @@ def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
     cuts = commands.add_parser("cuts", parents=[common], help="where a model can be cut, and what each cut costs")
     cuts.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     cuts.add_argument("--input", metavar="C,H,W", help="shape of one input, such as 3,32,32, unless MODEL says it")
+    cuts.add_argument("--allow-values", type=int, default=1, metavar="N", help="also cuts at which N values cross (1)")
     cuts.add_argument("--weights", type=Path, metavar="FILE", help="safetensors with the model's weights")
     cuts.add_argument("--rtt", type=float, default=0.0, metavar="MS", help="round trip of the links (this machine's)")
     cuts.add_argument("--bandwidth", type=float, metavar="MBIT", help="of the links, a second (this machine's)")
@@ -106,6 +107,7 @@ def _cuts(options: argparse.Namespace) -> None:
             shape,
             link=link,
             images=images,
+            allow_values=options.allow_values,
             progress=lambda done, whole: status.update(f"cut {done} of {whole}"),
         )
     where = "this machine's own links"

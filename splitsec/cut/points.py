@@ -194,22 +194,61 @@ class CutGraph:
             run.run(sample)
         return run.nodes
 
-    def _several(self, cut: fx.Node, most: int) -> tuple[fx.Node, ...]:
-        """Return the other values that a cut sends, if all may be sent and are not too many; else nothing."""
+    def wider(self, values: int) -> list[CutPoint]:
+        """Return the cuts behind modules at which so many values cross, but not one alone, in the model's order."""
+        known = {point.node for point in self.points}
+        points: dict[fx.Node, CutPoint] = {}
+        for path, node in self._last.items():
+            others = (
+                () if node in known or any(user.op == "output" for user in node.users) else self._several(node, values)
+            )
+            if others:
+                # The outermost module that ends here names the cut.
+                points.setdefault(node, CutPoint(path, node, others))
+        return sorted(points.values(), key=lambda point: self.order[point.node])
+
+    def _beside(self, cut: fx.Node) -> list[fx.Node]:
+        """Return the values that a cut sends if several may cross.
+
+        What is made of the input without weights, such as masks, is made in front of the cut, so that the input itself,
+        of which other parts are nobody else's business, does not cross.
+        """
         front, taken = self._before[cut], {self.input}
         for node in self.nodes:
-            # What only takes the input apart stays with it, so that not all of the input crosses for a part of it.
             inputs = [other for other in node.all_input_nodes if not self.is_free(other)]
-            if inputs and all(other in taken for other in inputs) and _takes_apart(node):
+            if inputs and all(other in taken for other in inputs) and not self._has_weights(node):
                 taken.add(node)
-                if not front >> self.order[node] & 1:
-                    front |= 1 << self.order[node]
-        crossing = self._crossing(front)
+                front |= 1 << self.order[node]
+        return self._crossing(front)
+
+    def _several(self, cut: fx.Node, most: int) -> tuple[fx.Node, ...]:
+        """Return the other values that a cut sends, if all may be sent and are not too many; else nothing."""
+        crossing = self._beside(cut)
         if cut not in crossing or len(crossing) > most or self.input in crossing:
             return ()
         if any(self._gives_several(node) or node.op == "get_attr" for node in crossing):
             return ()
         return tuple(node for node in crossing if node is not cut)
+
+    @cached_property
+    def _weights(self) -> set[fx.Node]:
+        """Return parameters, and what is computed of them alone."""
+        weights: set[fx.Node] = set()
+        for node in self.nodes:
+            if node.op == "get_attr":
+                path, _, name = str(node.target).rpartition(".")
+                if isinstance(getattr(self.traced.get_submodule(path), name), nn.Parameter):
+                    weights.add(node)
+            elif self.is_free(node) and any(other in weights for other in node.all_input_nodes):
+                weights.add(node)
+        return weights
+
+    def _has_weights(self, node: fx.Node) -> bool:
+        if node.op == "output":
+            return True
+        if node.op == "call_module":
+            return next(self.traced.get_submodule(str(node.target)).parameters(), None) is not None
+        return any(other in self._weights for other in node.all_input_nodes)
 
     def find(self, name: str, values: int = 1) -> CutPoint:
         """Return the clean cut called `name`: a module path (a container's stands for its last call) or a graph node.
@@ -288,7 +327,7 @@ class CutGraph:
             )
         raise CutError(
             f"{what} would send more than one value ({crossed}); the nearest clean cut is {offer}, or let "
-            f"several cross (--allow-values {len(self.crossing(node))})"
+            f"several cross (--allow-values {len(self._beside(node))})"
         )
 
     def _describe(self, node: fx.Node, cut: fx.Node) -> str:
@@ -299,18 +338,6 @@ class CutGraph:
         if node.target is getattr:
             return f"{node.args[0]}.{node.args[1]}"
         return node_name(node)
-
-
-# What only takes parts of a value, or gives it another shape or type.
-_APART = (
-    *("getitem", "slice", "select", "squeeze", "unsqueeze", "expand", "reshape", "view", "flatten", "unflatten"),
-    *("to", "_to_copy", "float", "double", "long", "bool", "type_as", "narrow", "split", "split_with_sizes", "chunk"),
-)
-
-
-def _takes_apart(node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
-    return node.op in ("call_function", "call_method") and name.partition(".")[0] in _APART
 
 
 class _SendableNodes(fx.Interpreter):

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from splitsec.advisor import CutCost, Link, Speed, list_cuts
-from splitsec.cut import SplitModel
+from splitsec.cut import Signature, SplitModel, adapt
 from splitsec.errors import ConfigError
 from splitsec.mpc.program.cost import predict_cost
 
@@ -138,3 +138,37 @@ def test_a_users_own_layer_may_come_first_behind_a_cut(speed: Speed) -> None:
     costs = {cost.name: cost for cost in list_cuts(model, (6,), speed=speed)}
     assert list(costs) == ["input", "0", "1", "2"]
     assert all(cost.encrypted is not None for cost in costs.values())
+
+
+def test_cuts_at_which_two_values_cross_are_priced_where_they_are_allowed(speed: Speed) -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x)
+            return self.c(y + self.b(y).relu())
+
+    one = [cost.name for cost in list_cuts(Residual(), (6,), speed=speed)]
+    two = {cost.name: cost for cost in list_cuts(Residual(), (6,), speed=speed, allow_values=2)}
+    assert set(two) - set(one) == {"b@2"}
+    assert two["b@2"].elements == 12
+    assert two["b@2"].encrypted is not None
+
+
+def test_a_model_of_several_inputs_needs_no_shape(speed: Speed) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 2)
+
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(left) * right)
+
+    model = adapt(Two(), Signature.of({"left": torch.zeros(1, 4), "right": torch.zeros(1, 3)}))
+    assert "mul" in {cost.name for cost in list_cuts(model, None, speed=speed)}
+    with pytest.raises(ConfigError, match="leave --input out"):
+        list_cuts(model, (4,), speed=speed)
+    with pytest.raises(ConfigError, match="give the shape of one input"):
+        list_cuts(Two().a, None, speed=speed)

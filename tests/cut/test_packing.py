@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import fx, nn
 
-from splitsec.cut import SplitModel, adapt, build_segment
+from splitsec.cut import CutGraph, SplitModel, adapt, build_segment, trace
 from splitsec.cut.packing import Row, pack, rows_of, unpack
 from splitsec.errors import CutError
 from splitsec.mpc.program.compile import compile_tail
@@ -95,3 +95,11 @@ def test_shapes_that_nobody_knows_are_asked_for() -> None:
     node = next(iter(graph.graph.nodes))
     with pytest.raises(CutError, match="a sample of the model's inputs must say"):
         rows_of(graph, [node], None)
+
+
+def test_cuts_behind_modules_at_which_several_values_cross_are_listed() -> None:
+    graph = CutGraph(trace(torchvision.models.resnet18(weights=None, num_classes=4)))
+    wider = {point.name: len(point.nodes) for point in graph.wider(2)}
+    assert wider["layer1.0.bn2"] == 2
+    assert not set(wider) & {point.name for point in graph.points}
+    assert graph.wider(1) == []

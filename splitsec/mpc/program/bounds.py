@@ -10,6 +10,7 @@ import torch
 
 from splitsec.errors import RangeError
 from splitsec.mpc.program.operations import OPERATIONS, Size, value_scales
+from splitsec.mpc.program.operations.functions import largest_of_a_row
 from splitsec.mpc.program.program import Check, Shape, Step, Weights
 from splitsec.mpc.ring import HEADROOM_BITS, check_range, real_limit
 
@@ -240,6 +241,11 @@ def measured_bounds(
                 )
             bounds[source] = min(bounds[source], width)
             step = msgspec.structs.replace(step, high=0.0)  # noqa: PLW2901
+        if step.op == "standardise":
+            # A row's sum of squares fits the ring up to here, which is less than the usual margin.
+            (source,), width = step.inputs, largest_of_a_row(step.shape[-1])
+            if 2 * largest[source] <= width:
+                bounds[source] = min(bounds[source], width)
         if number not in weights:
             # What cannot be larger need not be allowed for: probabilities, standardised rows.
             guaranteed = OPERATIONS.get(step.op).bound(step, [bounds[index] for index in step.inputs], None)

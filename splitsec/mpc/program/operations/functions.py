@@ -93,10 +93,13 @@ def _plain_standardise(step: Step, inputs: Sequence[torch.Tensor], _weights: Wei
 
 def _standardise_bound(step: Step, bounds: Sequence[float], _size: Size | None) -> float:
     size = step.shape[-1]
-    bits = max(0, math.ceil(math.log2(bounds[0])))
-    # The sum of squares must keep within the ring.
-    fits = size * 4.0**bits < 2.0 ** (HEADROOM_BITS - 1 - 2 * PRECISION_BITS)
-    return math.sqrt(size) if fits else math.inf
+    return math.sqrt(size) if bounds[0] <= largest_of_a_row(size) else math.inf
+
+
+def largest_of_a_row(size: int) -> float:
+    """Return the power of two up to which values of a row may reach, so that their sum of squares fits the ring."""
+    bits = math.ceil((HEADROOM_BITS - 1 - 2 * PRECISION_BITS - math.log2(size)) / 2) - 1
+    return 2.0**bits
 
 
 OPERATIONS.register_all(
