@@ -198,7 +198,8 @@ class CutGraph:
         """Return the cuts behind modules at which so many values cross, but not one alone, in the model's order."""
         known = {point.node for point in self.points}
         points: dict[fx.Node, CutPoint] = {}
-        for path, node in self._last.items():
+        called = {node_name(node): node for node in self.nodes if node.op == "call_module"}
+        for path, node in (self._last | called).items():
             others = (
                 () if node in known or any(user.op == "output" for user in node.users) else self._several(node, values)
             )
