@@ -29,6 +29,7 @@ PRINTS = {
     "how-to/use-the-python-api.md": r"(?s)rounds a prediction.*rounds a prediction",
     "how-to/train-with-many-clients.md": r"\[\d+, \d+, \d+\]",
     "how-to/train-on-columns.md": r"(?s)torch\.Size\(\[5, 2\]\).*\[-1\.,  2\.\]",
+    "how-to/crypten.md": r"Cost\(rounds=\d+",
     "how-to/train-with-a-privacy-budget.md": r"epsilon \d\.\d+ after 50 steps",
 }
 TUTORIAL = DOCS / "tutorial" / "own-model.md"

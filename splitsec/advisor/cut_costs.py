@@ -110,7 +110,7 @@ def list_cuts(
         link: between the parties; None for this machine's own.
         speed: of this machine; None to measure it.
         images: to measure leakage with, at least 64: (N, *shape); None leaves it out.
-        allow_values: also list cuts behind modules at which so many values cross, as `SplitModel` takes them.
+        allow_values: also list cuts behind modules at which up to this many values cross, as `SplitModel` takes them.
         progress: called with how many cuts are done, of how many.
 
     Raises:

@@ -16,6 +16,7 @@ from torch import nn
 from splitsec.apps.samples import Samples
 from splitsec.cut import Signature, SplitModel, check_split, one_tensor, vocabulary
 from splitsec.cut.check import ROWS
+from splitsec.cut.place import place_of_error
 from splitsec.cut.tracer import input_name
 from splitsec.errors import ConfigError, RangeError, first_line
 from splitsec.events import Predicted, Report
@@ -173,7 +174,13 @@ def _activation(split: SplitModel, images: torch.Tensor) -> torch.Tensor:
             split.tail(activation)
     except (RuntimeError, ValueError, IndexError) as error:
         shape = "x".join(map(str, images.shape[1:]))
-        raise ConfigError(f"the model cannot take images of shape {shape}: {first_line(error)}") from error
+        place = place_of_error(error.__traceback__)
+        where = f", at {place}" if place else ""
+        gpu = "NVIDIA" in str(error) or "CUDA" in str(error)
+        raise ConfigError(
+            f"the model cannot take images of shape {shape}{where}: {first_line(error)}"
+            f"{'; all parties predict on processors: write x.to(weight.device) for x.cuda()' if gpu else ''}"
+        ) from error
     if activation.shape[0] != len(images) or not activation.is_floating_point():
         shape = "x".join(map(str, activation.shape))
         raise ConfigError(f"the value at cut '{split.cut}' ({activation.dtype}, {shape}) is no batch of real numbers")

@@ -89,6 +89,8 @@ def _exported(model: nn.Module, rows: torch.Tensor) -> Any:
         try:
             batch = ({0: torch.export.Dim.DYNAMIC},)
             return torch.export.export(model, (rows,), dynamic_shapes=batch, strict=False)
+        except CutError:
+            raise
         except Exception as error:  # torch.export raises many kinds, all of them about the user's model
             raise CutError(_explained(model, error)) from error
 

@@ -195,7 +195,7 @@ class CutGraph:
         return run.nodes
 
     def wider(self, values: int) -> list[CutPoint]:
-        """Return the cuts behind modules at which so many values cross, but not one alone, in the model's order."""
+        """Return the cuts behind modules at which more than one value crosses, up to `values`, in the model's order."""
         known = {point.node for point in self.points}
         points: dict[fx.Node, CutPoint] = {}
         called = {node_name(node): node for node in self.nodes if node.op == "call_module"}

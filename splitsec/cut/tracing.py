@@ -86,6 +86,9 @@ def trace(model: nn.Module, sample: torch.Tensor | None = None) -> fx.GraphModul
         if sample is not None:
             return trace_exported(model, sample)
     except CutError as error:
+        if isinstance(refusal, SeveralResultsError):
+            # Which torch.export would say too.
+            raise refusal from error
         if refusal is not None:
             raise CutError(f"{error} (torch.fx refuses it too: {refusal})") from refusal
     if traced is None:
@@ -286,7 +289,7 @@ def _graph(model: nn.Module, tracer: Tracer) -> fx.Graph:
     generators, before = Generators(), _tensors(model)
     try:
         graph = tracer.trace_whole(model)
-    except UntraceableError:
+    except (UntraceableError, CutError):
         raise
     except Exception as error:  # torch.fx raises many kinds, all of them about the user's model
         place = place_of_error(error.__traceback__)

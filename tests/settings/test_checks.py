@@ -109,6 +109,7 @@ OTHER: dict[str, Any] = {
     "reveal": "label",
     "checked": True,
     "comparison": "dcf",
+    "engine": "crypten",
     "train": False,
     "ask": False,
     "standardise": False,
