@@ -213,7 +213,6 @@ REFUSED = {
     "embedding": (nn.Embedding(5, 3), (2, 4), "looking up a row would show"),
     "lstm": (nn.LSTM(4, 4), (2, 3, 4), "a step at a time"),
     "samples": (Of(lambda x: x / x.norm()), (2, 3), "joins the samples of a batch"),
-    "reflection": (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), (1, 1, 5, 5), "pads with 'reflect'"),
     "comparison": (Of(lambda x: x > 0), (2, 3), "a result of truth values has no encrypted form"),
     "indices": (Of(lambda x: F.max_pool2d(x, 2, return_indices=True)[0]), (1, 1, 4, 4), "indices|Tuple|has no"),
     "power": (Of(lambda x: x**2.25), (2, 3), "whole powers and halves up to 8"),

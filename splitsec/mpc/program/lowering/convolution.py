@@ -8,7 +8,7 @@ F. Visin, "A guide to convolution arithmetic for deep learning", 2016, section 4
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -172,11 +172,17 @@ def _spread(value: Any, dims: int) -> tuple[int, ...]:
 
 
 def _conv_layer(lowering: Lowering, call: Call) -> Shared:
-    layer = call.layer
+    layer, x, padding = call.layer, call.first, call.layer.padding
     if layer.padding_mode != "zeros":
-        raise UnsupportedLayerError(f"layer '{call.name}' pads with '{layer.padding_mode}'; use zero padding")
-    options = _Convolution(layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-    return _convolution(lowering, call, call.first, options)
+        # As torch has it: the border is padded first.
+        before, after = _paddings(padding, layer.kernel_size, layer.dilation)
+        pads = [size for pair in reversed(list(zip(before, after, strict=True))) for size in pair]
+        sizes = zip(x.shape[-len(before) :], before, after, strict=True)
+        shape = (*x.shape[: -len(before)], *(size + low + high for size, low, high in sizes))
+        padded = replace(call, target=F.pad, layer=None, args=(x, pads, layer.padding_mode), kwargs={}, shape=shape)
+        x, padding = lowering.lower_as(F.pad, padded), 0
+    options = _Convolution(layer.weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups)
+    return _convolution(lowering, call, x, options)
 
 
 def _transposed_layer(lowering: Lowering, call: Call) -> Shared:

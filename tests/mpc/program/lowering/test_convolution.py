@@ -80,3 +80,11 @@ def test_what_a_transposed_convolution_cannot_be_is_refused() -> None:
         lowered(nn.ConvTranspose2d(2, 4, 3), torch.randn(2, 5, 5))
     with pytest.raises(UnsupportedLayerError, match="a weight that depends on the input"):
         lowered(lambda x: F.conv_transpose2d(x, x.transpose(0, 1)[:, :2]), torch.randn(2, 2, 3, 3))
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("padding", [(1, 2), "same"])
+def test_borders_are_padded_as_torch_does(mode: str, padding: object) -> None:
+    layer = nn.Conv2d(2, 3, (3, 5), padding=padding, padding_mode=mode)  # type: ignore[arg-type]
+    expect_same(layer, torch.linspace(-1, 1, 2 * 2 * 7 * 8).view(2, 2, 7, 8))
+    expect_same(nn.Conv1d(2, 3, 4, padding="same", padding_mode=mode), torch.linspace(-1, 1, 36).view(2, 2, 9))
