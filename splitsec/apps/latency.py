@@ -149,7 +149,7 @@ def our_parties(
         reach: turns an address into the one to connect to, where an emulated link lies between the parties.
     """
     model = work.model.make(work.weights)
-    split = SplitModel(model, work.cut).eval()
+    split = SplitModel(model, work.cut, sample=work.inputs()).eval()
     with (
         tempfile.TemporaryDirectory(prefix="splitsec-bench-") as name,
         PartyGroup() as group,

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from splitsec.cut.both_modes import containers
+from splitsec.cut.mode_switch import ByMode
 from splitsec.cut.state import as_it_was
 from splitsec.errors import CutError
 
@@ -151,8 +152,11 @@ class CutGraph:
                 continue
             if self.crossing(node) != [node]:
                 continue
-            paths = [node_name(node)] if node.op == "call_module" else []
-            paths += [path for path in reversed(containers(node)) if self._last[path] is node]
+            own = [node_name(node)] if node.op == "call_module" else []
+            around = [path for path in reversed(containers(node)) if self._last[path] is node]
+            # A call that depends on the mode is a module of ours, and no layer of the user's.
+            by_mode = bool(own) and isinstance(self.traced.get_submodule(own[0]), ByMode)
+            paths = around + own if by_mode else own + around
             name = next((path for path in paths if path not in names), node.name)
             names.add(name)
             points.append(CutPoint(name, node))
