@@ -29,10 +29,22 @@ def lower_tail(tail: fx.GraphModule, input_shape: tuple[int, ...], precision: in
 
 def refuse_lookups(tail: fx.GraphModule) -> None:
     """Refuse layers that take no real numbers: no example of an activation could be sent through them."""
+    secret: set[fx.Node] = set()
     for node in tail.graph.nodes:
+        if node.op == "placeholder" or (secret & set(node.all_input_nodes) and not _is_shape(node)):
+            secret.add(node)
+        if node not in secret:
+            # A table of positions is looked up before anything is shared.
+            continue
         if node.op == "call_module" and type(tail.get_submodule(str(node.target))).__name__ in LOOKUPS:
             kind = type(tail.get_submodule(str(node.target))).__name__
             raise UnsupportedLayerError(refusal(str(node.target), kind, tail, node))
+
+
+def _is_shape(node: fx.Node) -> bool:
+    """Say whether a node asks for a value's shape alone, which is public."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name in ("size", "dim", "sym_size.int") or (name == "getattr" and node.args[1] in ("shape", "ndim"))
 
 
 def supported_layers() -> list[str]:

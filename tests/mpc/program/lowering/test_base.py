@@ -7,7 +7,9 @@ import torch
 from support.plain_tail import expect_same, lowered
 from torch import nn
 
+from splitsec.cut import trace
 from splitsec.errors import UnsupportedLayerError
+from splitsec.mpc.program.compile import compile_tail
 
 X = torch.linspace(-1, 1, 12).view(3, 4)
 
@@ -42,3 +44,21 @@ def test_the_result_is_the_last_value_also_where_others_come_after_it() -> None:
 
     operations = expect_same(function, X)
     assert operations[0] == "affine"
+
+
+def test_a_table_of_positions_is_looked_up_before_anything_is_shared() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.table(torch.arange(x.shape[1]))
+
+    positions = Positions().eval()
+    rows = torch.linspace(-1, 1, 24).view(2, 3, 4)
+    assert expect_same(positions, rows) == ["shift"]
+    program, _ = compile_tail(trace(positions), (2, 3, 4))
+    assert [step.op for step in program.steps] == ["shift"]
+    with pytest.raises(UnsupportedLayerError, match="looking up a row would show the server which one"):
+        compile_tail(trace(nn.Sequential(nn.Embedding(8, 4))), (2, 3))
