@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx, nn
 
-from splitsec.cut.results import describe_result
+from splitsec.cut.results import SeveralResultsError, describe_result
 from splitsec.errors import CutError
 from splitsec.tensors import dtype_name, shape_text
 
@@ -122,7 +122,8 @@ class Signature:
             whole = not given.dtype.is_floating_point
             if whole and value.is_floating_point():
                 raise CutError(f"input '{given.name}' is {dtype_name(value)}; give whole numbers")
-            if whole and value.numel() and value.long().abs().max() > LARGEST_WHOLE:
+            ends = (int(value.min()), int(value.max())) if whole and value.numel() else (0, 0)
+            if max(-ends[0], ends[1]) > LARGEST_WHOLE:
                 raise CutError(f"input '{given.name}' holds a number beyond {LARGEST_WHOLE}; number its codes from 0")
             if len(names) == 1:
                 return value.long() if whole and given.dtype != torch.bool else value
@@ -283,6 +284,11 @@ def choose(result: Any, path: str, kind: str) -> Any:
         if isinstance(value, fx.Proxy) and part.isdigit():
             # What a layer returns is not known to torch.fx.
             value = operator.getitem(value, int(part))
+        elif isinstance(value, fx.Proxy):
+            # Only a run with values shows whether there is such a part: torch.export has one.
+            raise SeveralResultsError(
+                f"{kind} returns something in which nobody sees a '{path}'; give a sample of its inputs"
+            )
         elif isinstance(value, Mapping) and part in value:
             value = value[part]
         elif part.isdigit() and isinstance(value, Sequence) and int(part) < len(value):

@@ -232,6 +232,8 @@ def _allowed(names: tuple[str, ...], values: int) -> tuple[tuple[str, ...], int]
     name, _, count = names[0].partition("@")
     if count and not (count.isdigit() and int(count) > 0):
         raise CutError(f"'{names[0]}' is no cut; write a name, and how many values may cross: '{name}@2'")
+    if values < 1:
+        raise CutError(f"allow_values is {values}; at least one value crosses a cut")
     return (name, *names[1:]), max(values, int(count or 1))
 
 

@@ -87,8 +87,8 @@ def trace(model: nn.Module, sample: torch.Tensor | None = None) -> fx.GraphModul
             return trace_exported(model, sample)
     except CutError as error:
         if isinstance(refusal, SeveralResultsError):
-            # Which torch.export would say too.
-            raise refusal from error
+            # Which torch.export knows more of.
+            raise
         if refusal is not None:
             raise CutError(f"{error} (torch.fx refuses it too: {refusal})") from refusal
     if traced is None:

@@ -168,6 +168,7 @@ def test_a_model_of_several_inputs_without_a_signature_says_how_to_write_one() -
         ({"numbers": torch.zeros(6, 4), "codes": torch.zeros(6).long()}, "'numbers' has shape 6x4, expected 6x5"),
         ({"numbers": torch.zeros(6, 5), "codes": torch.zeros(6)}, "'codes' is float32; give whole numbers"),
         ({"numbers": torch.zeros(6, 5), "codes": torch.full((6,), 2**24 + 1)}, "beyond 16777216"),
+        ({"numbers": torch.zeros(6, 5), "codes": torch.full((6,), -(2**63))}, "beyond 16777216"),
     ],
 )
 def test_inputs_that_do_not_fit_the_signature(values: dict[str, torch.Tensor], reason: str) -> None:
@@ -180,6 +181,15 @@ def test_hooks_of_the_model_itself_are_refused() -> None:
     model.register_forward_hook(lambda *_: None)
     with pytest.raises(CutError, match="has hooks of its own and several inputs"):
         adapt(model, Signature.of(SAMPLE, "logits"))
+
+
+def test_a_part_that_a_tensor_has_not_is_refused_and_no_attribute_of_it() -> None:
+    with pytest.raises(CutError, match="in which there is no 'logits'"):
+        SplitModel(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), "0", sample=torch.zeros(2, 4), output="logits")
+    with pytest.raises(CutError, match="nobody sees a 'logits'; give a sample"):
+        SplitModel(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), "0", output="logits")
+    with pytest.raises(CutError, match="at least one value crosses"):
+        SplitModel(TwoInputs(), "body.0", sample=SAMPLE, output="logits", allow_values=0)
 
 
 def test_results_within_results() -> None:

@@ -25,11 +25,17 @@ def inverse(lowering: Lowering, name: str, truth: Shared) -> Shared:
     return lowering.affine(name, truth, -1.0, 1.0)
 
 
+def _pair(call: Call) -> tuple[Any, Any]:
+    """Return both operands, however they were named."""
+    options = call.options(f"{_input(call)} other")
+    return options[_input(call)], options["other"]
+
+
 def _compared(sign: float, *, inverted: bool) -> Lower:
     """Return whether sign * (left - right) is at least zero, or the inverse of that."""
 
     def lower(lowering: Lowering, call: Call) -> Shared:
-        left, right = list(call.options(f"{_input(call)} other").values())[:2]
+        left, right = _pair(call)
         name, shape = call.name, lowering.shape_of(call, truth=True)
         # A comparison of right with left is that of left with right, turned.
         turn = sign if isinstance(left, Shared) else -sign
@@ -46,7 +52,7 @@ def _equal(*, inverted: bool) -> Lower:
     """Return whether a truth value is 1 or 0, as `mask == 0` asks."""
 
     def lower(lowering: Lowering, call: Call) -> Shared:
-        left, right = list(call.options(f"{_input(call)} other").values())[:2]
+        left, right = _pair(call)
         left, right = (left, right) if isinstance(left, Shared) else (right, left)
         if not lowering.is_truth(left) or not isinstance(right, (bool, int, float)) or right not in (0, 1):
             raise UnsupportedLayerError(
@@ -77,7 +83,7 @@ def _or(lowering: Lowering, call: Call) -> Shared:
 
 
 def _truths(lowering: Lowering, call: Call) -> tuple[Any, Any]:
-    left, right = list(call.options(f"{_input(call)} other").values())[:2]
+    left, right = _pair(call)
     return _truth(lowering, call, left), _truth(lowering, call, right)
 
 

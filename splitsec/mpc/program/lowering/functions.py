@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from splitsec.errors import UnsupportedLayerError
-from splitsec.mpc.program.lowering.activations import bend
+from splitsec.mpc.program.lowering.activations import bend, relu
 from splitsec.mpc.program.lowering.arithmetic import add, multiply, negative
 from splitsec.mpc.program.lowering.base import LOWERINGS, Call, Lower, Lowering, Shared, Tables
 from splitsec.mpc.program.lowering.extremes import magnitude
@@ -139,11 +139,21 @@ def _square(lowering: Lowering, name: str, x: Shared) -> Shared:
     return lowering.emit("mul", name, (x, x), x.shape)
 
 
-def _norm(names: str) -> Lower:
+def _norm(names: str, *, matrices: bool = False) -> Lower:
+    """Return the norm of vectors.
+
+    Args:
+        matrices: over two dimensions torch's function is a norm of matrices, which is another.
+    """
+
     def lower(lowering: Lowering, call: Call) -> Shared:
         options = call.options(f"{_first(call)} {names}", dim=None, keepdim=False, dtype=None, p=2, ord=2)
         x = call.first
         order = options["ord"] if "ord" in names else options["p"]
+        if matrices and not isinstance(options["dim"], int):
+            raise UnsupportedLayerError(
+                f"'{call.name}' may be a norm of matrices; use torch.linalg.vector_norm, or name one dimension"
+            )
         norm = length(lowering, call, x, 2 if order == "fro" else order, _dims(call, x, options["dim"]))
         return lowering.reshape(call.name, norm, lowering.shape_of(call))
 
@@ -153,9 +163,15 @@ def _norm(names: str) -> Lower:
 def _normalize(lowering: Lowering, call: Call) -> Shared:
     """x / max(norm, eps): by the inverse root of the sum of squares."""
     options = call.options("input p dim eps out", p=2.0, dim=1, eps=1e-12, out=None)
-    x, dims = call.first, _dims(call, call.first, options["dim"])
+    x, dims, eps = call.first, _dims(call, call.first, options["dim"]), float(options["eps"])
+    if eps > LEAST_SQUARE**0.5 and options["p"] != 2:
+        raise UnsupportedLayerError(f"'{call.name}' has an eps of {eps:g}, which has an encrypted form for p=2 alone")
     if options["p"] == 2:
         squares = _sums(lowering, call.name, _square(lowering, call.name, x), dims)
+        if eps > LEAST_SQUARE**0.5:
+            # The larger of both: what is above eps squared, and that.
+            above = relu(lowering, call.name, lowering.affine(call.name, squares, 1.0, -(eps**2)))
+            squares = lowering.affine(call.name, above, 1.0, eps**2)
         inverse = inverse_root(lowering, call.name, squares, least=LEAST_SQUARE)
     else:
         inverse = reciprocal(lowering, call.name, length(lowering, call, x, options["p"], dims))
@@ -168,6 +184,9 @@ def _spread(*, rooted: bool) -> Lower:
     def lower(lowering: Lowering, call: Call) -> Shared:
         names = f"{_first(call)} dim unbiased keepdim correction"
         options = call.options(names, dim=None, unbiased=True, keepdim=False, correction=None)
+        if isinstance(options["dim"], bool):
+            # `x.std(False)` says whether it is unbiased, over all dimensions.
+            options = {**options, "unbiased": options["dim"], "dim": None}
         x, name = call.first, call.name
         dims = _dims(call, x, options["dim"])
         count = math.prod(x.shape[dim] for dim in dims)
@@ -228,7 +247,7 @@ _FUNCTIONS: dict[Callable[..., Any], Lower] = {
     operator.itruediv: _div,
     operator.pow: _pow,
     torch.linalg.vector_norm: _norm("ord dim keepdim"),
-    torch.linalg.norm: _norm("ord dim keepdim"),
+    torch.linalg.norm: _norm("ord dim keepdim", matrices=True),
     F.normalize: _normalize,
 }
 _METHODS: dict[str, Lower] = {**_BY_NAME, "div_": _div, "exp_": _exp, "sqrt_": _sqrt, "rsqrt_": _rsqrt}

@@ -41,6 +41,7 @@ def test_where_takes_one_or_the_other_by_a_public_condition() -> None:
         lambda x: (x > 0.2).to(x.dtype).unsqueeze(1).expand(2, 4, 2, 3).sum(1),
         lambda x: torch.where((x > 0.2) == 0, x, x * 3),
         lambda x: torch.where((x > 0.2).transpose(1, 2).transpose(1, 2), x, MASK.float()),
+        lambda x: torch.where(torch.gt(other=x * 0.1 + 0.3, input=x), x, x * 3),
         lambda x: torch.where(1.5 * x > 0.2, x, x * 3) + torch.where(x < 0.2, x, x * 3),
     ],
 )

@@ -39,6 +39,7 @@ Function = Callable[[torch.Tensor], torch.Tensor]
         (lambda x: x**0.5 + x**-1 + x**-0.5 + x**1.5 + x**-2, ABOVE, 1e-4),
         (lambda x: F.normalize(x, dim=-1), X, 1e-5),
         (lambda x: F.normalize(x, p=1.0, dim=1), X, 1e-5),
+        (lambda x: F.normalize(x, dim=-1, eps=3.0), X, 1e-5),
         (lambda x: x.norm(dim=-1, keepdim=True) * x, X, 1e-5),
         (lambda x: torch.linalg.vector_norm(x, 1, dim=(1, 2)), X, 1e-5),
         (lambda x: x.var(-1) + x.std(-1), X, 1e-5),
@@ -57,6 +58,9 @@ def test_a_function_is_what_torch_says(function: Function, x: torch.Tensor, off:
         (lambda x: torch.div(x, x, rounding_mode="floor"), "rounds its quotient"),
         (lambda x: torch.linalg.vector_norm(x, 3, dim=-1), "a norm of order 3"),
         (lambda x: x / x.norm(), "joins the samples of a batch"),
+        (lambda x: x / x.std(True), "joins the samples of a batch"),
+        (lambda x: x * torch.linalg.norm(x, dim=(1, 2), keepdim=True), "may be a norm of matrices"),
+        (lambda x: F.normalize(x, p=1.0, dim=1, eps=1.0), "an eps of 1"),
     ],
 )
 def test_what_remains_refused_says_why(function: Function, reason: str) -> None:
